@@ -1,0 +1,28 @@
+# make demo: search the built-in family for a smaller model, write and verify it, print before/after.
+# make test: ruff, mypy --strict, pytest. Both make .venv first.
+PYTHON ?= python3
+# torch comes first and pinned, so that nothing else drags in another build; TORCH=… overrides it.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+RUN ?= runs/demo
+
+.PHONY: test demo clean
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+test: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+# One thread: on two virtual cores two threads of a model this small are at times ten times slower.
+demo: .venv/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/demo.py --out $(RUN)
+
+clean:
+	rm -rf .venv runs

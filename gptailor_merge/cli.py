@@ -1,0 +1,253 @@
+"""The commands. They parse, call, and print; what they do is elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gptailor_merge import __version__
+from gptailor_merge.errors import TailorError
+
+# Commands import what they need: `--help` and errors in arguments then take no seconds.
+
+app = typer.Typer(
+    help="Prune a family of language models by removing, selecting and merging their layers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+recipe_app = typer.Typer(help="Look at recipes.", no_args_is_help=True)
+app.add_typer(recipe_app, name="recipe")
+evolve_app = typer.Typer(pretty_exceptions_enable=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+
+
+def main() -> None:
+    """`gptailor`"""
+    _run(app)
+
+
+def evolve_main() -> None:
+    """`gptailor-evolve`"""
+    _run(evolve_app)
+
+
+def _run(command: typer.Typer) -> None:
+    sys.argv[1:] = _spread(sys.argv[1:])
+    try:
+        command()
+    except TailorError as error:
+        Console(stderr=True).print(
+            f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
+        raise SystemExit(error.exit_code) from None
+
+
+def _spread(arguments: list[str]) -> list[str]:
+    """`--data a b` -> `--data a --data b`; click takes one value for an option."""
+    spread: list[str] = []
+    in_data = False
+    for argument in arguments:
+        if in_data and not argument.startswith("-") and spread[-1] != "--data":
+            spread.append("--data")
+        in_data = argument == "--data" or (in_data and not argument.startswith("-"))
+        spread.append(argument)
+    return spread
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@evolve_app.command()
+def evolve(
+    config: Annotated[Path, typer.Argument(help="The search config, a YAML file.")],
+    out: Annotated[Path, typer.Option(help="The run directory to make.")],
+    budget: Annotated[int | None, typer.Option(min=1, help="Candidates; replaces search.budget.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Replaces seed.")] = None,
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Write the recipe, not the model.")] = False,
+) -> None:
+    """Search a family for the best pruned model, and write it."""
+    from gptailor_merge.config import SearchConfig
+    from gptailor_merge.publish.materialize import materialize, refuse_existing
+    from gptailor_merge.recipe.recipe import Recipe
+    from gptailor_merge.search.run import RunDirectory, execute
+    from gptailor_merge.search.session import pick_device
+
+    _quiet_libraries()
+    settings = SearchConfig.load(config).override(budget=budget, seed=seed)
+    run = RunDirectory(out)
+    chosen = pick_device(device)
+    with _progress(settings.search.budget) as (on_step, on_candidate):
+        summary = execute(
+            settings,
+            run,
+            chosen,
+            resume=resume,
+            file=config,
+            on_step=on_step,
+            on_candidate=on_candidate,
+        )
+        if not no_model and not run.model.exists():
+            on_step("writing the model")
+            refuse_existing(run.model)
+            materialize(Recipe.load(run.best), run.model, file=run.best)
+    _print_summary(summary)
+    typer.echo(f"recipe  {run.best}")
+    if not no_model:
+        typer.echo(f"model   {run.model}  (written by mergekit, reloaded, every tensor in place)")
+
+
+@app.command()
+def merge(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, merge_method: tailor.")],
+    out: Annotated[Path, typer.Argument(help="The model directory to make.")],
+) -> None:
+    """Write the model of a recipe, and verify it by loading it back."""
+    from gptailor_merge.publish.materialize import materialize
+    from gptailor_merge.recipe.recipe import Recipe
+
+    _quiet_libraries()
+    plan = materialize(Recipe.load(recipe), out, file=recipe)
+    typer.echo(f"{out}: {len(plan.slots)} layers, reloaded, every tensor in place")
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(help="A recipe, or a model directory.")],
+    data: Annotated[
+        list[str],
+        typer.Option(help="Texts to score on: .jsonl or .txt files, [bold]name=path[/] to name one."),
+    ],
+    tokens: Annotated[int, typer.Option(min=2, help="In all, shared evenly by the files.")] = 32768,
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens in a sequence.")] = 512,
+    reference: Annotated[
+        str | None, typer.Option(help="Directory or Hub id; adds KL(reference || model).")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Likeliest tokens kept of the reference.")] = 128,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score a recipe or a written model on texts: nats per token, perplexity, KL."""
+    from gptailor_merge.search.score import score_path
+    from gptailor_merge.search.session import pick_device
+
+    _quiet_libraries()
+    result = score_path(
+        model,
+        data,
+        tokens=tokens,
+        sequence_length=sequence_length,
+        reference=reference,
+        top_k=top_k,
+        device=pick_device(device),
+    )
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    rows = {**result["files"], "total": result["total"]}
+    columns = list(result["total"])
+    _print_table("", columns, {name: [row[c] for c in columns] for name, row in rows.items()})
+
+
+@app.command()
+def show(
+    run: Annotated[Path, typer.Argument(help="A run directory of gptailor-evolve.")], as_json: Json = False
+) -> None:
+    """What a run has found so far."""
+    from gptailor_merge.search.run import RunDirectory, summarize
+
+    summary = summarize(RunDirectory(run))
+    if as_json:
+        typer.echo(json.dumps(summary.to_json()))
+        return
+    _print_summary(summary)
+    typer.echo(f"recipe  {summary.recipe}")
+
+
+@recipe_app.command()
+def lint(recipe: Annotated[Path, typer.Argument(help="A recipe, merge_method: tailor.")]) -> None:
+    """Check a recipe without the network and without loading weights."""
+    from gptailor_merge.recipe.check import check
+    from gptailor_merge.recipe.recipe import Recipe
+
+    plan = check(Recipe.load(recipe), file=recipe)
+    typer.echo(f"{recipe}: sound; {len(plan.slots)} layers, digest {plan.digest}")
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and notices of the libraries would stand between ours."""
+    import logging
+
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("mergekit").setLevel(logging.ERROR)
+
+
+def _print_summary(summary: Any) -> None:
+    counts = summary.counts
+    typer.echo(
+        f"best    {summary.digest}  loss {summary.loss:.4f}  "
+        f"({counts.candidates} candidates, {counts.failures} failed, {counts.duplicates} duplicates, "
+        f"{counts.tokens:,} tokens scored in {counts.seconds:.0f} s)"
+    )
+    for objective, values in summary.scores.items():
+        _print_table(f"calibration set: {objective}", list(values), {"found": list(values.values())})
+    objectives = {name: list(v) for scores in summary.held_out.values() for name, v in scores.items()}
+    for objective, columns in objectives.items():
+        rows = {
+            _with_size(model, summary.sizes): [scores[objective][c] for c in columns]
+            for model, scores in summary.held_out.items()
+        }
+        _print_table(f"held-out set: {objective}", columns, rows)
+
+
+def _with_size(model: str, sizes: Any) -> str:
+    size = sizes.get(model, sizes.get("base"))
+    return f"{model} ({size[0]} layers, {size[1] / 1e6:,.2f}M)" if size else model
+
+
+def _print_table(title: str, columns: list[str], rows: dict[str, list[float]]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table("", *columns, title=title or None, title_justify="left", box=box.SIMPLE)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, values in rows.items():
+        table.add_row(name, *(f"{v:,}" if isinstance(v, int) else f"{v:.4f}" for v in values))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@contextmanager
+def _progress(budget: int) -> Iterator[tuple[Callable[[str], None], Callable[[Any], None]]]:
+    """A live bar on a terminal, else a line for each step and each best candidate."""
+    from gptailor_merge.progress import live, plain
+
+    console = Console(stderr=True)
+    with live(console, budget) if console.is_terminal else plain(console, budget) as callbacks:
+        yield callbacks

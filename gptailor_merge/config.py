@@ -1,0 +1,234 @@
+"""The search config: what a user writes for gptailor-evolve, and what a run records of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gptailor_merge.errors import ConfigError, KeyPath, Problem
+from gptailor_merge.recipe.recipe import explain, read_yaml
+
+VERSIONED = ("gptailor-merge", "mergekit", "torch", "transformers", "nevergrad", "numpy")
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Takes no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FamilyConfig(Section):
+    """The models: each a directory, or a Hub id with an optional @revision."""
+
+    base: str
+    variants: dict[str, str] = {}
+
+
+class Target(Section):
+    """The size of the pruned model, in one of three ways."""
+
+    layers: Positive | None = None
+    remove: Positive | None = None
+    parameters: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Target:
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of layers, remove, parameters, found {given or 'none'}")
+        return self
+
+
+class Protect(Section):
+    """How many of the first and last layers are never removed."""
+
+    first: Annotated[int, Field(ge=0)] = 1
+    last: Annotated[int, Field(ge=0)] = 1
+
+
+class Operations(Section):
+    """What may happen to a layer.
+
+    Attributes:
+        merge: mergekit methods; an empty list searches removal and selection only.
+        removable: layers that may be removed; default all but the protected ones.
+    """
+
+    merge: tuple[str, ...] = Field(default=("task_arithmetic", "slerp"), strict=False)
+    protect: Protect = Protect()
+    removable: tuple[int, ...] | None = Field(default=None, strict=False)
+
+
+class DatasetConfig(Section):
+    """A data set of the `datasets` library."""
+
+    dataset: str
+    config: str | None = None
+    split: str = "test"
+    column: str = "text"
+
+
+class ObjectiveConfig(Section):
+    """What is measured, and on which texts.
+
+    Attributes:
+        data: name -> file (.jsonl, .txt) or data set.
+        teacher: for kl: the member to stay close to, or name -> member; others: the base.
+        tokens: in all, shared evenly by the data.
+        top_k: for kl: how many of the teacher's likeliest tokens are stored per position.
+        weight: of this objective in the loss.
+    """
+
+    kind: Literal["kl", "perplexity"]
+    data: dict[str, str | DatasetConfig] = Field(min_length=1)
+    teacher: str | dict[str, str] | None = None
+    tokens: Annotated[int, Field(ge=2)] = 32768
+    sequence_length: Annotated[int, Field(ge=2)] = 512
+    top_k: Positive = 128
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _teacher_of_known_data(self) -> ObjectiveConfig:
+        if self.teacher is not None and self.kind != "kl":
+            raise ValueError(f"only kl takes a teacher, found kind: {self.kind}")
+        unknown = set(self.teacher if isinstance(self.teacher, dict) else ()) - set(self.data)
+        if unknown:
+            raise ValueError(f"teacher names data that is not there, found {sorted(unknown)}")
+        return self
+
+    def teacher_of(self, name: str) -> str:
+        """The member that the model is compared with on this data."""
+        if isinstance(self.teacher, dict):
+            return self.teacher.get(name, "base")
+        return self.teacher or "base"
+
+
+class SearchSection(Section):
+    """How the space is searched.
+
+    Attributes:
+        budget: candidates that are proposed, duplicates included.
+        population: candidates in a generation.
+        max_failures: so many failed candidates in a row stop the run.
+    """
+
+    optimizer: str = "default"
+    budget: Positive = 200
+    population: Positive = 16
+    max_failures: Positive = 16
+
+
+class SearchConfig(Section):
+    """The whole config. `directory` is where relative paths start; it is not written by users.
+
+    Attributes:
+        dtype: of merge arithmetic.
+        out_dtype: of the written model; default the base's.
+        batch_tokens: about so many tokens go through the model at once.
+    """
+
+    family: FamilyConfig
+    target: Target
+    objectives: tuple[ObjectiveConfig, ...] = Field(min_length=1, strict=False)
+    operations: Operations = Operations()
+    held_out: tuple[ObjectiveConfig, ...] = Field(default=(), strict=False)
+    search: SearchSection = SearchSection()
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    batch_tokens: Positive = 4096
+
+    @classmethod
+    def load(cls, file: Path) -> SearchConfig:
+        """Read a config; relative paths become absolute.
+
+        Raises:
+            ConfigError: unknown keys, wrong types, missing files, with the file's lines.
+        """
+        document = read_yaml(file, ConfigError)
+        if not isinstance(document, Mapping):
+            raise ConfigError(f"expected a mapping, found {type(document).__name__}", file=file)
+        document = {key: value for key, value in document.items() if key != "environment"}
+        try:
+            config = cls.model_validate(document)
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls), file=file) from None
+        problems = config._problems(file.parent)
+        if problems:
+            raise ConfigError(problems, file=file)
+        return cls.model_validate(config._resolved(file.resolve().parent))
+
+    def override(self, *, budget: int | None = None, seed: int | None = None) -> SearchConfig:
+        """The config with what the command line says otherwise."""
+        search = self.search if budget is None else self.search.model_copy(update={"budget": budget})
+        return self.model_copy(update={"search": search, "seed": self.seed if seed is None else seed})
+
+    def to_yaml(self) -> str:
+        """Everything resolved, with the versions of the libraries, as `load` reads it back."""
+        document = {**self._document(), "environment": environment()}
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+
+    def differences(self, other: SearchConfig) -> list[str]:
+        """The top-level keys that differ, but for the budget, which a resumed run may raise."""
+        ours, theirs = self._document(), other._document()
+        ours["search"].pop("budget")
+        theirs["search"].pop("budget")
+        return [key for key in ours if ours[key] != theirs.get(key)]
+
+    def _document(self) -> dict[str, Any]:
+        document: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        return document
+
+    def _problems(self, directory: Path) -> list[Problem]:
+        found = []
+        for section, objectives in (("objectives", self.objectives), ("held_out", self.held_out)):
+            for index, objective in enumerate(objectives):
+                path: KeyPath = (section, index)
+                for name, source in objective.data.items():
+                    if isinstance(source, str) and not (directory / source).is_file():
+                        message = f"no such file, found {source!r}; looked for {directory / source}"
+                        found.append(Problem((*path, "data", name), message))
+                members = {"base", *self.family.variants}
+                teachers = objective.teacher
+                for name, teacher in (
+                    teachers.items() if isinstance(teachers, dict) else [("", teachers or "base")]
+                ):
+                    if teacher not in members:
+                        message = f"no such member, found {teacher!r}; known are {', '.join(sorted(members))}"
+                        found.append(Problem((*path, "teacher", *([name] if name else [])), message))
+        if "base" in self.family.variants:
+            found.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
+        return found
+
+    def _resolved(self, directory: Path) -> dict[str, Any]:
+        document = self._document()
+        family = document["family"]
+        family["base"] = _absolute(family["base"], directory)
+        family["variants"] = {n: _absolute(m, directory) for n, m in family["variants"].items()}
+        for objective in (*document["objectives"], *document["held_out"]):
+            objective["data"] = {
+                name: str(directory / source) if isinstance(source, str) else source
+                for name, source in objective["data"].items()
+            }
+        return document
+
+
+def environment() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
+
+
+def _absolute(model: str, directory: Path) -> str:
+    """A path as seen from the config's directory, where there is one; else a Hub id as it is."""
+    path = Path(os.path.expanduser(model))
+    candidate = directory / path
+    return str(candidate.resolve()) if candidate.exists() or path.is_absolute() else model

@@ -1,0 +1,212 @@
+"""The `tailor` merge method: how mergekit executes one slot, and all we know of its method API.
+
+Lowering (recipe/lowering.py) turns every slot into a mergekit slice of one layer that carries its
+`Operation` as JSON in the parameter `slot`. mergekit hands the sources' tensors to `TailorMethod`,
+which calls `apply`; composing in memory calls the same `apply`. So both paths are one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from mergekit.architecture import arch_info_for_config
+from mergekit.merge_methods import registry
+from mergekit.merge_methods.base import (
+    BasePolicy,
+    GroupMergeMethod,
+    InputContract,
+    MergeMethod,
+    MergeMethodSpec,
+    ParameterScope,
+    ParameterSpec,
+    TensorEntry,
+    TensorGroup,
+)
+from transformers import PretrainedConfig
+
+from gptailor_merge.errors import FamilyError
+
+TAILOR = "tailor"
+SLOT = "slot"
+"""The one parameter of the lowered method: an `Operation` as JSON."""
+SELECT = "passthrough"
+"""The mergekit method that a selected layer goes through."""
+
+Scalar = bool | int | float | str
+Filtered = tuple[tuple[str | None, Scalar], ...]
+"""Values by tensor name: the first whose filter is None, "*" or part of the name is taken."""
+Settings = tuple[tuple[str, Scalar | Filtered], ...]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """How the tensors of a slot's sources become one: a mergekit method, fully parametrised.
+
+    Attributes:
+        method: name of a registered mergekit method; "passthrough" selects.
+        shared: settings of the method as a whole.
+        inputs: settings of each source, in the order of the sources.
+        base: position of the source that is the method's base, if there is one.
+    """
+
+    method: str
+    inputs: tuple[Settings, ...]
+    shared: Settings = ()
+    base: int | None = None
+
+    def to_json(self) -> str:
+        """A canonical text: equal operations have equal texts."""
+        return json.dumps(
+            [self.method, self.base, _sorted(self.shared), [_sorted(s) for s in self.inputs]],
+            separators=(",", ":"),
+        )
+
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def from_json(text: str) -> Operation:
+        """The inverse of `to_json`."""
+        method, base, shared, inputs = json.loads(text)
+        return Operation(method, tuple(_settings(i) for i in inputs), _settings(shared), base)
+
+
+def _sorted(settings: Settings) -> list[tuple[str, Scalar | Filtered]]:
+    return sorted(settings, key=lambda item: item[0])
+
+
+def _settings(pairs: Sequence[Sequence[Any]]) -> Settings:
+    return tuple(
+        (name, tuple((f, v) for f, v in value) if isinstance(value, list) else value) for name, value in pairs
+    )
+
+
+def method_names() -> tuple[str, ...]:
+    """Every registered method that a recipe may name, sorted."""
+    return tuple(sorted(m.spec.name for m in registry.registered_methods() if m.spec.name != TAILOR))
+
+
+def method_spec(name: str) -> MergeMethodSpec | None:
+    """What a method takes, or None where no such method is registered."""
+    return registry.get(name).spec if name in method_names() else None
+
+
+def name_in_layer(tensor_name: str) -> str:
+    """`model.layers.7.self_attn.q_proj.weight` -> `self_attn.q_proj.weight`; other names as they are.
+
+    Filters and random seeds use this name, so that a merge does not depend on its slot.
+    """
+    return re.sub(r"^.*?\.\d+\.", "", tensor_name)
+
+
+def apply(operation: Operation, tensors: Sequence[torch.Tensor], name: str) -> torch.Tensor:
+    """Merge the sources' tensors into one by mergekit's own arithmetic.
+
+    Methods that draw random numbers (DARE, DELLA) draw them from a seed made of the operation and
+    the tensor's name: the same recipe gives the same weights everywhere.
+
+    Args:
+        tensors: one per source, of one shape and device, dtypes as mergekit would promote them.
+        name: name of the output tensor.
+
+    Returns:
+        The merged tensor; for a selection the source's own tensor, not a copy.
+    """
+    if operation.method == SELECT and not any(operation.inputs):
+        return tensors[0]
+    method = registry.get(operation.method)
+    group = TensorGroup.from_tensors(tensors, base_index=operation.base, name=name)
+    inner = name_in_layer(name)
+    seed = zlib.crc32(f"{operation.to_json()}\n{inner}".encode())
+    device = tensors[0].device
+    result: torch.Tensor
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        (result,) = method((group,), parameters=_resolve(method, operation, inner))
+    return result
+
+
+def _resolve(method: MergeMethod, operation: Operation, name: str) -> dict[str, Any]:
+    """The parameters for one tensor, as mergekit's method call takes them."""
+    shared = dict(operation.shared)
+    inputs = [dict(settings) for settings in operation.inputs]
+    resolved: dict[str, Any] = {}
+    for parameter in method.spec.parameters:
+        if parameter.scope is ParameterScope.SHARED:
+            value = _pick(shared, parameter, name)
+            if value is not _ABSENT:
+                resolved[parameter.name] = value
+            continue
+        values = {}
+        for position, settings in enumerate(inputs):
+            value = _pick(settings, parameter, name)
+            if value is _ABSENT and not parameter.required:
+                value = parameter.default
+            if value is not _ABSENT:
+                values[position] = value
+        resolved[parameter.name] = values
+    return resolved
+
+
+_ABSENT = object()
+
+
+def _pick(settings: Mapping[str, Scalar | Filtered], parameter: ParameterSpec, name: str) -> Any:
+    value = settings.get(parameter.name, _ABSENT)
+    if not isinstance(value, tuple):
+        return value
+    matches = (v for f, v in value if f is None or f == "*" or f in name)
+    return next(matches, _ABSENT)
+
+
+class TailorMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit has no types
+    """The method that mergekit looks up by `merge_method: tailor`, after lowering."""
+
+    spec = MergeMethodSpec(
+        name=TAILOR,
+        pretty_name="GPTailor",
+        reference_url="https://arxiv.org/abs/2506.20480",
+        parameters=(ParameterSpec(SLOT, str, ParameterScope.SHARED),),
+        contract=InputContract(base=BasePolicy.IGNORED),
+    )
+
+    def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
+        """Apply the slot's operation; sources past the operation's own are padding (see lowering)."""
+        operation = Operation.from_json(parameters[SLOT])
+        wanted = len(operation.inputs)
+        if len(group.entries) < wanted:
+            raise ValueError(
+                f"{group.metadata.name} is missing in {wanted - len(group.entries)} of the "
+                f"{wanted} models that the recipe merges it from"
+            )
+        entries: Sequence[TensorEntry] = [replace(e, is_base=False) for e in group.entries[:wanted]]
+        result = apply(operation, [e.tensor for e in entries], group.metadata.name or "")
+        # A layer may be used twice; safetensors refuses to write one storage under two names.
+        return result.clone() if operation.method == SELECT else result
+
+
+def outer_weights(config: PretrainedConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the tensors before and after the layers, as mergekit knows the architecture.
+
+    Raises:
+        FamilyError: an architecture that mergekit has no definition of.
+    """
+    architecture = arch_info_for_config(config)
+    if architecture is None or len(architecture.modules) != 1:
+        raise FamilyError(f"mergekit has no definition of the architecture {config.architectures}")
+    (module,) = architecture.modules.values()
+    prefix = module.weight_prefix or ""
+    before = module.architecture.pre_weights(config)
+    after = module.architecture.post_weights(config)
+    return tuple(prefix + w.name for w in before), tuple(prefix + w.name for w in after)
+
+
+def register() -> None:
+    """Make `tailor` known to mergekit; a second call does nothing."""
+    if TAILOR not in {method.spec.name for method in registry.registered_methods()}:
+        registry.register(TailorMethod())

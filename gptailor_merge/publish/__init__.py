@@ -1,0 +1,1 @@
+"""A finished recipe becomes a model on disk."""

@@ -1,0 +1,119 @@
+"""A recipe becomes a model directory, by mergekit, verified by loading it back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mergekit.config import MergeConfiguration
+from mergekit.io.tasks import LoaderCache
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+from transformers import AutoModelForCausalLM
+
+from gptailor_merge.errors import ConfigError, MergeFailedError
+from gptailor_merge.mergekit_plugin import register
+from gptailor_merge.recipe.check import check_with_family
+from gptailor_merge.recipe.family import Family
+from gptailor_merge.recipe.lowering import lower
+from gptailor_merge.recipe.operations import Plan
+from gptailor_merge.recipe.recipe import Recipe
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def materialize(recipe: Recipe, out: Path, *, file: Path | None = None) -> Plan:
+    """Write the model of a recipe to a new directory.
+
+    The directory appears whole or not at all: it is written beside, verified, and renamed. It holds
+    weights, config, the base's tokenizer, and the recipe as mergekit_config.yml.
+
+    Raises:
+        ConfigError: `out` exists and is not an empty directory.
+        RecipeError, FamilyError: see recipe.check.
+        MergeFailedError: mergekit failed, or the written model does not load back as it should.
+    """
+    plan, family = check_with_family(recipe, file=file)
+    refuse_existing(out)
+    with staging(out) as directory:
+        _merge(plan, recipe, family, directory)
+        (directory / "mergekit_config.yml").write_text(
+            file.read_text(encoding="utf-8") if file else recipe.to_yaml(), encoding="utf-8"
+        )
+        verify(directory, plan)
+    return plan
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise a ConfigError where writing a directory would overwrite something."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not an empty directory; choose another or remove it")
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A directory beside `out` that takes its name when the block ends well, and vanishes else."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield directory
+        # mkdtemp's 0700 is for its owner only; a model directory is like any other.
+        mask = os.umask(0)
+        os.umask(mask)
+        directory.chmod(0o777 & ~mask)
+        if out.exists():
+            out.rmdir()
+        directory.rename(out)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def verify(directory: Path, plan: Plan) -> None:
+    """Load a written model as transformers does and compare it with its plan.
+
+    Raises:
+        MergeFailedError: missing, unexpected or mismatched tensors, another depth, values that are
+            not finite.
+    """
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory, dtype="auto", trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:
+        raise MergeFailedError(f"{directory}: the written model does not load: {error}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            raise MergeFailedError(f"{directory}: reloading finds {kind}: {sorted(map(str, report[kind]))}")
+    if model.config.num_hidden_layers != len(plan.slots):
+        raise MergeFailedError(
+            f"{directory}: {model.config.num_hidden_layers} layers, the recipe has {len(plan.slots)}"
+        )
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise MergeFailedError(f"{directory}: {name} holds values that are not finite")
+
+
+def _merge(plan: Plan, recipe: Recipe, family: Family, directory: Path) -> None:
+    register()
+    base = family.base.directory
+    options = MergeOptions(
+        write_model_card=False,
+        quiet=True,
+        copy_tokenizer=any((base / name).exists() for name in _TOKENIZER_FILES),
+    )
+    configuration = MergeConfiguration.model_validate(lower(plan, chat_template=recipe.chat_template))
+    logging.getLogger("mergekit").setLevel(logging.ERROR)
+    try:
+        run_merge(configuration, str(directory), options)
+    except Exception as error:
+        raise MergeFailedError(f"mergekit could not merge: {type(error).__name__}: {error}") from error
+    finally:
+        # mergekit keeps files open by path for the life of the process; they may be replaced.
+        LoaderCache().loaders.clear()

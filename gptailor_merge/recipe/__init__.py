@@ -1,0 +1,1 @@
+"""What a tailored model is. Knows no weights."""

@@ -1,0 +1,58 @@
+"""A plan becomes the mergekit configuration that does the same.
+
+Each slot becomes a slice of one layer. Embeddings and head become slices of no layers, the first
+and the last, because mergekit takes the embeddings from the sources of the first slice and the
+final norm and lm_head from those of the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptailor_merge.mergekit_plugin import SLOT, TAILOR, Operation
+from gptailor_merge.recipe.family import ModelId
+from gptailor_merge.recipe.operations import Plan
+
+
+def lower(plan: Plan, *, chat_template: str | None = None) -> dict[str, Any]:
+    """The configuration as mergekit's MergeConfiguration reads it."""
+    embeddings, head = plan.embeddings, plan.head
+    # mergekit pairs the head's sources with the *first* slice's (plan.py, plan_module), dropping
+    # what exceeds them: pad the first slice. TailorMethod ignores sources its operation lacks.
+    padding = [model for model in head[0] if model not in embeddings[0]]
+    missing = max(0, len(head[0]) - len(embeddings[0]))
+    slices = [_slice([(m, 0, 0) for m in (*embeddings[0], *padding[:missing])], embeddings[1])]
+    slices += [
+        _slice([(model, layer, layer + 1) for model, layer in slot.layers], slot.operation)
+        for slot in plan.slots
+    ]
+    slices.append(_slice([(model, 0, 0) for model in head[0]], head[1]))
+    document: dict[str, Any] = {"merge_method": TAILOR, "base_model": _reference(plan.base_model)}
+    optional = {"dtype": plan.dtype, "out_dtype": plan.out_dtype, "chat_template": chat_template}
+    document |= {name: value for name, value in optional.items() if value is not None}
+    return {**document, "slices": slices}
+
+
+def is_lowered(document: Mapping[str, Any]) -> bool:
+    """Whether a tailor configuration has been lowered already (mergekit-multi reads it twice)."""
+    slices = document.get("slices")
+    return bool(slices) and all(
+        isinstance(part, Mapping) and SLOT in (part.get("parameters") or {}) for part in slices or ()
+    )
+
+
+def _slice(sources: list[tuple[str, int, int]], operation: Operation) -> dict[str, Any]:
+    return {
+        "sources": [
+            {"model": _reference(model), "layer_range": [first, last]} for model, first, last in sources
+        ],
+        "parameters": {SLOT: operation.to_json()},
+    }
+
+
+def _reference(model: str) -> str | dict[str, Any]:
+    """A model as mergekit reads it: spelt out where mergekit would misread a path with @ or +."""
+    if not ModelId.parse(model).is_local or not set(model) & set("@+"):
+        return model
+    return {"model": {"path": model}}

@@ -1,0 +1,500 @@
+"""What a recipe's keys mean: each slice becomes slots, and every mistake becomes a problem.
+
+A slice's `op` is one of the classes in `OPERATIONS`; a new one is a class and an entry there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mergekit.config import evaluate_setting
+from mergekit.merge_methods.base import (
+    BasePolicy,
+    MergeMethodSpec,
+    ParameterScope,
+    ParameterSpec,
+)
+from pydantic import ValidationError
+
+from gptailor_merge.errors import KeyPath, Problem, RecipeError
+from gptailor_merge.mergekit_plugin import (
+    SELECT,
+    Operation,
+    Scalar,
+    Settings,
+    method_names,
+    method_spec,
+)
+from gptailor_merge.recipe.recipe import Component, Conditional, Parameters, Recipe, Slice, Source, suggest
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+_OWN = ("op", "method")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One layer of the tailored model: the layers it is made from and how.
+
+    Attributes:
+        layers: (model, layer index) of each source.
+        operation: what makes one layer of them.
+    """
+
+    layers: tuple[tuple[str, int], ...]
+    operation: Operation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with nothing left to resolve: what lowering and composing both execute.
+
+    Attributes:
+        slots: the layers of the tailored model, first to last.
+        embeddings: (models, operation) of the token embeddings.
+        head: (models, operation) of the final norm and lm_head.
+    """
+
+    base_model: str
+    slots: tuple[Slot, ...]
+    embeddings: tuple[tuple[str, ...], Operation]
+    head: tuple[tuple[str, ...], Operation]
+    dtype: str | None
+    out_dtype: str | None
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits; equal for recipes that make the same model, however they are written."""
+        parts = [
+            self.base_model,
+            [[slot.layers, slot.operation.to_json()] for slot in self.slots],
+            [[models, operation.to_json()] for models, operation in (self.embeddings, self.head)],
+            self.dtype,
+            self.out_dtype,
+        ]
+        text = json.dumps(parts, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Op(Protocol):
+    """What a slice's `op` does."""
+
+    def problems(self, recipe: Recipe, part: Slice) -> Iterator[Problem]:
+        """What is wrong with the slice; paths are relative to it."""
+
+    def slots(self, recipe: Recipe, part: Slice) -> tuple[Slot, ...]:
+        """The slots that a sound slice fills."""
+
+
+class Remove:
+    """Documents layers that are gone; fills no slot."""
+
+    def problems(self, recipe: Recipe, part: Slice) -> Iterator[Problem]:
+        for name, _ in part.parameters:
+            if name != "op":
+                yield Problem(("parameters", name), "a removed slice takes no parameters but op")
+        for position, source in enumerate(part.sources):
+            if source.parameters:
+                path: KeyPath = ("sources", position, "parameters")
+                yield Problem(path, "a removed slice takes no parameters but op")
+
+    def slots(self, recipe: Recipe, part: Slice) -> tuple[Slot, ...]:
+        return ()
+
+
+class Select:
+    """Takes the layers of one member as they are."""
+
+    def problems(self, recipe: Recipe, part: Slice) -> Iterator[Problem]:
+        if len(part.sources) != 1:
+            yield Problem(
+                ("sources",),
+                f"select takes one source, found {len(part.sources)}; to combine them write op: merge",
+            )
+        if part.parameter("method") is not None:
+            yield Problem(("parameters", "method"), "select takes no method; did you mean op: merge?")
+        yield from _parameter_problems(SELECT, part)
+
+    def slots(self, recipe: Recipe, part: Slice) -> tuple[Slot, ...]:
+        return _expand(recipe, part, SELECT, part.sources, base=None)
+
+
+class Merge:
+    """Merges layers of several members by a mergekit method."""
+
+    def problems(self, recipe: Recipe, part: Slice) -> Iterator[Problem]:
+        method = part.parameter("method")
+        if method is None:
+            yield Problem(("parameters",), "method is missing; merge takes the name of a mergekit method")
+            return
+        spec = method_spec(method) if isinstance(method, str) else None
+        if spec is None or method == SELECT:
+            known = [name for name in method_names() if name != SELECT]
+            yield Problem(
+                ("parameters", "method"),
+                f"unknown method, found {method!r}{suggest(str(method), known)}",
+            )
+            return
+        yield from _base_problems(recipe, part, spec)
+        sources, base = _with_base(recipe, part, spec)
+        wrong = list(_parameter_problems(method, part))
+        yield from wrong or _missing_problems(recipe, part, method, sources, base)
+        if len({source.model for source in sources}) < len(sources):
+            yield Problem(
+                ("sources",), "a model appears twice; mergekit merges layers of different models only"
+            )
+        elif len(part.sources) > 1 or base is not None:
+            try:
+                spec.contract.validate_ids([s.model for s in sources], base)
+            except ValueError as error:
+                text = str(error)
+                yield Problem(("sources",), f"{method}: {text[0].lower() + text[1:]}")
+        if len(sources) < 2:
+            yield Problem(("sources",), "merge takes two sources or more; for one write op: select")
+
+    def slots(self, recipe: Recipe, part: Slice) -> tuple[Slot, ...]:
+        method = part.parameter("method")
+        spec = method_spec(method)
+        assert spec is not None
+        sources, base = _with_base(recipe, part, spec)
+        return _expand(recipe, part, method, sources, base)
+
+
+OPERATIONS: Mapping[str, Op] = {"remove": Remove(), "select": Select(), "merge": Merge()}
+
+
+def plan(recipe: Recipe, *, file: Path | str | None = None) -> Plan:
+    """Resolve a recipe to slots.
+
+    Raises:
+        RecipeError: see `problems`; with the lines of `file` where it is given.
+    """
+    found = problems(recipe)
+    if found:
+        raise RecipeError(found, file=file)
+    slots = [slot for part in recipe.slices for slot in _op(part).slots(recipe, part)]
+    return Plan(
+        base_model=recipe.base_model,
+        slots=tuple(slots),
+        embeddings=_component(recipe, recipe.parameters.embeddings),
+        head=_component(recipe, recipe.parameters.head),
+        dtype=recipe.dtype,
+        out_dtype=recipe.out_dtype,
+    )
+
+
+def problems(recipe: Recipe) -> list[Problem]:
+    """Everything that can be found wrong with a recipe without looking at any model."""
+    found: list[Problem] = []
+    for name in ("dtype", "out_dtype"):
+        value = getattr(recipe, name)
+        if value is not None and value not in DTYPES:
+            found.append(Problem((name,), f"unknown dtype, found {value!r}{suggest(value, DTYPES)}"))
+    for index, part in enumerate(recipe.slices):
+        found += [Problem(("slices", index, *p.path), p.message) for p in _slice_problems(recipe, part)]
+    found += _removal_problems(recipe)
+    for name, component in (("embeddings", recipe.parameters.embeddings), ("head", recipe.parameters.head)):
+        found += [
+            Problem(("parameters", name, *p.path), p.message) for p in _component_problems(recipe, component)
+        ]
+    used = {part.parameter("method") if part.parameter("op") == "merge" else SELECT for part in recipe.slices}
+    known = {p.name for m in used if isinstance(m, str) and (s := method_spec(m)) for p in s.parameters}
+    for name, _ in recipe.parameters.defaults:
+        if name not in known:
+            hint = suggest(name, known | {"embeddings", "head"})
+            found.append(Problem(("parameters", name), f"no method of this recipe takes it{hint}"))
+    if not found and not any(_op(part).slots(recipe, part) for part in recipe.slices):
+        found.append(Problem(("slices",), "the model would be empty; no slice selects or merges a layer"))
+    return found
+
+
+def depth_problems(recipe: Recipe, depth_of: Callable[[str], int | None]) -> list[Problem]:
+    """Layers that their models do not have.
+
+    Args:
+        depth_of: number of layers of a model, or None where that is not known.
+    """
+    found = []
+    for index, part in enumerate(recipe.slices):
+        for position, source in enumerate(part.sources):
+            depth = depth_of(source.model)
+            if depth is not None and source.layer_range[1] > depth:
+                found.append(
+                    Problem(
+                        ("slices", index, "sources", position, "layer_range"),
+                        f"layer out of range, found {list(source.layer_range)}; "
+                        f"{source.model} has {depth} layers, so at most [0, {depth}] would be right",
+                    )
+                )
+    return found
+
+
+def _op(part: Slice) -> Op:
+    return OPERATIONS[part.parameter("op")]
+
+
+def _slice_problems(recipe: Recipe, part: Slice) -> Iterator[Problem]:
+    op = part.parameter("op")
+    if op is None:
+        yield Problem(("parameters",), f"op is missing; one of {', '.join(OPERATIONS)}")
+        return
+    if op not in OPERATIONS:
+        yield Problem(("parameters", "op"), f"unknown op, found {op!r}{suggest(str(op), OPERATIONS)}")
+        return
+    if not part.sources:
+        yield Problem(("sources",), "is empty; at least one source is needed")
+        return
+    for position, source in enumerate(part.sources):
+        first, last = source.layer_range
+        if not 0 <= first < last:
+            yield Problem(
+                ("sources", position, "layer_range"),
+                f"expected [first, past the last] with 0 <= first < last, found [{first}, {last}]",
+            )
+    if len({len(source) for source in part.sources}) > 1:
+        lengths = ", ".join(f"{s.model} {list(s.layer_range)} has {len(s)}" for s in part.sources)
+        yield Problem(("sources",), f"sources of different length: {lengths} layers; all must be equal")
+    if part.base_model is not None and op != "merge":
+        yield Problem(("base_model",), f"only a merge takes a base_model, this slice is op: {op}")
+    yield from OPERATIONS[op].problems(recipe, part)
+
+
+def _removal_problems(recipe: Recipe) -> Iterator[Problem]:
+    """A layer index is either removed, once, or used."""
+    removed: dict[int, int] = {}
+    for index, part in enumerate(recipe.slices):
+        if part.parameter("op") == "remove":
+            for layer in sorted({layer for s in part.sources for layer in range(*s.layer_range)}):
+                if layer in removed:
+                    yield Problem(
+                        ("slices", index),
+                        f"overlapping removal: layer {layer} is already removed by slices[{removed[layer]}]",
+                    )
+                removed.setdefault(layer, index)
+    for index, part in enumerate(recipe.slices):
+        if part.parameter("op") != "remove":
+            for position, source in enumerate(part.sources):
+                clash = [layer for layer in range(*source.layer_range) if layer in removed]
+                if clash:
+                    yield Problem(
+                        ("slices", index, "sources", position, "layer_range"),
+                        f"layer {clash[0]} is used here and removed by slices[{removed[clash[0]]}]; "
+                        "a layer is either removed or used",
+                    )
+
+
+def _base_problems(recipe: Recipe, part: Slice, spec: MergeMethodSpec) -> Iterator[Problem]:
+    if spec.contract.base in (BasePolicy.IGNORED, BasePolicy.FORBIDDEN):
+        if part.base_model is not None:
+            yield Problem(("base_model",), f"{spec.name} takes no base")
+        return
+    base = part.base_model or recipe.base_model
+    named = any(source.model == base for source in part.sources)
+    if named or spec.contract.base is not BasePolicy.REQUIRED:
+        return
+    if spec.contract.max_inputs is not None and len(part.sources) >= spec.contract.max_inputs:
+        names = " or ".join(source.model for source in part.sources)
+        yield Problem(
+            ("base_model",),
+            f"{spec.name} needs a base among its {len(part.sources)} sources and {base} is none of "
+            f"them; set the slice's base_model to {names}",
+        )
+    elif len({source.layer_range for source in part.sources}) > 1:
+        yield Problem(
+            ("sources",),
+            f"{spec.name} needs the base's layers, and the sources take different ones; "
+            f"add {base} as a source with its layer_range",
+        )
+
+
+def _with_base(recipe: Recipe, part: Slice, spec: MergeMethodSpec) -> tuple[tuple[Source, ...], str | None]:
+    """The sources with the base among them where the method needs it, and the base's model."""
+    if spec.contract.base in (BasePolicy.IGNORED, BasePolicy.FORBIDDEN):
+        return part.sources, None
+    base = part.base_model or recipe.base_model
+    if any(source.model == base for source in part.sources):
+        return part.sources, base
+    if spec.contract.base is not BasePolicy.REQUIRED:
+        return part.sources, None
+    added = Source(model=base, layer_range=part.sources[0].layer_range)
+    return (added, *part.sources), base
+
+
+def _scopes(recipe: Recipe, part: Slice) -> list[Mapping[str, Any]]:
+    """Settings by falling precedence, below those of a source."""
+    own = {name: value for name, value in part.parameters if name not in _OWN}
+    return [own, dict(recipe.parameters.defaults)]
+
+
+def _parameter_problems(method: str, part: Slice) -> Iterator[Problem]:
+    spec = method_spec(method)
+    assert spec is not None
+    known = {parameter.name: parameter for parameter in spec.parameters}
+    places: list[tuple[KeyPath, Parameters, bool]] = [(("parameters",), part.parameters, False)]
+    places += [
+        (("sources", position, "parameters"), source.parameters, True)
+        for position, source in enumerate(part.sources)
+    ]
+    for path, parameters, of_source in places:
+        for name, value in parameters:
+            if not of_source and name in _OWN:
+                continue
+            label = "select" if method == SELECT else method
+            if name not in known:
+                yield Problem((*path, name), f"unknown parameter of {label}{suggest(name, known)}")
+            elif of_source and known[name].scope is ParameterScope.SHARED:
+                yield Problem((*path, name), f"{label} takes it for the whole slice, not for a source")
+            else:
+                yield from _value_problems((*path, name), value, known[name])
+
+
+def _missing_problems(
+    recipe: Recipe, part: Slice, method: str, sources: tuple[Source, ...], base: str | None
+) -> Iterator[Problem]:
+    """Required parameters without a value, for some source or for some tensors."""
+    spec = method_spec(method)
+    assert spec is not None
+    scopes = _scopes(recipe, part)
+    wanted: list[tuple[KeyPath, str, tuple[ParameterSpec, ...], list[Mapping[str, Any]]]] = [
+        (("parameters",), method, spec.shared_parameters, scopes)
+    ]
+    for position, source in enumerate(part.sources):
+        parameters = _input_parameters(spec, source.model == base)
+        wanted.append((("sources", position), source.model, parameters, [dict(source.parameters), *scopes]))
+    for path, owner, parameters, levels in wanted:
+        required = tuple(p for p in parameters if p.required)
+        settled = dict(_settle(required, levels, 0.0))
+        for parameter in required:
+            value = settled.get(parameter.name)
+            if value is None:
+                yield Problem(path, f"{parameter.name} is missing; {method} needs it for {owner}")
+            elif isinstance(value, tuple) and value[-1][0] is not None:
+                yield Problem(
+                    path,
+                    f"{parameter.name} has no value for tensors that none of its filters match; "
+                    "end the list with {value: …}",
+                )
+
+
+def _value_problems(path: KeyPath, value: Any, parameter: ParameterSpec) -> Iterator[Problem]:
+    for item in value if isinstance(value, tuple) else (value,):
+        if isinstance(item, Conditional):
+            if item.filter is not None and "layers." in item.filter:
+                yield Problem(
+                    path,
+                    f"filters see a tensor's name inside its layer (self_attn.q_proj.weight), found "
+                    f"{item.filter!r}; write a slice of its own for a layer of its own",
+                )
+            yield from _value_problems(path, item.value, parameter)
+        else:
+            try:
+                parameter.validate(item)
+            except ValidationError as error:
+                text = error.errors(include_url=False)[0]["msg"]
+                yield Problem(path, f"{text[0].lower() + text[1:]}, found {item!r}")
+
+
+def _expand(
+    recipe: Recipe, part: Slice, method: str, sources: tuple[Source, ...], base: str | None
+) -> tuple[Slot, ...]:
+    spec = method_spec(method)
+    assert spec is not None
+    scopes = _scopes(recipe, part)
+    length = len(sources[0])
+    slots = []
+    for offset in range(length):
+        # mergekit's position within a gradient (plan.py, plan_slice)
+        t = offset / (length - 1) if length > 1 else 1.0
+        shared = _settle(spec.shared_parameters, scopes, t)
+        inputs = tuple(
+            _settle(_input_parameters(spec, source.model == base), [dict(source.parameters), *scopes], t)
+            for source in sources
+        )
+        position = next((i for i, s in enumerate(sources) if s.model == base), None)
+        slots.append(
+            Slot(
+                layers=tuple((s.model, s.layer_range[0] + offset) for s in sources),
+                operation=Operation(method, inputs, shared, position),
+            )
+        )
+    return tuple(slots)
+
+
+def _input_parameters(spec: MergeMethodSpec, is_base: bool) -> tuple[ParameterSpec, ...]:
+    return tuple(p for p in spec.input_parameters if not (is_base and p.scope is ParameterScope.NON_BASE))
+
+
+def _settle(parameters: tuple[ParameterSpec, ...], scopes: list[Mapping[str, Any]], t: float) -> Settings:
+    """One value for each parameter that is set, gradients evaluated at t; filters are kept."""
+    settled: list[tuple[str, Any]] = []
+    for parameter in parameters:
+        filtered: list[tuple[str | None, Scalar]] = []
+        for scope in scopes:
+            value = scope.get(parameter.name)
+            if value is None:
+                continue
+            conditionals = value if isinstance(value, tuple) else (value,)
+            if not any(isinstance(c, Conditional) for c in conditionals):
+                conditionals = (Conditional(value=value),)
+            for conditional in conditionals:
+                everything = conditional.filter in (None, "*")
+                name = None if everything else conditional.filter
+                filtered.append((name, _at(conditional.value, parameter, t)))
+                if everything:
+                    break
+            else:
+                continue  # a filter may match nothing: the next scope is asked, as mergekit does
+            break
+        if filtered:
+            plain = filtered[0][0] is None
+            settled.append((parameter.name, filtered[0][1] if plain else tuple(filtered)))
+    return tuple(settled)
+
+
+def _at(value: Any, parameter: ParameterSpec, t: float) -> Scalar:
+    setting = list(value) if isinstance(value, tuple) else value
+    result: Scalar = evaluate_setting("", setting, t, validate=parameter.validate)
+    return result
+
+
+def _component_problems(recipe: Recipe, component: Component) -> Iterator[Problem]:
+    used = {source.model for part in recipe.slices for source in part.sources} | {recipe.base_model}
+    for member, _ in component.weights:
+        if recipe.resolve(member) not in used:
+            names = ["base", *sorted(used)]
+            yield Problem((), f"unknown member, found {member!r}{suggest(member, names)}")
+    if component.method is None:
+        return
+    spec = method_spec(component.method)
+    if spec is None or [p.name for p in spec.parameters if p.required] != ["weight"]:
+        weighted = [
+            name
+            for name in method_names()
+            if (s := method_spec(name)) and [p.name for p in s.parameters if p.required] == ["weight"]
+        ]
+        yield Problem(
+            ("method",),
+            f"expected a method that takes a weight for each source, found {component.method!r}"
+            f"{suggest(component.method, weighted)}",
+        )
+    if not component.weights:
+        yield Problem(("weights",), "is empty")
+
+
+def _component(recipe: Recipe, component: Component) -> tuple[tuple[str, ...], Operation]:
+    models = [recipe.resolve(member) for member, _ in component.weights]
+    if component.method is None:
+        return tuple(models), Operation(SELECT, ((),))
+    spec = method_spec(component.method)
+    assert spec is not None
+    inputs: list[Settings] = [(("weight", weight),) for _, weight in component.weights]
+    base = None
+    if spec.contract.base is BasePolicy.REQUIRED:
+        if recipe.base_model not in models:
+            models, inputs = [recipe.base_model, *models], [(), *inputs]
+        base = models.index(recipe.base_model)
+    return tuple(models), Operation(component.method, tuple(inputs), base=base)

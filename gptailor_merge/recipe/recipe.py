@@ -1,0 +1,312 @@
+"""The recipe: a frozen value, losslessly read from and written to mergekit YAML.
+
+Only the shape is checked here (keys, types). What the keys mean is in operations.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+from gptailor_merge.errors import InputError, KeyPath, Problem, RecipeError
+
+BASE = "base"
+"""In `embeddings` and `head`: the recipe's base_model."""
+
+
+class Frozen(BaseModel):
+    """A hashable value that takes no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Conditional(Frozen):
+    """A setting for tensors whose name contains `filter` (mergekit's conditional parameter)."""
+
+    value: Any
+    filter: str | None = None
+
+
+Parameters = tuple[tuple[str, Any], ...]
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if "value" not in value or not set(value) <= {"value", "filter"}:
+            raise ValueError(f"expected {{value: …, filter: …}}, found the keys {sorted(map(str, value))}")
+        return Conditional(value=_freeze(value["value"]), filter=value.get("filter"))
+    if isinstance(value, (list, tuple)):
+        return tuple(_freeze(item) for item in value)
+    if isinstance(value, (bool, int, float, str, Conditional)):
+        return value
+    raise ValueError(f"expected a number, a text, true, false or a list of these, found {value!r}")
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, Conditional):
+        filtered = {} if value.filter is None else {"filter": value.filter}
+        return {**filtered, "value": _thaw(value.value)}
+    if isinstance(value, tuple):
+        return [_thaw(item) for item in value]
+    return value
+
+
+def _freeze_parameters(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return tuple((name, _freeze(setting)) for name, setting in value.items())
+    return value
+
+
+def _thaw_parameters(value: Parameters) -> dict[str, Any]:
+    return {name: _thaw(setting) for name, setting in value}
+
+
+Settings = Annotated[Parameters, BeforeValidator(_freeze_parameters), PlainSerializer(_thaw_parameters)]
+LayerRange = Annotated[tuple[int, int], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class Source(Frozen):
+    """Consecutive layers of one model; `layer_range` is [first, past the last)."""
+
+    model: str
+    layer_range: LayerRange
+    parameters: Settings = ()
+
+    def __len__(self) -> int:
+        return self.layer_range[1] - self.layer_range[0]
+
+
+class Slice(Frozen):
+    """Consecutive slots made in the same way, or layers that are removed.
+
+    `parameters` holds `op`, `method` and the method's own parameters, as in the YAML.
+    """
+
+    sources: Annotated[tuple[Source, ...], BeforeValidator(_tuple)]
+    base_model: str | None = None
+    parameters: Settings = ()
+
+    def parameter(self, name: str) -> Any:
+        """The setting of that name, or None."""
+        return dict(self.parameters).get(name)
+
+
+class Component(Frozen):
+    """Where the embeddings, or the final norm and head, come from: one member or a merge.
+
+    Attributes:
+        weights: member (a model of the recipe, or "base") -> weight in the merge.
+        method: a mergekit method that takes a weight for each source; None for a single member.
+    """
+
+    weights: tuple[tuple[str, float], ...]
+    method: str | None = None
+
+
+def _read_component(value: Any) -> Any:
+    if isinstance(value, str):
+        return Component(weights=((value, 1.0),))
+    if isinstance(value, Mapping):
+        if set(value) != {"method", "weights"} or not isinstance(value["weights"], Mapping):
+            raise ValueError(
+                "expected the name of a member or {method: …, weights: {member: number, …}}, "
+                f"found the keys {sorted(map(str, value))}"
+            )
+        weights = {str(k): float(v) for k, v in value["weights"].items()}
+        return Component(method=value["method"], weights=tuple(weights.items()))
+    return value
+
+
+def _write_component(value: Component) -> Any:
+    if value.method is None:
+        return value.weights[0][0]
+    return {"method": value.method, "weights": dict(value.weights)}
+
+
+ComponentField = Annotated[Component, BeforeValidator(_read_component), PlainSerializer(_write_component)]
+FROM_BASE = Component(weights=((BASE, 1.0),))
+
+
+class GlobalParameters(Frozen):
+    """The top-level `parameters`: ours, and defaults for the methods' own parameters."""
+
+    embeddings: ComponentField = FROM_BASE
+    head: ComponentField = FROM_BASE
+    defaults: Settings = ()
+
+
+_OWN = ("embeddings", "head")
+
+
+def _read_globals(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        own = {k: v for k, v in value.items() if k in _OWN}
+        return {**own, "defaults": {k: v for k, v in value.items() if k not in _OWN}}
+    return value
+
+
+def _write_globals(value: GlobalParameters) -> dict[str, Any]:
+    document = value.model_dump(exclude_defaults=True)
+    return {**document, **document.pop("defaults", {})}
+
+
+class Recipe(Frozen):
+    """The whole plan of a tailored model.
+
+    Equality is equality of the document; two documents that make the same model have the same
+    digest (see lowering.digest).
+    """
+
+    merge_method: Literal["tailor"] = "tailor"
+    base_model: str
+    dtype: str | None = None
+    out_dtype: str | None = None
+    chat_template: str | None = None
+    parameters: Annotated[
+        GlobalParameters, BeforeValidator(_read_globals), PlainSerializer(_write_globals)
+    ] = GlobalParameters()
+    slices: Annotated[tuple[Slice, ...], BeforeValidator(_tuple)]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model that the recipe names, the base first, each once."""
+        parts = (self.parameters.embeddings, self.parameters.head)
+        named = [
+            self.base_model,
+            *(source.model for part in self.slices for source in part.sources),
+            *(part.base_model for part in self.slices if part.base_model),
+            *(self.resolve(name) for part in parts for name, _ in part.weights),
+        ]
+        return tuple(dict.fromkeys(named))
+
+    def resolve(self, member: str) -> str:
+        """The model behind a name in `embeddings` or `head`."""
+        return self.base_model if member == BASE else member
+
+    @classmethod
+    def from_mapping(cls, document: Any, *, file: Path | str | None = None) -> Recipe:
+        """Read a loaded YAML document.
+
+        Raises:
+            RecipeError: unknown keys, wrong types; with the file's lines where `file` is given.
+        """
+        if not isinstance(document, Mapping):
+            raise RecipeError(f"expected a mapping, found {type(document).__name__}", file=file)
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise RecipeError(explain(error, cls), file=file) from None
+
+    @classmethod
+    def load(cls, file: Path) -> Recipe:
+        """Read a recipe from a YAML file."""
+        return cls.from_mapping(read_yaml(file, RecipeError), file=file)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The document that `from_mapping` reads back to an equal recipe."""
+        document = self.model_dump(exclude_defaults=True)
+        return {"merge_method": self.merge_method, **document}
+
+    def to_yaml(self) -> str:
+        """The recipe as mergekit YAML."""
+        return yaml.dump(self.to_mapping(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=160)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Short lists and layer sources on one line, as people write recipes."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _is_flat(value: Any) -> bool:
+    return not isinstance(value, (list, tuple, dict))
+
+
+def _represent_list(dumper: _Dumper, data: Any) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=all(map(_is_flat, data)))
+
+
+def _represent_dict(dumper: _Dumper, data: Mapping[str, Any]) -> yaml.Node:
+    flow = "layer_range" in data or all(map(_is_flat, data.values()))
+    return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=flow)
+
+
+_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(tuple, _represent_list)
+_Dumper.add_representer(dict, _represent_dict)
+
+
+def read_yaml(file: Path, error: type[InputError]) -> Any:
+    """Load a YAML file; whatever is wrong with it is an `error` that names it."""
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error("no such file", file=file) from None
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"cannot be read: {cause}", file=file) from None
+    except yaml.YAMLError as cause:
+        mark = getattr(cause, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else ""
+        raise error(f"not valid YAML{place}: {getattr(cause, 'problem', cause)}", file=file) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """pydantic's findings in our words: the key, what was found, what would be right."""
+    problems = []
+    for finding in error.errors(include_url=False):
+        path: KeyPath = tuple(
+            part for part in finding["loc"] if part != "defaults" and not _is_internal(part)
+        )
+        if finding["type"] == "extra_forbidden":
+            known = _keys_at(model, finding["loc"][:-1])
+            message = f"unknown key{suggest(str(path[-1]), known)}"
+        elif finding["type"] == "missing":
+            message = "is missing"
+        else:
+            text = finding["msg"].removeprefix("Value error, ")
+            found = "" if "found" in text else f", found {finding['input']!r}"
+            message = text[0].lower() + text[1:] + found
+        problems.append(Problem(path, message))
+    return problems
+
+
+def _is_internal(part: str | int) -> bool:
+    """Parts of a location that pydantic adds and no document has, e.g. a union's branch."""
+    return isinstance(part, str) and ("[" in part or part in ("Component", "GlobalParameters"))
+
+
+def _keys_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
+    """The keys that are allowed at a place in a document."""
+    fields: Any = model
+    for part in path:
+        if isinstance(part, str) and part in getattr(fields, "model_fields", {}):
+            candidates = _models_in(fields.model_fields[part].annotation)
+            if not candidates:
+                return []
+            fields = candidates[0]
+    return [f.alias or name for name, f in getattr(fields, "model_fields", {}).items()]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in getattr(annotation, "__args__", ()) for m in _models_in(part)]
+
+
+def suggest(found: str, known: Iterable[str]) -> str:
+    """` (did you mean …?)` or `; known: …`, to put behind a message about an unknown name."""
+    known = sorted(known)
+    close = difflib.get_close_matches(found, known, n=1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known are {', '.join(known)}" if known else ""

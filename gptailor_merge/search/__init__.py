@@ -1,0 +1,1 @@
+"""Proposes recipes and remembers what became of them."""

@@ -1,0 +1,187 @@
+"""The journal: an SQLite file with every candidate of a run and what became of it.
+
+A row is written when its candidate is finished, in one transaction; a killed run loses no more
+than the candidate it was working on. There is no other state: a resumed search asks its optimiser
+again from the seed and answers from the journal (see driver.py).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gptailor_merge.errors import InputError, SearchError
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.scoring.evaluator import Scores
+from gptailor_merge.scoring.objectives import Score
+
+FORMAT = 1
+_TABLES = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE candidates (
+    number INTEGER PRIMARY KEY,  -- in the order of proposal, from 0
+    digest TEXT NOT NULL,
+    recipe TEXT NOT NULL,        -- YAML
+    status TEXT NOT NULL CHECK (status IN ('scored', 'failed', 'duplicate')),
+    loss REAL,                   -- NULL where it failed
+    scores TEXT NOT NULL,        -- objective -> file -> [mean nats per token, tokens]
+    fingerprint TEXT NOT NULL,   -- of the objectives
+    cause TEXT,                  -- why it failed
+    original INTEGER REFERENCES candidates (number),  -- of a duplicate
+    tokens INTEGER NOT NULL,     -- that went through the model
+    seconds REAL NOT NULL
+) STRICT;
+CREATE TABLE held_out (model TEXT PRIMARY KEY, scores TEXT NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A proposed recipe together with what became of it."""
+
+    number: int
+    digest: str
+    recipe: str
+    status: str
+    loss: float | None
+    scores: Scores
+    fingerprint: str
+    cause: str | None = None
+    original: int | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def parsed(self) -> Recipe:
+        """The recipe as a value."""
+        return Recipe.from_mapping(yaml.safe_load(self.recipe))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many candidates of each kind, and the tokens that went through models."""
+
+    candidates: int
+    failures: int
+    duplicates: int
+    tokens: int
+    seconds: float
+
+
+class Journal:
+    """One run's journal. Use as a context manager, or `close` it.
+
+    Raises:
+        SearchError: the file is not a journal, is of another version, or is in use.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            self._db = sqlite3.connect(file, timeout=1.0, isolation_level=None)
+            self._create()
+        except sqlite3.Error as error:
+            raise SearchError(f"{file}: cannot be used as a journal: {error}") from None
+        found = self.meta("format")
+        if found != str(FORMAT):
+            raise SearchError(f"{file}: a journal of format {found}, this version reads {FORMAT}")
+
+    def _create(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not tables:
+            for statement in _TABLES.split(";"):
+                self._db.execute(statement)
+            self._db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+        self._db.execute("COMMIT")
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._db.close()
+
+    def meta(self, key: str) -> str | None:
+        """A value stored by `set_meta`."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Store a value, replacing an older one."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def record(self, candidate: Candidate) -> None:
+        """Write a finished candidate."""
+        c = candidate
+        self._db.execute(
+            "INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                *(c.number, c.digest, c.recipe, c.status, c.loss, _dump(c.scores), c.fingerprint),
+                *(c.cause, c.original, c.tokens, c.seconds),
+            ),
+        )
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Every candidate in the order of proposal."""
+        for row in self._db.execute("SELECT * FROM candidates ORDER BY number"):
+            yield _candidate(row)
+
+    def best(self) -> Candidate | None:
+        """The first scored candidate with the lowest loss."""
+        row = self._db.execute(
+            "SELECT * FROM candidates WHERE status = 'scored' ORDER BY loss, number LIMIT 1"
+        ).fetchone()
+        return None if row is None else _candidate(row)
+
+    def counts(self) -> Counts:
+        """Totals over all candidates."""
+        row = self._db.execute(
+            "SELECT count(*), coalesce(sum(status = 'failed'), 0), "
+            "coalesce(sum(status = 'duplicate'), 0), coalesce(sum(tokens), 0), "
+            "coalesce(sum(seconds), 0.0) FROM candidates"
+        ).fetchone()
+        return Counts(*row)
+
+    def record_held_out(self, model: str, scores: Scores) -> None:
+        """Write the held-out scores of a model, replacing older ones."""
+        self._db.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?)", (model, _dump(scores)))
+
+    def held_out(self) -> dict[str, Scores]:
+        """Model -> its held-out scores, in the order they were first written."""
+        rows = self._db.execute("SELECT model, scores FROM held_out ORDER BY rowid")
+        return {model: _load(scores) for model, scores in rows}
+
+
+def open_existing(file: Path) -> Journal:
+    """The journal of a run that must be there.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not file.is_file():
+        raise InputError("no such journal; expected a run directory of gptailor-evolve", file=file)
+    return Journal(file)
+
+
+def _dump(scores: Scores) -> str:
+    return json.dumps({o: {n: [s.mean, s.tokens] for n, s in by.items()} for o, by in scores.items()})
+
+
+def _load(text: str) -> Scores:
+    stored: Mapping[str, Mapping[str, Any]] = json.loads(text)
+    return {o: {n: Score(float(m), int(t)) for n, (m, t) in by.items()} for o, by in stored.items()}
+
+
+def _candidate(row: tuple[Any, ...]) -> Candidate:
+    number, digest, recipe, status, loss, scores, *rest = row
+    return Candidate(number, digest, recipe, status, loss, _load(scores), *rest)

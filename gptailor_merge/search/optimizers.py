@@ -1,0 +1,47 @@
+"""nevergrad's optimisers by the names that a search config uses, and our default."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import nevergrad as ng
+
+from gptailor_merge.errors import ConfigError, Problem
+from gptailor_merge.recipe.recipe import suggest
+
+DEFAULT = "default"
+
+
+def names() -> list[str]:
+    """Every name that `create` takes."""
+    return [DEFAULT, *sorted(ng.optimizers.registry)]
+
+
+def create(name: str, parametrization: Any, *, budget: int, population: int) -> Any:
+    """An optimiser that is asked for `population` candidates at a time.
+
+    `default` is an elitist evolution strategy whose children are made by the space's own moves: a
+    quarter of the population are parents, parents compete with their children, and one child in
+    five also takes layers from a second parent.
+
+    Raises:
+        ConfigError: an unknown name, or an optimiser that cannot be asked for a generation.
+    """
+    where = ("search", "optimizer")
+    if name == DEFAULT:
+        make: Any = ng.optimizers.EvolutionStrategy(
+            popsize=max(2, population // 4), offsprings=population, recombination_ratio=0.2, ranker="simple"
+        )
+    elif name in ng.optimizers.registry:
+        make = ng.optimizers.registry[name]
+    else:
+        hint = suggest(name, names()) if len(name) > 2 else ""
+        raise ConfigError(Problem(where, f"unknown optimizer, found {name!r}{hint}"))
+    with warnings.catch_warnings():
+        # nevergrad warns of small budgets; a small budget is the user's choice.
+        warnings.simplefilter("ignore")
+        try:
+            return make(parametrization, budget=budget, num_workers=population)
+        except ValueError as error:
+            raise ConfigError(Problem(where, f"{name}: {error}; set search.population to 1")) from None

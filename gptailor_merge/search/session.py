@@ -1,0 +1,276 @@
+"""A search config becomes the live parts of a run: family, space, objectives, evaluators."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from gptailor_merge.composing.bank import Bank, Precision
+from gptailor_merge.composing.compose import Composer
+from gptailor_merge.config import DatasetConfig, ObjectiveConfig, SearchConfig
+from gptailor_merge.errors import ConfigError, FamilyError, InputError, Problem
+from gptailor_merge.recipe.family import Family, Member
+from gptailor_merge.scoring.calibration import TextSource, TokenSet, load_tokenizer, tokenize
+from gptailor_merge.scoring.evaluator import Evaluator, Scores, forward
+from gptailor_merge.scoring.objectives import Forward, Objective, Perplexity, build_kl
+from gptailor_merge.search.driver import Settings
+from gptailor_merge.search.space import Space, removable_layers, target_layers
+
+_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What is known of a run before any weight is loaded."""
+
+    config: SearchConfig
+    family: Family
+    space: Space
+
+
+@dataclass(frozen=True)
+class Session:
+    """The live parts of a run.
+
+    Attributes:
+        evaluator: scores on the calibration set.
+        held_out: scores on the held-out set, or None where the config has none.
+    """
+
+    evaluator: Evaluator
+    held_out: Evaluator | None
+    settings: Settings
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: an unknown device, or one that this machine does not have.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device, found {name!r}; known are auto, cpu, cuda, mps") from None
+    if not available.get(device.type, False):
+        raise ConfigError(f"this machine has no {device.type}; use --device auto or cpu")
+    return device
+
+
+def compute_dtype(device: torch.device, out_dtype: str) -> torch.dtype:
+    """float32 on the CPU, which is slow at anything else; else what the model is written in."""
+    return torch.float32 if device.type == "cpu" else getattr(torch, out_dtype)
+
+
+def prepare(config: SearchConfig, *, file: Path | None = None) -> Plans:
+    """Read configs and headers of the family and lay out the space.
+
+    Raises:
+        ConfigError: a target or operations that the family does not allow.
+        FamilyError: models that do not fit together.
+    """
+    family = Family.load(config.family.base, config.family.variants)
+    target = config.target.model_dump()
+    kept = target_layers(family.depth, target, family.outer_parameters, family.layer_parameters)
+    protect = config.operations.protect
+    try:
+        space = Space(
+            models=tuple(member.model for member in family.members),
+            depth=family.depth,
+            kept=kept,
+            removable=removable_layers(
+                family.depth, protect.first, protect.last, config.operations.removable
+            ),
+            methods=config.operations.merge,
+            dtype=config.dtype,
+            out_dtype=config.out_dtype or stored_dtype(family.base),
+        )
+    except ConfigError as error:
+        raise ConfigError(error.problems, file=file) from None
+    return Plans(config, family, space)
+
+
+def stored_dtype(member: Member) -> str:
+    """The dtype that a member's first layer is stored in, as recipes name it."""
+    name = next(iter(member.layer_tensors(0).values()))
+    stored = member.headers[name].dtype
+    if stored not in _DTYPES:
+        raise FamilyError(f"{member.model}: stored as {stored}; expected one of {', '.join(_DTYPES)}")
+    return _DTYPES[stored]
+
+
+def start(
+    plans: Plans, device: torch.device, *, progress: Callable[[str], None] = lambda step: None
+) -> Session:
+    """Load the family, tokenise the texts, run the teachers."""
+    config, family = plans.config, plans.family
+    out_dtype = plans.space.out_dtype
+    assert out_dtype is not None
+    compute = compute_dtype(device, out_dtype)
+    tokenizer = load_tokenizer(family.base.directory)
+    progress("building the calibration set")
+    teachers = _Teachers(family, device, compute)
+    objectives = _objectives(config.objectives, "objectives", tokenizer, teachers, config.batch_tokens)
+    held_out = _objectives(config.held_out, "held_out", tokenizer, teachers, config.batch_tokens)
+    teachers.release()
+    progress("loading the family")
+    bank = Bank(family, Precision.of(config.dtype, out_dtype, compute), device=device)
+    bank.preload()
+    composer = Composer(bank)
+    weights = {o.name: c.weight for o, c in zip(objectives, config.objectives, strict=True)}
+    parts = [(o.name, o.fingerprint, weights[o.name]) for o in objectives]
+    settings = Settings(
+        optimizer=config.search.optimizer,
+        budget=config.search.budget,
+        population=config.search.population,
+        seed=config.seed,
+        weights=weights,
+        fingerprint=_digest([parts, str(compute), device.type]),
+        max_failures=config.search.max_failures,
+    )
+
+    def evaluator(chosen: Sequence[Objective]) -> Evaluator:
+        return Evaluator(composer, chosen, device=device, batch_tokens=config.batch_tokens)
+
+    return Session(evaluator(objectives), evaluator(held_out) if held_out else None, settings)
+
+
+def score_members(
+    evaluator: Evaluator, family: Family, device: torch.device, dtype: torch.dtype
+) -> dict[str, Scores]:
+    """Scores of the dense members as they are, each with its own config, embeddings and head."""
+    scores = {}
+    for member in family.members:
+        scores[member.name] = evaluator.objectives.score(load_model(member.directory, dtype, device))
+        gc.collect()
+    return scores
+
+
+def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A model as transformers loads it; safetensors only, no remote code.
+
+    Raises:
+        FamilyError: the directory holds no such model.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise FamilyError(f"{directory}: cannot be loaded: {first_line}") from None
+    return model.to(device).eval().requires_grad_(False)
+
+
+def member_digest(directory: Path) -> str:
+    """Which weights a directory holds: names, sizes and content of its safetensors headers."""
+    parts = []
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = hashlib.sha256(stream.read(length)).hexdigest()
+        parts.append([file.name, file.stat().st_size, header])
+    return _digest(parts)
+
+
+class _Teachers:
+    """Dense members, loaded when first asked; one at a time is in memory."""
+
+    def __init__(self, family: Family, device: torch.device, dtype: torch.dtype) -> None:
+        self._family, self._device, self._dtype = family, device, dtype
+        self._loaded: tuple[str, PreTrainedModel] | None = None
+
+    def get(self, name: str) -> tuple[str, Forward]:
+        """(digest of the weights, forward pass); logits have the base's vocabulary."""
+        member = self._family.by_name(name)
+        assert member is not None
+        vocabulary = int(self._family.base.config["vocab_size"])
+
+        def run(ids: torch.Tensor) -> torch.Tensor:
+            if self._loaded is None or self._loaded[0] != name:
+                self.release()
+                self._loaded = (name, load_model(member.directory, self._dtype, self._device))
+            return forward(self._loaded[1], ids.to(self._device))[..., :vocabulary]
+
+        return f"{member.model} {member_digest(member.directory)}", run
+
+    def release(self) -> None:
+        """Free the memory."""
+        self._loaded = None
+        gc.collect()
+
+
+def _objectives(
+    configs: Sequence[ObjectiveConfig],
+    section: str,
+    tokenizer: PreTrainedTokenizerBase,
+    teachers: _Teachers,
+    batch_tokens: int,
+) -> list[Objective]:
+    kinds = [config.kind for config in configs]
+    objectives: list[Objective] = []
+    for index, config in enumerate(configs):
+        name = config.kind if kinds.count(config.kind) == 1 else f"{config.kind}-{index + 1}"
+        try:
+            sets = token_sets(config.data, tokenizer, config.tokens, config.sequence_length)
+        except InputError as error:
+            raise ConfigError(Problem((section, index, "data"), str(error))) from None
+        objectives.append(build(name, config, sets, teachers.get, batch_tokens))
+    return objectives
+
+
+def token_sets(
+    data: Mapping[str, str | DatasetConfig],
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: int,
+    sequence_length: int,
+) -> tuple[TokenSet, ...]:
+    """Tokenise every source; `tokens` in all, shared evenly."""
+    share = max(2, tokens // len(data))
+    return tuple(
+        tokenize(name, _source(source), tokenizer, tokens=share, sequence_length=sequence_length)
+        for name, source in data.items()
+    )
+
+
+def build(
+    name: str,
+    config: ObjectiveConfig,
+    sets: tuple[TokenSet, ...],
+    teacher: Callable[[str], tuple[str, Forward]],
+    batch_tokens: int,
+) -> Objective:
+    """The objective that a config describes."""
+    if config.kind == "perplexity":
+        return Perplexity(name, sets, batch_tokens)
+    # Sets with the same teacher follow each other, so that each teacher is loaded once.
+    ordered = sorted(sets, key=lambda s: config.teacher_of(s.name))
+    return build_kl(
+        name,
+        ordered,
+        teachers={s.name: teacher(config.teacher_of(s.name)) for s in ordered},
+        top_k=config.top_k,
+        batch_tokens=batch_tokens,
+    )
+
+
+def _source(source: str | DatasetConfig) -> TextSource:
+    if isinstance(source, str):
+        return TextSource(source)
+    return TextSource(
+        source.dataset, is_dataset=True, config=source.config, split=source.split, column=source.column
+    )
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

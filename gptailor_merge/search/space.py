@@ -1,0 +1,340 @@
+"""Recipes <-> nevergrad's parametrisation. Every point decodes to a valid recipe of the target size.
+
+A point is four arrays with entries in [0, 1]:
+
+    removal  [layers]            the layers with the highest keys are removed, exactly as many as needed
+    kind     [layers]            which member is selected, or which method merges
+    share    [layers, members]   which members a merge takes: those above 1/2, or the highest
+    weight   [layers, members]   with what weight; slerp's t is the base's entry
+
+Removed layers keep their other entries, so that a layer that comes back is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import nevergrad as ng
+import numpy as np
+from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec
+from numpy.typing import NDArray
+
+from gptailor_merge.errors import ConfigError, Problem
+from gptailor_merge.mergekit_plugin import SELECT, method_names, method_spec
+from gptailor_merge.recipe.operations import Slot, plan
+from gptailor_merge.recipe.recipe import Recipe
+
+Point = Mapping[str, NDArray[np.float64]]
+
+WEIGHTS = (0.05, 1.0)
+"""Range of a source's merge weight."""
+DECIMALS = 2
+"""Merge weights are rounded, so that recipes are readable and equal ones are recognised."""
+SEARCHABLE = {"weight", "t"}
+"""Required parameters that the space can give a value."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """All recipes of one size over one family.
+
+    Attributes:
+        models: the members as recipes name them, the base first.
+        depth: layers of every member.
+        kept: layers of the pruned model.
+        removable: indices of the layers that may be removed.
+        methods: mergekit methods that may merge a layer.
+    """
+
+    models: tuple[str, ...]
+    depth: int
+    kept: int
+    removable: tuple[int, ...]
+    methods: tuple[str, ...]
+    dtype: str | None = None
+    out_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        removed = self.depth - self.kept
+        if not 1 <= self.kept < self.depth:
+            message = f"expected 1 to {self.depth - 1} layers to keep of {self.depth}, found {self.kept}"
+            problems.append(Problem(("target",), message))
+        elif removed > len(self.removable):
+            message = (
+                f"{removed} layers would have to go, and only {len(self.removable)} may "
+                "(operations.protect, operations.removable)"
+            )
+            problems.append(Problem(("target",), message))
+        for layer in self.removable:
+            if not 0 <= layer < self.depth:
+                message = f"layer out of range, found {layer} of {self.depth} layers"
+                problems.append(Problem(("operations", "removable"), message))
+        for index, name in enumerate(self.methods):
+            text = self._method_problem(name)
+            if text:
+                problems.append(Problem(("operations", "merge", index), text))
+        if problems:
+            raise ConfigError(problems)
+
+    def _method_problem(self, name: str) -> str | None:
+        spec = method_spec(name)
+        if spec is None or name == SELECT:
+            known = ", ".join(n for n in method_names() if n != SELECT)
+            return f"unknown method, found {name!r}; known are {known}"
+        needed = {p.name for p in spec.parameters if p.required} - SEARCHABLE
+        if needed:
+            return f"{name} needs {', '.join(sorted(needed))}, which the search cannot choose"
+        fewest = _fewest(spec)
+        if fewest > len(self.models):
+            return f"{name} merges {fewest} models or more, the family has {len(self.models)}"
+        return None
+
+    @property
+    def kinds(self) -> int:
+        """Number of things that can happen to a kept layer."""
+        return len(self.models) + len(self.methods)
+
+    def random(self, rng: np.random.RandomState) -> Point:
+        """A uniformly random point."""
+        shapes = self._shapes()
+        return {name: rng.uniform(size=shape) for name, shape in shapes.items()}
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        grid = (self.depth, len(self.models))
+        return {"removal": (self.depth,), "kind": (self.depth,), "share": grid, "weight": grid}
+
+    def kept_layers(self, point: Point) -> list[int]:
+        """The source layers that a point keeps, ascending."""
+        order = sorted(self.removable, key=lambda layer: (-point["removal"][layer], layer))
+        return sorted(set(range(self.depth)) - set(order[: self.depth - self.kept]))
+
+    def decode(self, point: Point) -> Recipe:
+        """The recipe of a point; total."""
+        kept = self.kept_layers(point)
+        parts = [(layer, self._slice(point, layer) if layer in kept else None) for layer in range(self.depth)]
+        slices: list[dict[str, Any]] = []
+        # One slice for neighbours that are made alike.
+        for _, group in groupby(parts, key=_grouping):
+            run = list(group)
+            first, last, made = run[0][0], run[-1][0] + 1, run[0][1]
+            if made is None:
+                source = {"model": self.models[0], "layer_range": [first, last]}
+                slices.append({"sources": [source], "parameters": {"op": "remove"}})
+            else:
+                sources = [{**source, "layer_range": [first, last]} for source in made["sources"]]
+                slices.append({**made, "sources": sources})
+        document = {"merge_method": "tailor", "base_model": self.models[0], "slices": slices}
+        dtypes = {"dtype": self.dtype, "out_dtype": self.out_dtype}
+        return Recipe.from_mapping(document | {k: v for k, v in dtypes.items() if v is not None})
+
+    def _slice(self, point: Point, layer: int) -> dict[str, Any]:
+        """The slice of one kept layer, without its layer range."""
+        kind = _index(point["kind"][layer], self.kinds)
+        if kind < len(self.models):
+            return {"sources": [{"model": self.models[kind]}], "parameters": {"op": "select"}}
+        method = self.methods[kind - len(self.models)]
+        spec = method_spec(method)
+        assert spec is not None
+        share, weight = point["share"][layer], point["weight"][layer]
+        members, base = self._members(spec, share)
+        required = {p.name for p in spec.parameters if p.required}
+        sources: list[dict[str, Any]] = []
+        for member in members:
+            source: dict[str, Any] = {"model": self.models[member]}
+            if "weight" in required and member != base:
+                source["parameters"] = {"weight": _scale(weight[member])}
+            sources.append(source)
+        parameters: dict[str, Any] = {"op": "merge", "method": method}
+        if "t" in required:
+            parameters["t"] = _scale(weight[0])
+        made: dict[str, Any] = {"sources": sources, "parameters": parameters}
+        if base is not None and base != 0:
+            made["base_model"] = self.models[base]
+        return made
+
+    def _members(self, spec: MergeMethodSpec, share: NDArray[np.float64]) -> tuple[list[int], int | None]:
+        """The members that a merge takes, and which of them is its base."""
+        order = sorted(range(len(share)), key=lambda member: (-share[member], member))
+        at_most = spec.contract.max_inputs or spec.contract.max_non_base or len(order)
+        if spec.contract.base is BasePolicy.REQUIRED and at_most > 2:
+            fewest = _fewest(spec) - 1
+            others = [member for member in order if member != 0]
+            chosen = [member for member in others if share[member] > 0.5]
+            return [0, *sorted(chosen if len(chosen) >= fewest else others[:fewest])], 0
+        chosen = [member for member in order if share[member] > 0.5]
+        fewest = _fewest(spec)
+        chosen = sorted((chosen if len(chosen) >= fewest else order[:fewest])[:at_most])
+        return chosen, chosen[0] if spec.contract.base is BasePolicy.REQUIRED else None
+
+    def encode(self, recipe: Recipe, rng: np.random.RandomState | None = None) -> Point:
+        """A point that decodes to this recipe.
+
+        Args:
+            rng: draws the entries that the recipe leaves open; default 1/2 everywhere.
+
+        Raises:
+            ConfigError: the recipe is not in this space.
+        """
+        resolved = plan(recipe)
+        shapes = self._shapes()
+        point = self.random(rng) if rng else {name: np.full(s, 0.5) for name, s in shapes.items()}
+        kept = [slot.layers[0][1] for slot in resolved.slots]
+        if sorted(set(kept)) != kept or len(kept) != self.kept:
+            raise ConfigError(f"a recipe of the layers {kept} is not in a space of {self.kept} layers")
+        for layer in range(self.depth):
+            low_half = layer in kept
+            key = point["removal"][layer] / 2
+            point["removal"][layer] = key if low_half else key + 0.5
+        for slot in resolved.slots:
+            self._encode_slot(point, slot)
+        if plan(self.decode(point)).digest != resolved.digest:
+            raise ConfigError("the recipe uses layers, methods or parameters that this space does not have")
+        return point
+
+    def _encode_slot(self, point: Point, slot: Slot) -> None:
+        layer = slot.layers[0][1]
+        operation = slot.operation
+        try:
+            members = [self.models.index(model) for model, _ in slot.layers]
+            kind = members[0]
+            if operation.method != SELECT:
+                kind = len(self.models) + self.methods.index(operation.method)
+        except ValueError:
+            raise ConfigError(f"layer {layer}: its model or method is not in this space") from None
+        point["kind"][layer] = (kind + 0.5) / self.kinds
+        if operation.method == SELECT:
+            return
+        for member in range(len(self.models)):
+            point["share"][layer, member] = 0.75 if member in members else 0.25
+        for member, settings in zip(members, operation.inputs, strict=True):
+            point["weight"][layer, member] = _unscale(dict(settings).get("weight", WEIGHTS[0]))
+        shared = dict(operation.shared)
+        if "t" in shared:
+            point["weight"][layer, 0] = _unscale(shared["t"])
+
+    def mutate(self, point: Point, rng: np.random.RandomState) -> Point:
+        """A neighbour: one to a few moves, each of which keeps the size and changes the recipe.
+
+        The moves: a removed layer changes places with a kept one; a kept layer's kind changes; a
+        merge's members or weights change.
+        """
+        child = {name: values.copy() for name, values in point.items()}
+        for _ in range(min(rng.geometric(0.6), 4)):
+            kept = self.kept_layers(child)
+            removed = sorted(set(range(self.depth)) - set(kept))
+            free = [layer for layer in kept if layer in self.removable]
+            if free and rng.uniform() < 0.4:
+                out, back = rng.choice(free), rng.choice(removed)
+                keys = child["removal"]
+                keys[out], keys[back] = keys[back], keys[out]
+                continue
+            layer = rng.choice(kept)
+            kind = _index(child["kind"][layer], self.kinds)
+            if kind >= len(self.models) and rng.uniform() < 0.5:
+                member = rng.randint(len(self.models))
+                if rng.uniform() < 0.3:
+                    child["share"][layer, member] = 1 - child["share"][layer, member]
+                step = rng.normal(scale=0.15, size=len(self.models))
+                child["weight"][layer] = np.clip(child["weight"][layer] + step, 0, 1)
+            elif self.kinds > 1:
+                others = [other for other in range(self.kinds) if other != kind]
+                child["kind"][layer] = (rng.choice(others) + 0.5) / self.kinds
+        return child
+
+    def recombine(self, first: Point, second: Point, rng: np.random.RandomState) -> Point:
+        """A child that takes each layer's entries from one of two parents."""
+        mask = rng.uniform(size=self.depth) < 0.5
+        return {
+            name: np.where(mask if values.ndim == 1 else mask[:, None], values, second[name])
+            for name, values in first.items()
+        }
+
+    def parametrization(self, seed: int) -> RecipeParameters:
+        """The space as nevergrad's optimisers take it."""
+        arrays = {
+            name: ng.p.Array(init=np.full(shape, 0.5), lower=0.0, upper=1.0)
+            for name, shape in self._shapes().items()
+        }
+        parameters = RecipeParameters(self, arrays)
+        parameters.random_state.seed(seed)
+        return parameters
+
+
+class RecipeParameters(ng.p.Dict):  # type: ignore[misc]
+    """nevergrad's parameter whose mutation and recombination are the space's own."""
+
+    value: Any
+
+    def __init__(self, space: Space, arrays: Mapping[str, Any]) -> None:
+        super().__init__(**arrays)
+        self.space = space
+
+    def mutate(self) -> None:
+        """See Space.mutate."""
+        self._check_frozen()
+        self.value = self.space.mutate(self.value, self.random_state)
+
+    def sample(self) -> RecipeParameters:
+        """A uniformly random point."""
+        child: RecipeParameters = self.spawn_child(self.space.random(self.random_state))
+        child._set_parenthood(None)
+        return child
+
+    def recombine(self, *others: RecipeParameters) -> None:
+        """See Space.recombine."""
+        self._check_frozen()
+        for other in others:
+            self.value = self.space.recombine(self.value, other.value, self.random_state)
+
+
+def removable_layers(depth: int, first: int, last: int, only: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers that may go: `only` these, or all, but for the protected first and last."""
+    free = range(first, depth - last)
+    return tuple(free) if only is None else tuple(sorted(set(only)))
+
+
+def _grouping(part: tuple[int, dict[str, Any] | None]) -> str:
+    """Equal for neighbours that one slice can hold: removals, and selections of one member."""
+    layer, made = part
+    if made is None:
+        return "remove"
+    if made["parameters"]["op"] == "select":
+        return f"select {made['sources'][0]['model']}"
+    return f"merge {layer}"
+
+
+def _fewest(spec: MergeMethodSpec) -> int:
+    """How many models a merge takes at the least, the base included; never fewer than two."""
+    contract = spec.contract
+    return max(2, int(contract.min_inputs), int(contract.min_non_base or 0))
+
+
+def _index(value: float, count: int) -> int:
+    return min(int(np.clip(value, 0, 1) * count), count - 1)
+
+
+def _scale(value: float) -> float:
+    low, high = WEIGHTS
+    return round(float(low + (high - low) * np.clip(value, 0, 1)), DECIMALS)
+
+
+def _unscale(value: Any) -> float:
+    low, high = WEIGHTS
+    return (float(value) - low) / (high - low)
+
+
+def target_layers(depth: int, target: Mapping[str, Any], outer: int, per_layer: int) -> int:
+    """Layers to keep for a target of layers, of layers to remove, or of a fraction of parameters.
+
+    A fraction gives the most layers whose parameters are no more than that fraction of the base's.
+    """
+    if target.get("layers") is not None:
+        return int(target["layers"])
+    if target.get("remove") is not None:
+        return depth - int(target["remove"])
+    allowed = float(target["parameters"]) * (outer + depth * per_layer)
+    return max(0, int((allowed - outer) // per_layer))
