@@ -156,7 +156,8 @@ def _read_globals(value: Any) -> Any:
 
 def _write_globals(value: GlobalParameters) -> dict[str, Any]:
     document = value.model_dump(exclude_defaults=True)
-    return {**document, **document.pop("defaults", {})}
+    defaults = document.pop("defaults", {})
+    return {**document, **defaults}
 
 
 class Recipe(Frozen):

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import torch
+
+from gptailor_merge.composing.bank import Bank, Precision
+from gptailor_merge.composing.compose import Composer
+from gptailor_merge.recipe.check import check_with_family
+from gptailor_merge.recipe.recipe import Recipe
+from tests.conftest import recipe_of
+
+IDS = torch.tensor([[3, 14, 15, 9, 2, 6, 5], [2, 7, 18, 28, 1, 8, 2]])
+
+
+def test_generation_with_a_cache_equals_generation_without(family: dict[str, str]) -> None:
+    plan, loaded = check_with_family(Recipe.from_mapping(recipe_of(family, dtype="float32")))
+    model = Composer(Bank(loaded, Precision.of("float32", None))).compose(plan)
+    options = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(IDS)}
+    cached = model.generate(IDS, use_cache=True, **options)
+    assert torch.equal(cached, model.generate(IDS, use_cache=False, **options))
+    assert cached.shape == (2, 19)
+
+
+def test_selecting_copies_nothing(family: dict[str, str]) -> None:
+    plan, loaded = check_with_family(Recipe.from_mapping(recipe_of(family)))
+    composer = Composer(Bank(loaded, Precision()))
+    first, second = composer.compose(plan), composer.compose(plan)
+    for name, tensor in first.state_dict().items():
+        assert tensor.data_ptr() == second.state_dict()[name].data_ptr(), name
+
+
+def test_composed_models_live_side_by_side(family: dict[str, str]) -> None:
+    """A second recipe changes neither the layers, the depth nor the layer indices of the first."""
+    document = recipe_of(family)
+    plan, loaded = check_with_family(Recipe.from_mapping(document))
+    shorter, _ = check_with_family(
+        Recipe.from_mapping({**document, "slices": document["slices"][2:]})  # type: ignore[index]
+    )
+    composer = Composer(Bank(loaded, Precision()))
+    model = composer.compose(plan)
+    with torch.inference_mode():
+        before = model(IDS).logits
+        other = composer.compose(shorter)
+        assert other(IDS).logits.shape == before.shape
+        assert not torch.equal(other(IDS).logits, before)
+        assert torch.equal(model(IDS).logits, before)
+    assert (model.config.num_hidden_layers, other.config.num_hidden_layers) == (4, 3)
+    for composed in (model, other):
+        indices = [layer.self_attn.layer_idx for layer in composed.model.layers]
+        assert indices == list(range(len(indices)))
+
+
+def test_merged_layers_are_kept_by_content_within_a_budget(family: dict[str, str]) -> None:
+    plan, loaded = check_with_family(Recipe.from_mapping(recipe_of(family)))
+    merged = [slot for slot in plan.slots if slot.operation.method != "passthrough"]
+    assert len(merged) == 2
+    roomy = Bank(loaded, Precision())
+    assert roomy.layer(merged[0]) is roomy.layer(merged[0])
+    tight = Bank(loaded, Precision(), merged_bytes=1)
+    first = tight.layer(merged[0])
+    tight.layer(merged[1])
+    again = tight.layer(merged[0])
+    assert again is not first
+    for name, tensor in first.tensors.items():
+        assert torch.equal(tensor, again.tensors[name])
+
+
+def test_computing_wider_changes_no_value(family: dict[str, str]) -> None:
+    plan, loaded = check_with_family(
+        Recipe.from_mapping(recipe_of(family, dtype="float32", out_dtype="bfloat16"))
+    )
+    narrow = Composer(Bank(loaded, Precision.of("float32", "bfloat16"))).compose(plan).state_dict()
+    wide = Composer(Bank(loaded, Precision.of("float32", "bfloat16", torch.float32))).compose(plan)
+    for name, tensor in wide.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, narrow[name].float())

@@ -1,0 +1,114 @@
+"""Tiny families, made on the fly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+DEMO = Path(__file__).parent.parent / "recipes" / "demo"
+VOCABULARY = 64
+DEPTH = 5
+
+torch.set_num_threads(1)
+
+
+def write_member(
+    directory: Path,
+    seed: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    tied: bool = False,
+    vocabulary: int = VOCABULARY,
+    depth: int = DEPTH,
+    width: int = 16,
+) -> Path:
+    """A random Llama with a tokenizer of single characters."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=24,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model.to(dtype).save_pretrained(directory)
+    core = Tokenizer(models.WordLevel({chr(32 + i): i for i in range(VOCABULARY)}, unk_token=" "))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=core, bos_token=" ", eos_token=" ").save_pretrained(directory)
+    return directory
+
+
+MakeFamily = Callable[..., dict[str, str]]
+
+
+@pytest.fixture(scope="session")
+def make_family(tmp_path_factory: pytest.TempPathFactory) -> MakeFamily:
+    """name -> directory of base, math and code; the same arguments give the same directories."""
+    made: dict[str, dict[str, str]] = {}
+
+    def make(**options: object) -> dict[str, str]:
+        key = repr(sorted(options.items(), key=str))
+        if key not in made:
+            root = tmp_path_factory.mktemp("family")
+            made[key] = {
+                name: str(write_member(root / name, seed, **options))  # type: ignore[arg-type]
+                for seed, name in enumerate(("base", "math", "code"))
+            }
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def family(make_family: MakeFamily) -> dict[str, str]:
+    """The plain family: bfloat16, untied."""
+    return make_family()
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """name -> a .jsonl file of characters that the tiny tokenizer knows."""
+    root = tmp_path_factory.mktemp("texts")
+    files = {}
+    for name, words in (("stories", "ONCE UPON A TIME"), ("sums", "1+2=3; 40*2=80?")):
+        path = root / f"{name}.jsonl"
+        path.write_text("".join(f'{{"text": "{words[i:] + words[:i]}"}}\n' for i in range(len(words))))
+        files[name] = str(path)
+    return files
+
+
+def recipe_of(family: dict[str, str], merge: dict[str, object] | None = None, **top: object) -> dict[str, object]:
+    """A recipe with a select, a remove, and a merge of two slots in a document."""
+    base, math, code = family["base"], family["math"], family["code"]
+    made = merge or {
+        "sources": [
+            {"model": math, "layer_range": [2, 4], "parameters": {"weight": 0.6}},
+            {"model": code, "layer_range": [2, 4], "parameters": {"weight": [0.2, 0.4]}},
+        ],
+        "parameters": {"op": "merge", "method": "task_arithmetic"},
+    }
+    return {
+        "merge_method": "tailor",
+        "base_model": base,
+        "slices": [
+            {"sources": [{"model": math, "layer_range": [0, 1]}], "parameters": {"op": "select"}},
+            {"sources": [{"model": base, "layer_range": [1, 2]}], "parameters": {"op": "remove"}},
+            made,
+            {"sources": [{"model": base, "layer_range": [4, 5]}], "parameters": {"op": "select"}},
+        ],
+        **top,
+    }
