@@ -91,7 +91,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return files
 
 
-def recipe_of(family: dict[str, str], merge: dict[str, object] | None = None, **top: object) -> dict[str, object]:
+def recipe_of(
+    family: dict[str, str], merge: dict[str, object] | None = None, **top: object
+) -> dict[str, object]:
     """A recipe with a select, a remove, and a merge of two slots in a document."""
     base, math, code = family["base"], family["math"], family["code"]
     made = merge or {

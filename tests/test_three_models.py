@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -81,9 +82,7 @@ def test_merges(method: str, tied: bool, make_family: MakeFamily, tmp_path: Path
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("dtypes", DTYPES, ids=str)
-def test_dtypes(
-    stored: torch.dtype, dtypes: dict[str, str], make_family: MakeFamily, tmp_path: Path
-) -> None:
+def test_dtypes(stored: torch.dtype, dtypes: dict[str, str], make_family: MakeFamily, tmp_path: Path) -> None:
     family = make_family(dtype=stored)
     assert_three_equal(Recipe.from_mapping(recipe_of(family, **dtypes)), tmp_path / "out")
 
@@ -98,7 +97,10 @@ def test_mixed_dtypes_within_a_family(make_family: MakeFamily, tmp_path: Path) -
 def test_embeddings_and_head(embeddings: str, head: str, family: dict[str, str], tmp_path: Path) -> None:
     merged = {"method": "linear", "weights": {family["math"]: 0.5, family["code"]: 0.5, "base": 0.25}}
     names = {"base": "base", "merged": merged}
-    chosen = {"embeddings": names.get(embeddings, family.get(embeddings)), "head": names.get(head, family.get(head))}
+    chosen = {
+        "embeddings": names.get(embeddings, family.get(embeddings)),
+        "head": names.get(head, family.get(head)),
+    }
     composed = assert_three_equal(Recipe.from_mapping(recipe_of(family, parameters=chosen)), tmp_path / "out")
     base = load_file(Path(family["base"]) / "model.safetensors")
     same = torch.equal(composed.state_dict()["lm_head.weight"], base["lm_head.weight"])
@@ -144,3 +146,26 @@ def test_the_built_in_family(method: str, out_dtype: str, tmp_path: Path) -> Non
     document = recipe_of(family, merge_by(method, family, 2, 9), dtype="float32", out_dtype=out_dtype)
     document["slices"][-1]["sources"][0]["layer_range"] = [9, 12]  # type: ignore[index]
     assert_three_equal(Recipe.from_mapping(document), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Phi3"])
+def test_other_architectures(name: str, tmp_path: Path) -> None:
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        sliding_window=None,
+    )
+    family = {}
+    for seed, member in enumerate(("base", "math", "code")):
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"{name}ForCausalLM")(config).to(torch.bfloat16)
+        model.save_pretrained(tmp_path / member)
+        family[member] = str(tmp_path / member)
+    assert_three_equal(
+        Recipe.from_mapping(recipe_of(family, dtype="float32", out_dtype="bfloat16")), tmp_path / "out"
+    )

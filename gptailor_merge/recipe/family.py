@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from gptailor_merge.errors import FamilyError, Problem
+from gptailor_merge.recipe.depth import per_layer_keys
 from gptailor_merge.recipe.operations import Plan
 from gptailor_merge.recipe.recipe import Recipe
 
@@ -26,6 +27,9 @@ _FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "*.txt"]
 _FORM = ("architectures", "model_type", "num_hidden_layers", "tie_word_embeddings")
 _BEHAVIOUR = ("rope_parameters", "rms_norm_eps", "hidden_act", "sliding_window")
 """Config values that a layer was trained with and that the base's config overrides."""
+
+_BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attention.bias")
+"""Buffers that old checkpoints carry and that no model reads any more."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,12 @@ def _read(name: str, model: str) -> Member:
     for key in ("num_hidden_layers", "vocab_size"):
         if not isinstance(config.get(key), int):
             raise FamilyError(f"{config_file}: {key} is missing; only decoder-only text models are supported")
+    depends = per_layer_keys(config)
+    if depends:
+        raise FamilyError(
+            f"{model}: {config.get('model_type')} is not supported yet: its config says {depends[0]} "
+            "layer by layer, which removing layers would make wrong"
+        )
     return Member(name, model, config, headers)
 
 
@@ -334,7 +344,8 @@ def _differences(base: Member, member: Member) -> list[str]:
     for index in range(base.depth):
         ours_in, theirs_in = base.layer_tensors(index), member.layer_tensors(index)
         for inner in sorted(set(ours_in) ^ set(theirs_in)):
-            found.append(f"{label}: tensor {inner} of layer {index} is in only one of it and the base")
+            if not inner.endswith(_BUFFERS):
+                found.append(f"{label}: tensor {inner} of layer {index} is in only one of it and the base")
         for inner in sorted(set(ours_in) & set(theirs_in)):
             mine, other = base.headers[ours_in[inner]].shape, member.headers[theirs_in[inner]].shape
             if mine != other:

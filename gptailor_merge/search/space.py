@@ -88,9 +88,10 @@ class Space:
         needed = {p.name for p in spec.parameters if p.required} - SEARCHABLE
         if needed:
             return f"{name} needs {', '.join(sorted(needed))}, which the search cannot choose"
-        fewest = _fewest(spec)
-        if fewest > len(self.models):
-            return f"{name} merges {fewest} models or more, the family has {len(self.models)}"
+        fewest, available = _fewest(spec), len(self.models) - _spares_base(spec)
+        if fewest > available:
+            without = " besides its base" if _spares_base(spec) else ""
+            return f"{name} merges {fewest} models or more, the family has {available}{without}"
         return None
 
     @property
@@ -165,6 +166,8 @@ class Space:
             others = [member for member in order if member != 0]
             chosen = [member for member in others if share[member] > 0.5]
             return [0, *sorted(chosen if len(chosen) >= fewest else others[:fewest])], 0
+        if _spares_base(spec):
+            order.remove(0)
         chosen = [member for member in order if share[member] > 0.5]
         fewest = _fewest(spec)
         chosen = sorted((chosen if len(chosen) >= fewest else order[:fewest])[:at_most])
@@ -311,6 +314,11 @@ def _fewest(spec: MergeMethodSpec) -> int:
     """How many models a merge takes at the least, the base included; never fewer than two."""
     contract = spec.contract
     return max(2, int(contract.min_inputs), int(contract.min_non_base or 0))
+
+
+def _spares_base(spec: MergeMethodSpec) -> bool:
+    """Methods that may go without a base are searched without one; the base is no source then."""
+    return bool(spec.contract.base is BasePolicy.OPTIONAL)
 
 
 def _index(value: float, count: int) -> int:

@@ -25,7 +25,11 @@ def test_headers_and_configs_are_read(family: dict[str, str]) -> None:
     assert loaded.depth == DEPTH
     assert not loaded.tied
     assert loaded.base.layers_prefix == "model.layers."
-    assert set(loaded.base.outer_tensors) == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    assert set(loaded.base.outer_tensors) == {
+        "model.embed_tokens.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    }
     header = loaded.base.headers["model.layers.1.self_attn.k_proj.weight"]
     assert (header.dtype, header.shape) == ("BF16", (8, 16))
 
@@ -102,7 +106,10 @@ def test_unreadable_members_are_named(
 
 def test_names_of_models() -> None:
     assert ModelId.parse("org/name@v1.0") == ModelId("org/name@v1.0", is_local=False)
-    assert (ModelId.parse("org/name@v1.0").repo, ModelId.parse("org/name@v1.0").revision) == ("org/name", "v1.0")
+    assert (ModelId.parse("org/name@v1.0").repo, ModelId.parse("org/name@v1.0").revision) == (
+        "org/name",
+        "v1.0",
+    )
     assert ModelId.parse("org/name").revision is None
     assert ModelId.parse("/nowhere/at/all").is_local
 
@@ -138,3 +145,19 @@ def test_sharded_checkpoints_are_read(family: dict[str, str], tmp_path: Path) ->
     assert sharded is not None
     assert whole is not None
     assert {n: h.shape for n, h in sharded.headers.items()} == {n: h.shape for n, h in whole.headers.items()}
+
+
+def test_architectures_with_settings_per_layer_are_refused(tmp_path: Path) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(FamilyError, match="qwen2 is not supported yet: its config says layer_types layer by"):
+        Family.load(str(tmp_path), {})

@@ -23,9 +23,7 @@ def part(*sources: dict[str, Any], base_model: str | None = None, **parameters: 
 
 
 def recipe(*parts: dict[str, Any], **top: object) -> Recipe:
-    return Recipe.from_mapping(
-        {"merge_method": "tailor", "base_model": "base", "slices": list(parts), **top}
-    )
+    return Recipe.from_mapping({"merge_method": "tailor", "base_model": "base", "slices": list(parts), **top})
 
 
 def resolved(*parts: dict[str, Any], **top: object) -> Plan:
@@ -39,10 +37,22 @@ TWO = (source("a", 0, 1, weight=0.5), source("b", 0, 1, weight=0.5))
 @pytest.mark.parametrize(
     ("parts", "top", "messages"),
     [
-        ([part(source("m", 0, 1))], {}, ["slices[0].parameters: op is missing; one of remove, select, merge"]),
-        ([part(source("m", 0, 1), op="slect")], {}, ["op: unknown op, found 'slect'; did you mean 'select'?"]),
+        (
+            [part(source("m", 0, 1))],
+            {},
+            ["slices[0].parameters: op is missing; one of remove, select, merge"],
+        ),
+        (
+            [part(source("m", 0, 1), op="slect")],
+            {},
+            ["op: unknown op, found 'slect'; did you mean 'select'?"],
+        ),
         ([part(op="select")], {}, ["slices[0].sources: is empty; at least one source is needed"]),
-        ([part(*TWO, op="select")], {}, ["select takes one source, found 2; to combine them write op: merge"]),
+        (
+            [part(*TWO, op="select")],
+            {},
+            ["select takes one source, found 2; to combine them write op: merge"],
+        ),
         ([part(source("m", 0, 1), op="select", method="linear")], {}, ["did you mean op: merge?"]),
         ([part(source("m", 2, 2), op="select")], {}, ["0 <= first < last, found [2, 2]"]),
         ([part(source("m", -1, 2), op="select")], {}, ["0 <= first < last, found [-1, 2]"]),
@@ -73,7 +83,9 @@ TWO = (source("a", 0, 1, weight=0.5), source("b", 0, 1, weight=0.5))
         (
             [part(source("a", 0, 1), source("b", 0, 1), op="merge", method="slerp", t=0.5)],
             {},
-            ["slerp needs a base among its 2 sources and base is none of them; set the slice's base_model to a or b"],
+            [
+                "slerp needs a base among its 2 sources and base is none of them; set the slice's base_model to a or b"
+            ],
         ),
         (
             [part(source("a", 0, 1, weight=1), source("b", 1, 2, weight=1), op="merge", method="ties")],
@@ -112,7 +124,11 @@ TWO = (source("a", 0, 1, weight=0.5), source("b", 0, 1, weight=0.5))
             {},
             ["slices[0].sources[0].layer_range: layer 2 is used here and removed by slices[1]"],
         ),
-        ([SELECT, part(source("m", 1, 2), op="remove", t=1)], {}, ["a removed slice takes no parameters but op"]),
+        (
+            [SELECT, part(source("m", 1, 2), op="remove", t=1)],
+            {},
+            ["a removed slice takes no parameters but op"],
+        ),
         ([part(source("m", 0, 3), op="remove")], {}, ["slices: the model would be empty"]),
         ([], {}, ["slices: the model would be empty"]),
         ([SELECT], {"dtype": "fp32"}, ["dtype: unknown dtype, found 'fp32'"]),
@@ -168,7 +184,10 @@ def test_mistakes_are_named(parts: list[dict[str, Any]], top: dict[str, Any], me
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         plan(recipe(part(source("m", 0, 1), op="slect"), part(*TWO, op="merge", method="linaer")))
-    assert [p.where for p in caught.value.problems] == ["slices[0].parameters.op", "slices[1].parameters.method"]
+    assert [p.where for p in caught.value.problems] == [
+        "slices[0].parameters.op",
+        "slices[1].parameters.method",
+    ]
 
 
 def test_layers_out_of_range_are_found_where_the_depth_is_known() -> None:

@@ -20,7 +20,9 @@ scalars = st.one_of(st.booleans(), st.integers(-9, 9), st.floats(-2, 2, allow_na
 settings = st.one_of(
     scalars,
     st.lists(scalars, max_size=3),
-    st.lists(st.fixed_dictionaries({"filter": names, "value": st.one_of(scalars, st.lists(scalars, min_size=1))})),
+    st.lists(
+        st.fixed_dictionaries({"filter": names, "value": st.one_of(scalars, st.lists(scalars, min_size=1))})
+    ),
 )
 parameters = st.dictionaries(names, settings, max_size=3)
 sources = st.fixed_dictionaries(
@@ -59,7 +61,9 @@ def test_a_recipe_survives_yaml(document: dict[str, Any]) -> None:
 
 def test_yaml_is_what_people_write() -> None:
     text = Recipe.from_mapping(recipe_of(NAMES)).to_yaml()
-    assert "  - sources:\n      - {model: org/math, layer_range: [0, 1]}\n    parameters: {op: select}\n" in text
+    assert (
+        "  - sources:\n      - {model: org/math, layer_range: [0, 1]}\n    parameters: {op: select}\n" in text
+    )
 
 
 def test_the_digest_is_of_the_model_not_of_how_it_is_written() -> None:
@@ -108,12 +112,12 @@ def test_a_missing_key_is_named() -> None:
 
 def test_errors_name_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yml"
-    file.write_text("merge_method: tailor\nbase_model: m\nslices:\n  - sources: []\n    parametres: {op: select}\n")
+    file.write_text(
+        "merge_method: tailor\nbase_model: m\nslices:\n  - sources: []\n    parametres: {op: select}\n"
+    )
     with pytest.raises(RecipeError) as caught:
         Recipe.load(file)
-    assert str(caught.value) == (
-        f"{file}:5: slices[0].parametres: unknown key; did you mean 'parameters'?"
-    )
+    assert str(caught.value) == (f"{file}:5: slices[0].parametres: unknown key; did you mean 'parameters'?")
 
 
 @pytest.mark.parametrize(

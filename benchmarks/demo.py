@@ -1,0 +1,145 @@
+"""The demo: search the built-in family, write and verify the model, and print before and after.
+
+    python benchmarks/demo.py --out RUN [--budget N] [--seed N]
+
+Beside the found recipe stand two baselines, chosen on the same calibration set as the search chose:
+the best of as many random recipes of the same space, and the best contiguous block to drop from the
+base. The table shows losses (nats per token) on the held-out set, which no arm has seen.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gptailor_merge.config import SearchConfig
+from gptailor_merge.recipe.operations import Plan, plan
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.scoring.evaluator import Evaluator, Scores
+from gptailor_merge.scoring.objectives import Score
+from gptailor_merge.search.driver import Settings, loss
+from gptailor_merge.search.run import FOUND, RunDirectory, summarize
+from gptailor_merge.search.session import prepare, start
+from gptailor_merge.search.space import Space
+
+CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
+CPU = torch.device("cpu")
+
+
+def random_recipes(space: Space, count: int, seed: int) -> list[Recipe]:
+    rng = np.random.RandomState(seed)
+    return [space.decode(space.random(rng)) for _ in range(count)]
+
+
+def contiguous_blocks(space: Space) -> list[Recipe]:
+    """The base without a block of neighbouring layers, at every place that protection leaves."""
+    length, base = space.depth - space.kept, space.models[0]
+    recipes = []
+    for first in range(space.depth - length + 1):
+        block = range(first, first + length)
+        if set(block) <= set(space.removable):
+            point = space.random(np.random.RandomState(0))
+            point["kind"][:] = 0.0  # select the base
+            point["removal"][:] = [layer in block for layer in range(space.depth)]
+            recipes.append(space.decode(point))
+    assert all(part.sources[0].model == base for recipe in recipes for part in recipe.slices)
+    return recipes
+
+
+def best_of(recipes: list[Recipe], evaluator: Evaluator, settings: Settings) -> Plan:
+    plans = [plan(recipe) for recipe in recipes]
+    losses = [loss(outcome.scores, settings.weights) for outcome in evaluator.score(plans)]
+    return plans[int(np.argmin(losses))]
+
+
+def row(scores: Scores) -> list[float]:
+    (by_set,) = scores.values()
+    return [score.mean for score in by_set.values()] + [Score.total(list(by_set.values())).mean]
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The run directory; an earlier demo there is replaced.")],
+    budget: Annotated[int | None, typer.Option(help="Candidates, and as many random recipes.")] = None,
+    seed: int = 0,
+) -> None:
+    begun = time.monotonic()
+    run = RunDirectory(out)
+    if run.journal.exists():
+        shutil.rmtree(out)
+    config = SearchConfig.load(CONFIG).override(budget=budget, seed=seed)
+    # The search runs as a user runs it; the baselines are scored meanwhile, on the other core.
+    evolve = Path(sys.executable).parent / "gptailor-evolve"
+    command = [str(evolve), str(CONFIG), "--out", str(out), "--seed", str(seed), "--device", "cpu"]
+    print("$ gptailor-evolve", *command[1:], flush=True)
+    search = subprocess.Popen([*command, "--budget", str(config.search.budget)], stdout=subprocess.DEVNULL)
+
+    prepared = prepare(config)
+    session = start(prepared, CPU)
+    assert session.held_out is not None
+    chosen = {
+        "best contiguous block dropped": contiguous_blocks(prepared.space),
+        f"best of {config.search.budget} random": random_recipes(prepared.space, config.search.budget, seed),
+    }
+    baselines = {n: best_of(recipes, session.evaluator, session.settings) for n, recipes in chosen.items()}
+    baseline_rows = {n: row(next(session.held_out.score([p])).scores) for n, p in baselines.items()}
+    if search.wait() != 0:
+        raise SystemExit(search.returncode)
+
+    summary = summarize(run)
+    found = plan(Recipe.load(run.best))
+    with_search = {model: row(scores) for model, scores in session_scores(run).items() if model != FOUND}
+    rows = {**with_search, **baseline_rows, "found by gptailor-evolve": row(session_scores(run)[FOUND])}
+    table = Table(
+        "",
+        "layers",
+        "parameters",
+        *session_names(run),
+        "mean",
+        box=box.SIMPLE,
+        title_justify="left",
+        title="Held-out loss, nats per token (lower is better)",
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, losses in rows.items():
+        size = summary.sizes["base" if name in with_search else FOUND]
+        style = "bold" if name.startswith("found") else None
+        table.add_row(name, str(size[0]), f"{size[1]:,}", *(f"{x:.3f}" for x in losses), style=style)
+        if name == list(with_search)[-1]:
+            table.add_section()
+    Console(width=120).print(table)
+    pruned = {name: losses[-1] for name, losses in rows.items() if name not in with_search}
+    assert len(found.slots) == prepared.space.kept
+    print(f"recipe  {run.best}\nmodel   {run.model}  (written by mergekit, reloaded and verified)")
+    print(f"{time.monotonic() - begun:.0f} s")
+    if min(pruned, key=pruned.__getitem__) != "found by gptailor-evolve":
+        raise SystemExit("the found model is not the best of the pruned ones")
+
+
+def session_scores(run: RunDirectory) -> dict[str, Scores]:
+    """The held-out scores that the search left in its journal."""
+    from gptailor_merge.search.journal import open_existing
+
+    with open_existing(run.journal) as journal:
+        return journal.held_out()
+
+
+def session_names(run: RunDirectory) -> list[str]:
+    """The names of the held-out texts."""
+    (by_set,) = session_scores(run)[FOUND].values()
+    return list(by_set)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptailor_merge.errors import ConfigError
+from gptailor_merge.mergekit_plugin import SELECT, method_names
+from gptailor_merge.recipe.operations import plan, problems
+from gptailor_merge.search.optimizers import create
+from gptailor_merge.search.space import Point, Space, removable_layers, target_layers
+
+MODELS = ("org/base", "org/a", "org/b", "org/c")
+METHODS = ("task_arithmetic", "slerp", "linear", "ties", "model_stock", "nearswap", "multislerp", "nuslerp")
+
+
+def space(depth: int = 8, kept: int = 5, **options: object) -> Space:
+    defaults = {"removable": tuple(range(1, depth - 1)), "methods": METHODS, "dtype": "float32"}
+    return Space(models=MODELS, depth=depth, kept=kept, **{**defaults, **options})  # type: ignore[arg-type]
+
+
+@st.composite
+def spaces(draw: st.DrawFn) -> Space:
+    depth = draw(st.integers(3, 10))
+    removable = draw(st.sets(st.integers(0, depth - 1), min_size=1))
+    kept = draw(st.integers(max(1, depth - len(removable)), depth - 1))
+    methods = draw(st.lists(st.sampled_from(METHODS), unique=True, max_size=4))
+    return space(depth, kept, removable=tuple(sorted(removable)), methods=tuple(methods))
+
+
+@st.composite
+def points(draw: st.DrawFn) -> tuple[Space, Point, np.random.RandomState]:
+    """A space, a point of it, at times on the edges or outside of [0, 1], and a random state."""
+    made = draw(spaces())
+    rng = np.random.RandomState(draw(st.integers(0, 2**32 - 1)))
+    stretch = draw(st.sampled_from([1.0, 1.0, 3.0]))
+    point = {name: (v - 0.5) * stretch + 0.5 for name, v in made.random(rng).items()}
+    if draw(st.booleans()):
+        point = {name: np.round(v) for name, v in point.items()}
+    return made, point, rng
+
+
+def layers(made: Space, point: Point) -> list[int]:
+    return [slot.layers[0][1] for slot in plan(made.decode(point)).slots]
+
+
+def assert_valid(made: Space, point: Point) -> None:
+    recipe = made.decode(point)
+    assert problems(recipe) == []
+    kept = layers(made, point)
+    assert len(kept) == made.kept
+    assert kept == sorted(set(kept))
+    assert set(range(made.depth)) - set(kept) <= set(made.removable)
+    removed = [s for s in recipe.slices if s.parameter("op") == "remove"]
+    assert sum(len(s.sources[0]) for s in removed) == made.depth - made.kept
+
+
+@given(points())
+def test_every_point_is_a_valid_recipe_of_the_right_size(
+    case: tuple[Space, Point, np.random.RandomState],
+) -> None:
+    made, point, _ = case
+    assert_valid(made, point)
+
+
+@given(points())
+def test_encoding_keeps_the_recipe(case: tuple[Space, Point, np.random.RandomState]) -> None:
+    made, point, rng = case
+    recipe = made.decode(point)
+    assert made.decode(made.encode(recipe)) == recipe
+    assert made.decode(made.encode(recipe, rng)) == recipe
+
+
+@given(points())
+def test_mutation_keeps_the_size(case: tuple[Space, Point, np.random.RandomState]) -> None:
+    made, point, rng = case
+    for _ in range(5):
+        point = made.mutate(point, rng)
+        assert_valid(made, point)
+
+
+@given(points())
+def test_recombination_keeps_the_size_and_takes_from_both(
+    case: tuple[Space, Point, np.random.RandomState],
+) -> None:
+    made, point, rng = case
+    other = made.random(rng)
+    child = made.recombine(point, other, rng)
+    assert_valid(made, child)
+    for layer in range(made.depth):
+        assert child["kind"][layer] in (point["kind"][layer], other["kind"][layer])
+
+
+def test_mutation_reaches_every_kind_and_every_removal() -> None:
+    made, rng = space(), np.random.RandomState(0)
+    point = made.random(rng)
+    seen_kinds, seen_removed = set(), set()
+    for _ in range(600):
+        point = made.mutate(point, rng)
+        kept = made.kept_layers(point)
+        seen_removed |= set(range(made.depth)) - set(kept)
+        seen_kinds |= {slot.operation.method for slot in plan(made.decode(point)).slots}
+    assert seen_removed == set(made.removable)
+    assert seen_kinds == {SELECT, *METHODS}
+
+
+def test_a_recipe_from_elsewhere_is_refused() -> None:
+    recipe = space(kept=4).decode(space().random(np.random.RandomState(0)))
+    with pytest.raises(ConfigError, match="is not in a space of 5 layers"):
+        space().encode(recipe)
+    merged = space(methods=("ties",)).decode({**space().random(np.random.RandomState(0)), "kind": np.ones(8)})
+    with pytest.raises(ConfigError, match="its model or method is not in this space"):
+        space(methods=("slerp",)).encode(merged)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kept": 8}, "target: expected 1 to 7 layers to keep of 8, found 8"),
+        ({"kept": 0}, "target: expected 1 to 7 layers to keep of 8, found 0"),
+        ({"kept": 1}, "target: 7 layers would have to go, and only 6 may"),
+        ({"removable": (3, 4, 9)}, "operations.removable: layer out of range, found 9 of 8 layers"),
+        ({"methods": ("slrep",)}, "operations.merge[0]: unknown method, found 'slrep'; known are"),
+        ({"methods": ("passthrough",)}, "operations.merge[0]: unknown method, found 'passthrough'"),
+    ],
+)
+def test_impossible_spaces_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        space(**options)  # type: ignore[arg-type]
+    assert message in str(caught.value)
+
+
+def test_a_family_too_small_for_a_merge_is_told() -> None:
+    with pytest.raises(ConfigError, match="model_stock merges 3 models or more, the family has 2"):
+        Space(models=MODELS[:2], depth=8, kept=5, removable=(1, 2, 3), methods=("model_stock",))
+
+
+def test_every_method_of_mergekit_can_be_searched() -> None:
+    names = tuple(name for name in method_names() if name != SELECT)
+    made, rng = space(methods=names), np.random.RandomState(0)
+    for index in range(len(names)):
+        point = made.random(rng)
+        point["kind"][:] = (len(MODELS) + index + 0.5) / made.kinds
+        assert_valid(made, point)
+        assert {slot.operation.method for slot in plan(made.decode(point)).slots} == {names[index]}
+
+
+@pytest.mark.parametrize(
+    ("target", "layers"),
+    [({"layers": 9}, 9), ({"remove": 3}, 9), ({"parameters": 0.75}, 8), ({"parameters": 0.999}, 11)],
+)
+def test_targets(target: dict[str, float], layers: int) -> None:
+    assert target_layers(12, target, outer=100, per_layer=100) == layers
+
+
+def test_the_first_and_last_layers_are_protected() -> None:
+    assert removable_layers(6, 1, 2, None) == (1, 2, 3)
+    assert removable_layers(6, 1, 1, [4, 0]) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["default", "EvolutionStrategy", "DE", "PortfolioDiscreteOnePlusOne", "RandomSearch", "CMA", "NGOpt"],
+)
+class TestOptimizerContract:
+    """What the driver expects of every optimiser."""
+
+    def proposals(self, name: str, seed: int) -> list[str]:
+        made = space()
+        if name == "EvolutionStrategy":
+            name = "RecMixES"
+        optimizer = create(name, made.parametrization(seed), budget=24, population=6)
+        digests = []
+        for _ in range(4):
+            asked = [optimizer.ask() for _ in range(6)]
+            for proposal in asked:
+                assert_valid(made, proposal.value)
+                digests.append(plan(made.decode(proposal.value)).digest)
+                optimizer.tell(proposal, float(np.sum(proposal.value["removal"])))
+        return digests
+
+    @pytest.mark.filterwarnings("ignore")  # nevergrad's own
+    def test_the_same_seed_gives_the_same_proposals(self, name: str) -> None:
+        assert self.proposals(name, 3) == self.proposals(name, 3) != self.proposals(name, 4)
+
+
+def test_an_unknown_optimizer_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        create("OneplusOne", space().parametrization(0), budget=9, population=4)
+    assert "search.optimizer: unknown optimizer, found 'OneplusOne'; did you mean 'OnePlusOne'?" in str(
+        caught.value
+    )

@@ -1,0 +1,220 @@
+"""The commands as a user types them: output, files, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+from gptailor_merge import cli
+from tests.conftest import recipe_of
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process; (exit code, stdout, stderr)."""
+
+    def call(*arguments: object, evolve: bool = False) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gptailor", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            (cli.evolve_main if evolve else cli.main)()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def config(family: dict[str, str], texts: dict[str, str], tmp_path: Path) -> Path:
+    document = {
+        "family": {"base": family["base"], "variants": {n: family[n] for n in ("math", "code")}},
+        "target": {"remove": 2},
+        "objectives": [{"kind": "kl", "data": texts, "tokens": 64, "sequence_length": 16}],
+        "held_out": [{"kind": "perplexity", "data": texts, "tokens": 64, "sequence_length": 16}],
+        "search": {"budget": 12, "population": 4},
+    }
+    return write(tmp_path / "search.yml", document)
+
+
+def write(path: Path, document: Any) -> Path:
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def test_a_search_leaves_a_run_that_mergekit_and_transformers_read(
+    run: Run, config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    code, printed, progress = run(config, "--out", out, "--device", "cpu", evolve=True)
+    assert code == 0
+    assert {f.name for f in out.iterdir()} == {"config.yml", "journal.db", "best.yml", "model"}
+    assert f"recipe  {out / 'best.yml'}" in printed
+    assert "12/12: best " in progress
+    model = AutoModelForCausalLM.from_pretrained(out / "model")
+    assert model.config.num_hidden_layers == 3
+
+    code, printed, _ = run("show", out, "--json")
+    shown = json.loads(printed)
+    assert code == 0
+    assert shown["recipe"] == str(out / "best.yml")
+    assert shown["candidates"] == 12
+    assert shown["failures"] == 0
+    assert shown["tokens"] == 64 * (12 - shown["duplicates"])
+    assert set(shown["scores"]["kl"]) == {"stories", "sums", "total"}
+    assert set(shown["held_out"]) == {"base", "math", "code", "found"}
+    assert shown["sizes"]["found"]["layers"] == 3
+
+    code, printed, _ = run("recipe", "lint", out / "best.yml")
+    assert (code, printed.strip()) == (0, f"{out / 'best.yml'}: sound; 3 layers, digest {shown['digest']}")
+    code, _, error = run(config, "--out", out, evolve=True)
+    assert (code, "already holds a run; continue it with --resume" in error) == (2, True)
+    code, _, error = run(config, "--out", out, "--seed", 5, "--resume", evolve=True)
+    assert (code, "was begun with another config; seed differ" in error) == (2, True)
+    code, _, _ = run(config, "--out", out, "--resume", "--budget", 14, evolve=True)
+    assert code == 0
+    assert json.loads(run("show", out, "--json")[1])["candidates"] == 14
+
+
+def test_the_same_seed_finds_the_same_recipe(run: Run, config: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert run(config, "--out", tmp_path / name, "--seed", seed, "--no-model", evolve=True)[0] == 0
+        assert not (tmp_path / name / "model").exists()
+    best = {name: (tmp_path / name / "best.yml").read_text() for name in "abc"}
+    assert best["a"] == best["b"] != best["c"]
+
+
+def test_merge_then_score(run: Run, family: dict[str, str], texts: dict[str, str], tmp_path: Path) -> None:
+    recipe = write(tmp_path / "recipe.yml", recipe_of(family, dtype="float32", out_dtype="bfloat16"))
+    code, printed, _ = run("merge", recipe, tmp_path / "out")
+    assert (code, printed.strip()) == (0, f"{tmp_path / 'out'}: 4 layers, reloaded, every tensor in place")
+    assert (tmp_path / "out" / "mergekit_config.yml").read_text() == recipe.read_text()
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+    options = ["--data", *texts.values(), "--tokens", "64", "--reference", family["base"], "--json"]
+    code, printed, _ = run("score", recipe, *options)
+    of_recipe = json.loads(printed)
+    assert code == 0
+    assert of_recipe == json.loads(run("score", tmp_path / "out", *options)[1])
+    assert set(of_recipe) == {"files", "total"}
+    assert set(of_recipe["files"]) == {"stories", "sums"}
+    for row in (*of_recipe["files"].values(), of_recipe["total"]):
+        assert set(row) == {"nll", "perplexity", "kl", "tokens"}
+    assert of_recipe["total"]["tokens"] == 62
+    of_base = json.loads(run("score", family["base"], *options)[1])
+    assert of_base["total"]["kl"] == 0.0
+    without = json.loads(run("score", recipe, "--data", f"x={texts['sums']}", "--json")[1])
+    assert set(without["files"]["x"]) == {"nll", "perplexity", "tokens"}
+
+
+def test_the_table_is_for_people(run: Run, family: dict[str, str], texts: dict[str, str]) -> None:
+    code, printed, _ = run("score", family["base"], "--data", texts["sums"])
+    assert code == 0
+    assert "perplexity" in printed
+    assert "total" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base_modle": "x"}, "base_modle: unknown key; did you mean 'base_model'?"),
+        ({"dtype": "fp8"}, "dtype: unknown dtype, found 'fp8'"),
+        ({"slices": []}, "slices: the model would be empty"),
+        ({"parameters": {"head": "nobody"}}, "parameters.head: unknown member, found 'nobody'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["lint", "merge", "score"])
+def test_bad_recipes_exit_with_2_and_write_nothing(
+    run: Run,
+    family: dict[str, str],
+    texts: dict[str, str],
+    tmp_path: Path,
+    command: str,
+    change: dict[str, Any],
+    message: str,
+) -> None:
+    recipe = write(tmp_path / "recipe.yml", {**recipe_of(family), **change})
+    arguments = {
+        "lint": ["recipe", "lint", recipe],
+        "merge": ["merge", recipe, tmp_path / "out"],
+        "score": ["score", recipe, "--data", texts["sums"]],
+    }[command]
+    code, printed, error = run(*arguments)
+    assert (code, printed) == (2, "")
+    assert error.startswith(f"Error: {recipe}:")
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_arguments_exit_with_2(run: Run, config: Path, family: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    cases: list[tuple[list[Any], bool, str]] = [
+        ([tmp_path / "none.yml", "--out", out], True, "none.yml: no such file"),
+        ([config, "--out", out, "--device", "tpu"], True, "unknown device, found 'tpu'"),
+        ([config], True, "Missing option '--out'"),
+        (["show", tmp_path], False, "no such journal; expected a run directory"),
+        (["score", family["base"], "--data", tmp_path / "none.txt"], False, "none.txt: no such file"),
+        (["score", tmp_path / "none", "--data", "x.txt"], False, "none: no such file"),
+        (["recipe", "lint", config], False, "merge_method"),
+    ]
+    for arguments, evolve, message in cases:
+        code, _, error = run(*arguments, evolve=evolve)
+        assert (code, message in error) == (2, True), (arguments, error)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": {"layers": 5}}, "target: expected 1 to 4 layers to keep of 5, found 5"),
+        ({"operations": {"merge": ["slrep"]}}, "operations.merge[0]: unknown method, found 'slrep'"),
+        ({"search": {"optimizer": "Nobody"}}, "search.optimizer: unknown optimizer, found 'Nobody'"),
+        ({"search": {"optimizer": "NoBidding", "budgte": 1}}, "search.budgte: unknown key"),
+    ],
+)
+def test_impossible_searches_exit_with_2(
+    run: Run, config: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    write(config, {**yaml.safe_load(config.read_text()), **change})
+    code, _, error = run(config, "--out", tmp_path / "run", evolve=True)
+    assert (code, message in error) == (2, True), error
+
+
+def test_a_failed_merge_exits_with_1_and_leaves_nothing(
+    run: Run, family: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr("gptailor_merge.publish.materialize.run_merge", fail)
+    recipe = write(tmp_path / "recipe.yml", recipe_of(family))
+    code, _, error = run("merge", recipe, tmp_path / "out")
+    assert (code, error.strip()) == (1, "Error: mergekit could not merge: RuntimeError: disk full")
+    assert {f.name for f in tmp_path.iterdir()} == {"recipe.yml"}
+
+
+def test_an_existing_directory_is_not_overwritten(run: Run, family: dict[str, str], tmp_path: Path) -> None:
+    recipe = write(tmp_path / "recipe.yml", recipe_of(family))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    code, _, error = run("merge", recipe, tmp_path / "out")
+    assert (code, "exists and is not an empty directory" in error) == (2, True)
+    assert [f.name for f in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_the_version_and_the_help_take_no_libraries() -> None:
+    code = (
+        "import sys; sys.argv = ['gptailor', '--version']\n"
+        "from gptailor_merge.cli import main\n"
+        "try: main()\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0.1.0", "0", "False"]
