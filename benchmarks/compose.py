@@ -1,9 +1,10 @@
 """Milliseconds per candidate: composing in memory against writing with mergekit and loading back.
 
-    python benchmarks/compose.py [--config SEARCH_YML] [--candidates N] [--written N] [--json FILE]
+    python benchmarks/compose.py [--config FILE] [--candidates N] [--written N] [--threads N] [--json FILE]
 
-Both arms make the same candidates, drawn by the search's own mutation from one parent, and end with
-a model ready to run. The written arm's process is warm: imports and the loader's cache are paid.
+Both arms make the same candidates, drawn by the search's own mutation from the kind of parent that a
+search starts from (one member, some layers removed), and end with a model ready to run. The written
+arm's process is warm: imports and the loader's cache are paid.
 """
 
 from __future__ import annotations
@@ -56,14 +57,18 @@ def main(
     config: Path = DEMO,
     candidates: Annotated[int, typer.Option(min=1, help="composed in memory")] = 200,
     written: Annotated[int, typer.Option(min=1, help="of those, also written and loaded")] = 10,
+    threads: Annotated[int, typer.Option(min=1, help="of PyTorch, in both arms")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="where the figures go")] = None,
 ) -> None:
+    torch.set_num_threads(threads)
     register()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     prepared = prepare(SearchConfig.load(config))
     space, rng = prepared.space, np.random.RandomState(0)
-    parent = space.random(rng)
+    middle = (len(space.removable) - (space.depth - space.kept)) // 2
+    removed = set(space.removable[middle : middle + space.depth - space.kept])
+    parent = space.encode(space.select(0, removed), rng)
     plans = [plan(space.decode(space.mutate(parent, rng))) for _ in range(candidates)]
     bank = Bank(prepared.family, Precision.of(space.dtype, space.out_dtype))
     bank.preload()

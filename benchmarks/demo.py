@@ -23,18 +23,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from gptailor_merge.cli import quiet_libraries
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Evaluator, Scores
 from gptailor_merge.scoring.objectives import Score
 from gptailor_merge.search.driver import Settings, loss
+from gptailor_merge.search.journal import open_existing
 from gptailor_merge.search.run import FOUND, RunDirectory, summarize
 from gptailor_merge.search.session import prepare, start
 from gptailor_merge.search.space import Space
 
 CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 CPU = torch.device("cpu")
+FOUND_LABEL = "found by gptailor-evolve"
 
 
 def random_recipes(space: Space, count: int, seed: int) -> list[Recipe]:
@@ -44,16 +47,12 @@ def random_recipes(space: Space, count: int, seed: int) -> list[Recipe]:
 
 def contiguous_blocks(space: Space) -> list[Recipe]:
     """The base without a block of neighbouring layers, at every place that protection leaves."""
-    length, base = space.depth - space.kept, space.models[0]
+    length = space.depth - space.kept
     recipes = []
     for first in range(space.depth - length + 1):
         block = range(first, first + length)
         if set(block) <= set(space.removable):
-            point = space.random(np.random.RandomState(0))
-            point["kind"][:] = 0.0  # select the base
-            point["removal"][:] = [layer in block for layer in range(space.depth)]
-            recipes.append(space.decode(point))
-    assert all(part.sources[0].model == base for recipe in recipes for part in recipe.slices)
+            recipes.append(space.select(0, set(block)))
     return recipes
 
 
@@ -73,6 +72,7 @@ def main(
     budget: Annotated[int | None, typer.Option(help="Candidates, and as many random recipes.")] = None,
     seed: int = 0,
 ) -> None:
+    quiet_libraries()
     begun = time.monotonic()
     run = RunDirectory(out)
     if run.journal.exists():
@@ -97,14 +97,16 @@ def main(
         raise SystemExit(search.returncode)
 
     summary = summarize(run)
-    found = plan(Recipe.load(run.best))
-    with_search = {model: row(scores) for model, scores in session_scores(run).items() if model != FOUND}
-    rows = {**with_search, **baseline_rows, "found by gptailor-evolve": row(session_scores(run)[FOUND])}
+    with open_existing(run.journal) as journal:
+        scores = journal.held_out()
+    held_out = {model: row(of_model) for model, of_model in scores.items() if model != FOUND}
+    rows = {**held_out, **baseline_rows, FOUND_LABEL: row(scores[FOUND])}
+    (texts,) = scores[FOUND].values()
     table = Table(
         "",
         "layers",
         "parameters",
-        *session_names(run),
+        *texts,
         "mean",
         box=box.SIMPLE,
         title_justify="left",
@@ -113,32 +115,17 @@ def main(
     for column in table.columns[1:]:
         column.justify = "right"
     for name, losses in rows.items():
-        size = summary.sizes["base" if name in with_search else FOUND]
-        style = "bold" if name.startswith("found") else None
+        size = summary.sizes["base" if name in held_out else FOUND]
+        style = "bold" if name == FOUND_LABEL else None
         table.add_row(name, str(size[0]), f"{size[1]:,}", *(f"{x:.3f}" for x in losses), style=style)
-        if name == list(with_search)[-1]:
+        if name == list(held_out)[-1]:
             table.add_section()
     Console(width=120).print(table)
-    pruned = {name: losses[-1] for name, losses in rows.items() if name not in with_search}
-    assert len(found.slots) == prepared.space.kept
+    pruned = {name: losses[-1] for name, losses in rows.items() if name not in held_out}
     print(f"recipe  {run.best}\nmodel   {run.model}  (written by mergekit, reloaded and verified)")
     print(f"{time.monotonic() - begun:.0f} s")
-    if min(pruned, key=pruned.__getitem__) != "found by gptailor-evolve":
+    if min(pruned, key=pruned.__getitem__) != FOUND_LABEL:
         raise SystemExit("the found model is not the best of the pruned ones")
-
-
-def session_scores(run: RunDirectory) -> dict[str, Scores]:
-    """The held-out scores that the search left in its journal."""
-    from gptailor_merge.search.journal import open_existing
-
-    with open_existing(run.journal) as journal:
-        return journal.held_out()
-
-
-def session_names(run: RunDirectory) -> list[str]:
-    """The names of the held-out texts."""
-    (by_set,) = session_scores(run)[FOUND].values()
-    return list(by_set)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def evolve(
     from gptailor_merge.search.run import RunDirectory, execute
     from gptailor_merge.search.session import pick_device
 
-    _quiet_libraries()
+    quiet_libraries()
     settings = SearchConfig.load(config).override(budget=budget, seed=seed)
     run = RunDirectory(out)
     chosen = pick_device(device)
@@ -127,7 +127,7 @@ def merge(
     from gptailor_merge.publish.materialize import materialize
     from gptailor_merge.recipe.recipe import Recipe
 
-    _quiet_libraries()
+    quiet_libraries()
     plan = materialize(Recipe.load(recipe), out, file=recipe)
     typer.echo(f"{out}: {len(plan.slots)} layers, reloaded, every tensor in place")
 
@@ -152,7 +152,7 @@ def score(
     from gptailor_merge.search.score import score_path
     from gptailor_merge.search.session import pick_device
 
-    _quiet_libraries()
+    quiet_libraries()
     result = score_path(
         model,
         data,
@@ -195,7 +195,7 @@ def lint(recipe: Annotated[Path, typer.Argument(help="A recipe, merge_method: ta
     typer.echo(f"{recipe}: sound; {len(plan.slots)} layers, digest {plan.digest}")
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Progress bars and notices of the libraries would stand between ours."""
     import logging
 

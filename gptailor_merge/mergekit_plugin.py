@@ -121,14 +121,43 @@ def apply(operation: Operation, tensors: Sequence[torch.Tensor], name: str) -> t
         return tensors[0]
     method = registry.get(operation.method)
     group = TensorGroup.from_tensors(tensors, base_index=operation.base, name=name)
-    inner = name_in_layer(name)
-    seed = zlib.crc32(f"{operation.to_json()}\n{inner}".encode())
-    device = tensors[0].device
-    result: torch.Tensor
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        (result,) = method((group,), parameters=_resolve(method, operation, inner))
-    return result
+    group.validate_tensors()
+    parameters, seed = _bound(operation, name_in_layer(name))
+    generator = _generator(tensors[0].device)
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        with torch.no_grad():
+            (result,) = method._execute_resolved((group,), [parameters])
+    finally:
+        generator.set_state(state)
+    return result  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=4096)
+def _bound(operation: Operation, name: str) -> tuple[dict[str, Any], int]:
+    """(parameters checked by mergekit, random seed) for the tensor of that name in any layer.
+
+    Bound once and kept: binding takes as long as merging a small tensor.
+    """
+    method = registry.get(operation.method)
+    nothing = [torch.empty(0) for _ in operation.inputs]
+    group = TensorGroup.from_tensors(nothing, base_index=operation.base, name=name)
+    parameters = method._bind_parameters((group,), _resolve(method, operation, name))[0]
+    return parameters, zlib.crc32(f"{operation.to_json()}\n{name}".encode())
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """The generator that random numbers on a device come from.
+
+    torch.manual_seed would do for all devices; it takes longer than merging a small tensor.
+    """
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        return torch.cuda.default_generators[device.index or 0]
+    if device.type == "mps":
+        return torch.mps._get_default_mps_generator()
+    return torch.default_generator
 
 
 def _resolve(method: MergeMethod, operation: Operation, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gptailor_merge.search.journal import Candidate
+from gptailor_merge.search.journal import PROBE, Candidate
 
 Callbacks = tuple[Callable[[str], None], Callable[[Candidate], None]]
 LINES = 10
@@ -25,15 +25,13 @@ class Tally:
         self._done = 0
         self._begun: float | None = None
 
-    def add(self, candidate: Candidate) -> bool:
-        """Count a candidate; whether it is the best so far."""
+    def add(self, candidate: Candidate) -> None:
+        """Count a candidate."""
         self._begun = self._begun or time.monotonic() - candidate.seconds
         self._done += 1
         self.failures += candidate.status == "failed"
-        if candidate.loss is None or candidate.loss >= self.best:
-            return False
-        self.best = candidate.loss
-        return True
+        if candidate.loss is not None and candidate.status != PROBE:
+            self.best = min(self.best, candidate.loss)
 
     @property
     def per_minute(self) -> float:
@@ -43,7 +41,8 @@ class Tally:
 
     def __str__(self) -> str:
         failed = f", {self.failures} failed" if self.failures else ""
-        return f"best {self.best:.4f}, {self.per_minute:.0f} candidates/min{failed}"
+        best = "probing" if self.best == float("inf") else f"best {self.best:.4f}"
+        return f"{best}, {self.per_minute:.0f} candidates/min{failed}"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from gptailor_merge import cli
+from gptailor_merge.search.journal import Journal
 from tests.conftest import recipe_of
 
 Run = Callable[..., tuple[int, str, str]]
@@ -88,8 +89,12 @@ def test_the_same_seed_finds_the_same_recipe(run: Run, config: Path, tmp_path: P
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert run(config, "--out", tmp_path / name, "--seed", seed, "--no-model", evolve=True)[0] == 0
         assert not (tmp_path / name / "model").exists()
-    best = {name: (tmp_path / name / "best.yml").read_text() for name in "abc"}
-    assert best["a"] == best["b"] != best["c"]
+    assert (tmp_path / "a" / "best.yml").read_text() == (tmp_path / "b" / "best.yml").read_text()
+    proposed = {}
+    for name in "abc":
+        with Journal(tmp_path / name / "journal.db") as journal:
+            proposed[name] = [candidate.digest for candidate in journal.candidates()]
+    assert proposed["a"] == proposed["b"] != proposed["c"]
 
 
 def test_merge_then_score(run: Run, family: dict[str, str], texts: dict[str, str], tmp_path: Path) -> None:

@@ -19,10 +19,14 @@ from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Outcome, Scores
 from gptailor_merge.scoring.objectives import Score
-from gptailor_merge.search.journal import Candidate, Journal
+from gptailor_merge.search import baselines
+from gptailor_merge.search.baselines import first_generation
+from gptailor_merge.search.journal import DUPLICATE, FAILED, PROBE, SCORED, Candidate, Journal
 from gptailor_merge.search.optimizers import create
 from gptailor_merge.search.space import Space
 
+PROBE_SHARE = 0.25
+"""The start is probed where that takes no more than this share of the budget."""
 FAILED_LOSS = 1e6
 """What the optimiser is told of a candidate that failed: worse than any real loss."""
 
@@ -63,53 +67,53 @@ def search(
     journal: Journal,
     settings: Settings,
     *,
-    starts: Sequence[Recipe] = (),
     on_candidate: Callable[[Candidate], None] = lambda candidate: None,
 ) -> Candidate:
     """Propose and score `settings.budget` candidates and return the best.
 
     Args:
-        starts: recipes of the first generation; the rest of it is random.
         on_candidate: called for every candidate, also for those that the journal knew.
 
     Raises:
         SearchError: too many failures in a row, nothing scored, or a journal of another search.
     """
+    run = _Run(scorer, journal, settings, on_candidate)
     parametrization = space.parametrization(settings.seed)
     optimizer = create(
         settings.optimizer, parametrization, budget=settings.budget, population=settings.population
     )
-    first = [space.encode(recipe) for recipe in starts]
+    removed = _probe(space, run)
     rng = np.random.RandomState(settings.seed)
-    first += [space.random(rng) for _ in range(settings.population - len(first))]
+    first = first_generation(space, removed, settings.population, rng)
     for point in reversed(first):  # nevergrad takes the last suggestion first
         optimizer.suggest(dict(point))
-
-    known = {candidate.number: candidate for candidate in journal.candidates()}
-    by_digest: dict[str, Candidate] = {}
-    failures = 0
-    asked = 0
-    while asked < settings.budget:
-        size = min(settings.population, settings.budget - asked)
+    while run.asked < settings.budget:
+        size = min(settings.population, settings.budget - run.asked)
         proposals = [optimizer.ask() for _ in range(size)]
-        recipes = [space.decode(proposal.value) for proposal in proposals]
-        numbered = list(enumerate(recipes, start=asked))
-        finished = _finish(numbered, known, by_digest, scorer, journal, settings)
+        finished = run.score([space.decode(proposal.value) for proposal in proposals])
         for proposal, candidate in zip(proposals, finished, strict=True):
-            on_candidate(candidate)
-            failed = candidate.loss is None
-            failures = failures + 1 if failed else 0
-            if failures >= settings.max_failures:
-                raise SearchError(
-                    f"{failures} candidates in a row failed; the last: {candidate.cause}\n"
-                    f"What was scored before is kept in {journal.file}."
-                )
             _tell(optimizer, proposal, FAILED_LOSS if candidate.loss is None else candidate.loss)
-        asked += size
     best = journal.best()
     if best is None:
         raise SearchError("no candidate could be scored; gptailor show RUN tells the causes")
     return best
+
+
+def _probe(space: Space, run: _Run) -> set[int] | None:
+    """The layers whose removal costs least, one by one; None where probing would cost too much."""
+    recipes = baselines.probes(space)
+    affordable = len(recipes) <= run.settings.budget * PROBE_SHARE
+    if 0 in run.known:  # a resumed run does as it did, also under a larger budget
+        affordable = run.known[0].digest == plan(recipes[0][1]).digest
+    if not affordable:
+        return None
+    finished = run.score([recipe for _, recipe in recipes], status=PROBE)
+    losses = {
+        layer: candidate.loss
+        for (layer, _), candidate in zip(recipes, finished, strict=True)
+        if candidate.loss is not None
+    }
+    return baselines.one_shot(space, losses)
 
 
 def _tell(optimizer: Any, proposal: Any, value: float) -> None:
@@ -118,54 +122,87 @@ def _tell(optimizer: Any, proposal: Any, value: float) -> None:
         optimizer.tell(proposal, value)
 
 
-def _finish(
-    numbered: Sequence[tuple[int, Recipe]],
-    known: Mapping[int, Candidate],
-    by_digest: dict[str, Candidate],
-    scorer: Scorer,
-    journal: Journal,
-    settings: Settings,
-) -> Iterator[Candidate]:
-    """The generation's candidates in order: from the journal, as duplicates, or freshly scored.
+class _Run:
+    """What the phases of a search share: the candidates so far, by number and by digest."""
 
-    A candidate is yielded, and recorded, as soon as it is finished.
-    """
-    plans = {number: plan(recipe) for number, recipe in numbered}
-    first_of: dict[str, int] = {}
-    for number, resolved in plans.items():
-        first_of.setdefault(resolved.digest, number)
-    fresh = [
-        number
-        for number, resolved in plans.items()
-        if number not in known and resolved.digest not in by_digest and first_of[resolved.digest] == number
-    ]
-    outcomes = scorer.score([plans[number] for number in fresh])
-    for number, recipe in numbered:
-        digest = plans[number].digest
-        if number in known:
-            candidate = known[number]
-            if candidate.digest != digest or candidate.fingerprint != settings.fingerprint:
-                raise SearchError(
-                    f"{journal.file}: candidate {number} is {candidate.digest}, this search proposes "
-                    f"{digest}; the config, the data or the versions of the libraries have changed"
-                )
-        else:
-            if digest in by_digest:
-                candidate = _duplicate(number, recipe, by_digest[digest])
+    def __init__(
+        self,
+        scorer: Scorer,
+        journal: Journal,
+        settings: Settings,
+        on_candidate: Callable[[Candidate], None],
+    ) -> None:
+        self.settings = settings
+        self.known = {candidate.number: candidate for candidate in journal.candidates()}
+        self.asked = 0
+        self._scorer, self._journal, self._on_candidate = scorer, journal, on_candidate
+        self._by_digest: dict[str, Candidate] = {}
+        self._failures = 0
+
+    def score(self, recipes: Sequence[Recipe], status: str = SCORED) -> Iterator[Candidate]:
+        """The next candidates, in order and each as soon as it is finished and recorded.
+
+        They come from the journal, or are duplicates, or are freshly scored.
+
+        Raises:
+            SearchError: too many failures in a row, or a journal of another search.
+        """
+        numbered = list(enumerate(recipes, start=self.asked))
+        plans = {number: plan(recipe) for number, recipe in numbered}
+        first_of: dict[str, int] = {}
+        for number, resolved in plans.items():
+            first_of.setdefault(resolved.digest, number)
+        fresh = [
+            resolved
+            for number, resolved in plans.items()
+            if number not in self.known
+            and resolved.digest not in self._by_digest
+            and first_of[resolved.digest] == number
+        ]
+        outcomes = self._scorer.score(fresh)
+        for number, recipe in numbered:
+            digest = plans[number].digest
+            candidate = self.known.get(number)
+            if candidate is not None:
+                self._check(candidate, digest)
             else:
-                candidate = _scored(number, digest, recipe, next(outcomes), settings)
-            journal.record(candidate)
-        by_digest.setdefault(digest, candidate)
-        yield candidate
+                original = self._by_digest.get(digest)
+                if original is not None:
+                    candidate = _duplicate(number, recipe, original)
+                else:
+                    candidate = _scored(number, digest, recipe, next(outcomes), self.settings, status)
+                self._journal.record(candidate)
+            self._by_digest.setdefault(digest, candidate)
+            self.asked = number + 1
+            self._on_candidate(candidate)
+            self._count_failure(candidate)
+            yield candidate
+
+    def _check(self, candidate: Candidate, digest: str) -> None:
+        if candidate.digest != digest or candidate.fingerprint != self.settings.fingerprint:
+            raise SearchError(
+                f"{self._journal.file}: candidate {candidate.number} is {candidate.digest}, this search "
+                f"proposes {digest}; the config, the data or the versions of the libraries have changed"
+            )
+
+    def _count_failure(self, candidate: Candidate) -> None:
+        self._failures = self._failures + 1 if candidate.loss is None else 0
+        if self._failures >= self.settings.max_failures:
+            raise SearchError(
+                f"{self._failures} candidates in a row failed; the last: {candidate.cause}\n"
+                f"What was scored before is kept in {self._journal.file}."
+            )
 
 
-def _scored(number: int, digest: str, recipe: Recipe, outcome: Outcome, settings: Settings) -> Candidate:
+def _scored(
+    number: int, digest: str, recipe: Recipe, outcome: Outcome, settings: Settings, status: str
+) -> Candidate:
     failed = outcome.cause is not None
     return Candidate(
         number=number,
         digest=digest,
         recipe=recipe.to_yaml(),
-        status="failed" if failed else "scored",
+        status=FAILED if failed else status,
         loss=None if failed else loss(outcome.scores, settings.weights),
         scores=outcome.scores,
         fingerprint=settings.fingerprint,
@@ -180,7 +217,7 @@ def _duplicate(number: int, recipe: Recipe, original: Candidate) -> Candidate:
         number=number,
         digest=original.digest,
         recipe=recipe.to_yaml(),
-        status="duplicate",
+        status=DUPLICATE,
         loss=original.loss,
         scores=original.scores,
         fingerprint=original.fingerprint,

@@ -22,13 +22,14 @@ from gptailor_merge.scoring.evaluator import Scores
 from gptailor_merge.scoring.objectives import Score
 
 FORMAT = 1
+SCORED, FAILED, DUPLICATE, PROBE = "scored", "failed", "duplicate", "probe"
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE candidates (
     number INTEGER PRIMARY KEY,  -- in the order of proposal, from 0
     digest TEXT NOT NULL,
     recipe TEXT NOT NULL,        -- YAML
-    status TEXT NOT NULL CHECK (status IN ('scored', 'failed', 'duplicate')),
+    status TEXT NOT NULL CHECK (status IN ('scored', 'failed', 'duplicate', 'probe')),
     loss REAL,                   -- NULL where it failed
     scores TEXT NOT NULL,        -- objective -> file -> [mean nats per token, tokens]
     fingerprint TEXT NOT NULL,   -- of the objectives
@@ -43,7 +44,10 @@ CREATE TABLE held_out (model TEXT PRIMARY KEY, scores TEXT NOT NULL) STRICT;
 
 @dataclass(frozen=True)
 class Candidate:
-    """A proposed recipe together with what became of it."""
+    """A proposed recipe together with what became of it.
+
+    A `probe` is scored like any other, but is not of the target size: it tells where to start.
+    """
 
     number: int
     digest: str
@@ -137,9 +141,10 @@ class Journal:
             yield _candidate(row)
 
     def best(self) -> Candidate | None:
-        """The first scored candidate with the lowest loss."""
+        """The first candidate of the target size with the lowest loss."""
         row = self._db.execute(
-            "SELECT * FROM candidates WHERE status = 'scored' ORDER BY loss, number LIMIT 1"
+            "SELECT * FROM candidates WHERE loss IS NOT NULL AND status != 'probe' "
+            "ORDER BY loss, number LIMIT 1"
         ).fetchone()
         return None if row is None else _candidate(row)
 

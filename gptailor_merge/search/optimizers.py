@@ -21,9 +21,9 @@ def names() -> list[str]:
 def create(name: str, parametrization: Any, *, budget: int, population: int) -> Any:
     """An optimiser that is asked for `population` candidates at a time.
 
-    `default` is an elitist evolution strategy whose children are made by the space's own moves: a
-    quarter of the population are parents, parents compete with their children, and one child in
-    five also takes layers from a second parent.
+    `default` is an elitist evolution strategy whose children are made by the space's own moves: an
+    eighth of the population are parents, parents compete with their children, and three children
+    in ten also take layers from a second parent.
 
     Raises:
         ConfigError: an unknown name, or an optimiser that cannot be asked for a generation.
@@ -31,7 +31,7 @@ def create(name: str, parametrization: Any, *, budget: int, population: int) -> 
     where = ("search", "optimizer")
     if name == DEFAULT:
         make: Any = ng.optimizers.EvolutionStrategy(
-            popsize=max(2, population // 4), offsprings=population, recombination_ratio=0.2, ranker="simple"
+            popsize=max(2, population // 8), offsprings=population, recombination_ratio=0.3, ranker="simple"
         )
     elif name in ng.optimizers.registry:
         make = ng.optimizers.registry[name]

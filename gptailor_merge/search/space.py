@@ -13,7 +13,7 @@ Removed layers keep their other entries, so that a layer that comes back is as i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -131,6 +131,14 @@ class Space:
         document = {"merge_method": "tailor", "base_model": self.models[0], "slices": slices}
         dtypes = {"dtype": self.dtype, "out_dtype": self.out_dtype}
         return Recipe.from_mapping(document | {k: v for k, v in dtypes.items() if v is not None})
+
+    def select(self, member: int, removed: set[int]) -> Recipe:
+        """One member without some layers; not in this space where their number is another."""
+        point = {name: np.zeros(shape) for name, shape in self._shapes().items()}
+        point["kind"][:] = (member + 0.5) / self.kinds
+        point["removal"][sorted(removed)] = 1.0
+        others = set(self.removable) | removed
+        return replace(self, kept=self.depth - len(removed), removable=tuple(sorted(others))).decode(point)
 
     def _slice(self, point: Point, layer: int) -> dict[str, Any]:
         """The slice of one kept layer, without its layer range."""

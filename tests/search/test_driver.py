@@ -13,7 +13,7 @@ import pytest
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import SearchError
-from gptailor_merge.recipe.operations import Plan
+from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.scoring.evaluator import Outcome
 from gptailor_merge.scoring.objectives import Score
 from gptailor_merge.search.driver import Settings, loss, search
@@ -36,12 +36,12 @@ class FakeScorer:
         self._fails = fails
 
     def score(self, plans: Sequence[Plan]) -> Iterator[Outcome]:
-        for plan in plans:
-            self.scored.append(plan.digest)
+        for made in plans:
+            self.scored.append(made.digest)
             if len(self.scored) in self._fails:
                 yield Outcome({}, "RuntimeError: out of memory", 0.0, 0)
                 continue
-            used = [layer for slot in plan.slots for layer in slot.layers]
+            used = [layer for slot in made.slots for layer in slot.layers]
             value = sum(ord(model[-1]) - ord("e") for model, _ in used) / -10 - sum(i == 3 for _, i in used)
             yield Outcome({"kl": {"t": Score(10 + value, 100)}}, None, 0.0, 128)
 
@@ -70,8 +70,8 @@ def test_duplicates_are_not_scored_twice(tmp_path: Path) -> None:
         counts = journal.counts()
         duplicates = [c for c in journal.candidates() if c.status == "duplicate"]
         originals = {c.number: c for c in journal.candidates()}
-    assert len(scorer.scored) == len(set(scorer.scored)) == 3
-    assert (counts.candidates, counts.duplicates, counts.tokens) == (40, 37, 3 * 128)
+    assert len(scorer.scored) == len(set(scorer.scored)) == 3 + 3  # three probes, three recipes
+    assert (counts.candidates, counts.duplicates, counts.tokens) == (40, 34, 6 * 128)
     for candidate in duplicates:
         original = originals[candidate.original]  # type: ignore[index]
         assert (original.digest, original.loss, original.status) == (
@@ -79,6 +79,39 @@ def test_duplicates_are_not_scored_twice(tmp_path: Path) -> None:
             candidate.loss,
             "scored",
         )
+
+
+def test_the_search_starts_where_removing_costs_least(tmp_path: Path) -> None:
+    class Graded(FakeScorer):
+        def score(self, plans: Sequence[Plan]) -> Iterator[Outcome]:
+            for made in plans:
+                gone = set(range(8)) - {slot.layers[0][1] for slot in made.slots}
+                self.scored.append(made.digest)
+                yield Outcome({"kl": {"t": Score(float(sum(gone)), 100)}}, None, 0.0, 128)
+
+    with Journal(tmp_path / "j.db") as journal:
+        search(space(), Graded(), journal, SETTINGS)
+        candidates = list(journal.candidates())
+    assert [c.status for c in candidates[:6]] == ["probe"] * 6
+    assert [c.loss for c in candidates[:6]] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    first = plan(candidates[6].parsed)
+    assert [slot.layers for slot in first.slots] == [(("org/base", i),) for i in (0, 4, 5, 6, 7)]
+    assert candidates[6].loss == min(c.loss for c in candidates[6:])  # type: ignore[type-var]
+
+
+def test_a_probe_that_is_of_the_target_size_can_win(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.db") as journal:
+        one_less = Space(models=("org/base",), depth=4, kept=3, removable=(1, 2, 3), methods=())
+        best = search(one_less, FakeScorer(), journal, SETTINGS)
+        assert best.loss == min(c.loss for c in journal.candidates() if c.loss is not None)
+
+
+def test_a_small_budget_is_not_spent_on_probes(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.db") as journal:
+        search(space(), FakeScorer(), journal, Settings(**{**vars(SETTINGS), "budget": 12}))
+        assert {c.status for c in journal.candidates()} == {"scored"}
+        search(space(), FakeScorer(), journal, SETTINGS)  # goes on as it began
+        assert "probe" not in {c.status for c in journal.candidates()}
 
 
 def test_failures_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
@@ -98,15 +131,15 @@ def test_many_failures_in_a_row_stop_the_search_with_the_cause(tmp_path: Path) -
 
 def test_a_larger_budget_continues(tmp_path: Path) -> None:
     with Journal(tmp_path / "short.db") as journal:
-        search(space(), FakeScorer(), journal, Settings(**{**vars(SETTINGS), "budget": 21}))
+        search(space(), FakeScorer(), journal, Settings(**{**vars(SETTINGS), "budget": 29}))
         scorer = FakeScorer()
         search(space(), scorer, journal, SETTINGS)
         continued = rows(journal)
     with Journal(tmp_path / "long.db") as journal:
         search(space(), FakeScorer(), journal, SETTINGS)
-        assert rows(journal)[:21] == continued[:21]
+        assert rows(journal)[:29] == continued[:29]
     assert len(continued) == 40
-    assert len(scorer.scored) <= 19
+    assert len(scorer.scored) <= 11
 
 
 def test_a_journal_of_another_search_is_refused(tmp_path: Path) -> None:
@@ -156,15 +189,21 @@ def test_killed_at_twenty_instants_a_search_ends_as_if_undisturbed(
 ) -> None:
     config = config_of(family, texts, budget=48)
     undisturbed = RunDirectory(tmp_path / "undisturbed")
-    begun = time.monotonic()
-    execute(config, undisturbed, pick_device("cpu"))
-    alone = time.monotonic() - begun
     disturbed = RunDirectory(tmp_path / "disturbed")
+    # Children of a server that has imported everything and computed nothing: a fresh interpreter
+    # would import for seconds, and a fork of this process would inherit broken thread pools.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
+    for run in (RunDirectory(tmp_path / "warm-up"), undisturbed):
+        begun = time.monotonic()
+        child = server.Process(target=_search, args=(config, run))
+        child.start()
+        child.join()
+        alone = time.monotonic() - begun
     rng = random.Random(0)
-    fork = multiprocessing.get_context("fork")  # a fresh interpreter would import for seconds
     kills = 0
     for _ in range(200):
-        child = fork.Process(target=_search, args=(config, disturbed))
+        child = server.Process(target=_search, args=(config, disturbed))
         child.start()
         # Kill early enough that the twenty-first run still has something to do.
         child.join(timeout=rng.uniform(0.0, alone) if kills < 20 else 60)

@@ -1,0 +1,42 @@
+"""Where a search starts: which layers cost least to remove, measured on the base one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.search.space import Point, Space
+
+
+def probes(space: Space) -> list[tuple[int, Recipe]]:
+    """(layer, the base without it) for every layer that may be removed."""
+    return [(layer, space.select(0, removed={layer})) for layer in space.removable]
+
+
+def one_shot(space: Space, losses: Mapping[int, float]) -> set[int]:
+    """The layers to remove if their costs simply added up.
+
+    Args:
+        losses: loss of the base without each layer alone; a layer that is not there is kept if
+            possible.
+    """
+    order = sorted(space.removable, key=lambda layer: (losses.get(layer, float("inf")), layer))
+    return set(order[: space.depth - space.kept])
+
+
+def first_generation(
+    space: Space, removed: set[int] | None, size: int, rng: np.random.RandomState
+) -> Sequence[Point]:
+    """Each member alone without these layers, the base first, then mutations of these.
+
+    With no layers given, random points.
+    """
+    if removed is None:
+        return [space.random(rng) for _ in range(size)]
+    starts = [
+        space.encode(space.select(member, removed), rng) for member in range(min(size, len(space.models)))
+    ]
+    others = [space.mutate(starts[i % len(starts)], rng) for i in range(size - len(starts))]
+    return [*starts, *others]
