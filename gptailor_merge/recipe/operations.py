@@ -9,31 +9,29 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from mergekit.config import evaluate_setting
-from mergekit.merge_methods.base import (
-    BasePolicy,
-    MergeMethodSpec,
-    ParameterScope,
-    ParameterSpec,
-)
-from pydantic import ValidationError
+from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec
 
 from gptailor_merge.errors import KeyPath, Problem, RecipeError
 from gptailor_merge.mergekit_plugin import (
     SELECT,
     Operation,
-    Scalar,
     Settings,
     method_names,
     method_spec,
 )
-from gptailor_merge.recipe.recipe import Component, Conditional, Parameters, Recipe, Slice, Source, suggest
+from gptailor_merge.recipe.parameters import (
+    default_problems,
+    input_parameters,
+    missing_problems,
+    parameter_problems,
+    scopes_of,
+    settle,
+)
+from gptailor_merge.recipe.recipe import Component, Recipe, Slice, Source, suggest
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-_OWN = ("op", "method")
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class Select:
             )
         if part.parameter("method") is not None:
             yield Problem(("parameters", "method"), "select takes no method; did you mean op: merge?")
-        yield from _parameter_problems(SELECT, part)
+        yield from parameter_problems(SELECT, part)
 
     def slots(self, recipe: Recipe, part: Slice) -> tuple[Slot, ...]:
         return _expand(recipe, part, SELECT, part.sources, base=None)
@@ -141,8 +139,8 @@ class Merge:
             return
         yield from _base_problems(recipe, part, spec)
         sources, base = _with_base(recipe, part, spec)
-        wrong = list(_parameter_problems(method, part))
-        yield from wrong or _missing_problems(recipe, part, method, sources, base)
+        wrong = list(parameter_problems(method, part))
+        yield from wrong or missing_problems(recipe, part, method, sources, base)
         if len({source.model for source in sources}) < len(sources):
             yield Problem(
                 ("sources",), "a model appears twice; mergekit merges layers of different models only"
@@ -167,15 +165,15 @@ class Merge:
 OPERATIONS: Mapping[str, Op] = {"remove": Remove(), "select": Select(), "merge": Merge()}
 
 
-def plan(recipe: Recipe, *, file: Path | str | None = None) -> Plan:
+def plan(recipe: Recipe) -> Plan:
     """Resolve a recipe to slots.
 
     Raises:
-        RecipeError: see `problems`; with the lines of `file` where it is given.
+        RecipeError: see `problems`.
     """
     found = problems(recipe)
     if found:
-        raise RecipeError(found, file=file)
+        raise RecipeError(found)
     slots = [slot for part in recipe.slices for slot in _op(part).slots(recipe, part)]
     return Plan(
         base_model=recipe.base_model,
@@ -194,6 +192,10 @@ def problems(recipe: Recipe) -> list[Problem]:
         value = getattr(recipe, name)
         if value is not None and value not in DTYPES:
             found.append(Problem((name,), f"unknown dtype, found {value!r}{suggest(value, DTYPES)}"))
+    used = {part.parameter("method") if part.parameter("op") == "merge" else SELECT for part in recipe.slices}
+    found += default_problems(recipe, used)
+    if found:
+        return found  # the slices are resolved with these
     for index, part in enumerate(recipe.slices):
         found += [Problem(("slices", index, *p.path), p.message) for p in _slice_problems(recipe, part)]
     found += _removal_problems(recipe)
@@ -201,12 +203,6 @@ def problems(recipe: Recipe) -> list[Problem]:
         found += [
             Problem(("parameters", name, *p.path), p.message) for p in _component_problems(recipe, component)
         ]
-    used = {part.parameter("method") if part.parameter("op") == "merge" else SELECT for part in recipe.slices}
-    known = {p.name for m in used if isinstance(m, str) and (s := method_spec(m)) for p in s.parameters}
-    for name, _ in recipe.parameters.defaults:
-        if name not in known:
-            hint = suggest(name, known | {"embeddings", "head"})
-            found.append(Problem(("parameters", name), f"no method of this recipe takes it{hint}"))
     if not found and not any(_op(part).slots(recipe, part) for part in recipe.slices):
         found.append(Problem(("slices",), "the model would be empty; no slice selects or merges a layer"))
     return found
@@ -324,94 +320,20 @@ def _with_base(recipe: Recipe, part: Slice, spec: MergeMethodSpec) -> tuple[tupl
     return (added, *part.sources), base
 
 
-def _scopes(recipe: Recipe, part: Slice) -> list[Mapping[str, Any]]:
-    """Settings by falling precedence, below those of a source."""
-    own = {name: value for name, value in part.parameters if name not in _OWN}
-    return [own, dict(recipe.parameters.defaults)]
-
-
-def _parameter_problems(method: str, part: Slice) -> Iterator[Problem]:
-    spec = method_spec(method)
-    assert spec is not None
-    known = {parameter.name: parameter for parameter in spec.parameters}
-    places: list[tuple[KeyPath, Parameters, bool]] = [(("parameters",), part.parameters, False)]
-    places += [
-        (("sources", position, "parameters"), source.parameters, True)
-        for position, source in enumerate(part.sources)
-    ]
-    for path, parameters, of_source in places:
-        for name, value in parameters:
-            if not of_source and name in _OWN:
-                continue
-            label = "select" if method == SELECT else method
-            if name not in known:
-                yield Problem((*path, name), f"unknown parameter of {label}{suggest(name, known)}")
-            elif of_source and known[name].scope is ParameterScope.SHARED:
-                yield Problem((*path, name), f"{label} takes it for the whole slice, not for a source")
-            else:
-                yield from _value_problems((*path, name), value, known[name])
-
-
-def _missing_problems(
-    recipe: Recipe, part: Slice, method: str, sources: tuple[Source, ...], base: str | None
-) -> Iterator[Problem]:
-    """Required parameters without a value, for some source or for some tensors."""
-    spec = method_spec(method)
-    assert spec is not None
-    scopes = _scopes(recipe, part)
-    wanted: list[tuple[KeyPath, str, tuple[ParameterSpec, ...], list[Mapping[str, Any]]]] = [
-        (("parameters",), method, spec.shared_parameters, scopes)
-    ]
-    for position, source in enumerate(part.sources):
-        parameters = _input_parameters(spec, source.model == base)
-        wanted.append((("sources", position), source.model, parameters, [dict(source.parameters), *scopes]))
-    for path, owner, parameters, levels in wanted:
-        required = tuple(p for p in parameters if p.required)
-        settled = dict(_settle(required, levels, 0.0))
-        for parameter in required:
-            value = settled.get(parameter.name)
-            if value is None:
-                yield Problem(path, f"{parameter.name} is missing; {method} needs it for {owner}")
-            elif isinstance(value, tuple) and value[-1][0] is not None:
-                yield Problem(
-                    path,
-                    f"{parameter.name} has no value for tensors that none of its filters match; "
-                    "end the list with {value: …}",
-                )
-
-
-def _value_problems(path: KeyPath, value: Any, parameter: ParameterSpec) -> Iterator[Problem]:
-    for item in value if isinstance(value, tuple) else (value,):
-        if isinstance(item, Conditional):
-            if item.filter is not None and "layers." in item.filter:
-                yield Problem(
-                    path,
-                    f"filters see a tensor's name inside its layer (self_attn.q_proj.weight), found "
-                    f"{item.filter!r}; write a slice of its own for a layer of its own",
-                )
-            yield from _value_problems(path, item.value, parameter)
-        else:
-            try:
-                parameter.validate(item)
-            except ValidationError as error:
-                text = error.errors(include_url=False)[0]["msg"]
-                yield Problem(path, f"{text[0].lower() + text[1:]}, found {item!r}")
-
-
 def _expand(
     recipe: Recipe, part: Slice, method: str, sources: tuple[Source, ...], base: str | None
 ) -> tuple[Slot, ...]:
     spec = method_spec(method)
     assert spec is not None
-    scopes = _scopes(recipe, part)
+    scopes = scopes_of(recipe, part)
     length = len(sources[0])
     slots = []
     for offset in range(length):
         # mergekit's position within a gradient (plan.py, plan_slice)
         t = offset / (length - 1) if length > 1 else 1.0
-        shared = _settle(spec.shared_parameters, scopes, t)
+        shared = settle(spec.shared_parameters, scopes, t)
         inputs = tuple(
-            _settle(_input_parameters(spec, source.model == base), [dict(source.parameters), *scopes], t)
+            settle(input_parameters(spec, source.model == base), [dict(source.parameters), *scopes], t)
             for source in sources
         )
         position = next((i for i, s in enumerate(sources) if s.model == base), None)
@@ -422,43 +344,6 @@ def _expand(
             )
         )
     return tuple(slots)
-
-
-def _input_parameters(spec: MergeMethodSpec, is_base: bool) -> tuple[ParameterSpec, ...]:
-    return tuple(p for p in spec.input_parameters if not (is_base and p.scope is ParameterScope.NON_BASE))
-
-
-def _settle(parameters: tuple[ParameterSpec, ...], scopes: list[Mapping[str, Any]], t: float) -> Settings:
-    """One value for each parameter that is set, gradients evaluated at t; filters are kept."""
-    settled: list[tuple[str, Any]] = []
-    for parameter in parameters:
-        filtered: list[tuple[str | None, Scalar]] = []
-        for scope in scopes:
-            value = scope.get(parameter.name)
-            if value is None:
-                continue
-            conditionals = value if isinstance(value, tuple) else (value,)
-            if not any(isinstance(c, Conditional) for c in conditionals):
-                conditionals = (Conditional(value=value),)
-            for conditional in conditionals:
-                everything = conditional.filter in (None, "*")
-                name = None if everything else conditional.filter
-                filtered.append((name, _at(conditional.value, parameter, t)))
-                if everything:
-                    break
-            else:
-                continue  # a filter may match nothing: the next scope is asked, as mergekit does
-            break
-        if filtered:
-            plain = filtered[0][0] is None
-            settled.append((parameter.name, filtered[0][1] if plain else tuple(filtered)))
-    return tuple(settled)
-
-
-def _at(value: Any, parameter: ParameterSpec, t: float) -> Scalar:
-    setting = list(value) if isinstance(value, tuple) else value
-    result: Scalar = evaluate_setting("", setting, t, validate=parameter.validate)
-    return result
 
 
 def _component_problems(recipe: Recipe, component: Component) -> Iterator[Problem]:

@@ -133,6 +133,7 @@ TWO = (source("a", 0, 1, weight=0.5), source("b", 0, 1, weight=0.5))
         ([], {}, ["slices: the model would be empty"]),
         ([SELECT], {"dtype": "fp32"}, ["dtype: unknown dtype, found 'fp32'"]),
         ([SELECT], {"parameters": {"wieght": 1}}, ["parameters.wieght: no method of this recipe takes it"]),
+        ([SELECT], {"parameters": {"scale": "much"}}, ["parameters.scale: input should be a valid number"]),
         ([SELECT], {"parameters": {"embeddings": "n"}}, ["parameters.embeddings: unknown member, found 'n'"]),
         (
             [SELECT],
@@ -166,6 +167,13 @@ TWO = (source("a", 0, 1, weight=0.5), source("b", 0, 1, weight=0.5))
             ],
             {},
             ["t has no value for tensors that none of its filters match; end the list with {value: …}"],
+        ),
+        ([part(*TWO, op="merge", method="ties", density=[])], {}, ["density: an empty list has no value"]),
+        ([part(*TWO, op="merge", method="ties", density=[[1, 2]])], {}, ["expected single values in a list"]),
+        (
+            [part(*TWO, op="merge", method="ties", density=[0.5, {"filter": "mlp", "value": 1}])],
+            {},
+            ["parameters.density: mixes plain values and {filter: …, value: …}"],
         ),
         (
             [part(source("a", 0, 1, normalize=True, weight=1), TWO[1], op="merge", method="linear")],
