@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch.nn import functional
 
 from gptailor_merge.scoring.calibration import TokenSet
 
@@ -151,21 +150,24 @@ def build_kl(
 
 def negative_log_likelihood(ids: torch.Tensor, logits: torch.Tensor) -> float:
     """Sum of -log p(next token), nats, over ids [sequences, length] but the first of each."""
-    predicted = logits[:, :-1].float().flatten(0, 1)
-    return float(functional.cross_entropy(predicted, ids[:, 1:].flatten(), reduction="sum"))
+    predicted = logits[:, :-1].float()
+    of_next = predicted.gather(-1, ids[:, 1:, None])[..., 0]
+    return float((predicted.logsumexp(-1) - of_next).double().sum())
 
 
 def reference(logits: torch.Tensor, top_k: int) -> Reference:
     """The top_k likeliest next tokens and their log-probabilities, from logits [n, length, vocabulary]."""
-    log_p = functional.log_softmax(logits[:, :-1].float(), dim=-1)
-    best = log_p.topk(min(top_k, log_p.shape[-1]), dim=-1)
-    return Reference(best.indices.to(torch.int32), best.values)
+    predicted = logits[:, :-1].float()
+    best = predicted.topk(min(top_k, predicted.shape[-1]), dim=-1)
+    log_p = best.values - predicted.logsumexp(-1, keepdim=True)
+    return Reference(best.indices.to(torch.int32), log_p)
 
 
 def kl_divergence(reference: Reference, logits: torch.Tensor) -> float:
     """Sum over positions of KL(reference || model), nats; see KullbackLeibler for the formula."""
-    log_q = functional.log_softmax(logits[:, :-1].float(), dim=-1)
-    log_q = log_q.gather(-1, reference.indices.long())
+    predicted = logits[:, :-1].float()
+    # Log-probabilities of the reference's tokens alone: a log-softmax would write the vocabulary again.
+    log_q = predicted.gather(-1, reference.indices.long()) - predicted.logsumexp(-1, keepdim=True)
     log_p = reference.log_probabilities
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     if reference.indices.shape[-1] < logits.shape[-1]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,24 @@ def test_a_failure_is_an_outcome_with_its_cause(parts, monkeypatch: pytest.Monke
     monkeypatch.setattr(type(objectives[0]), "score_batch", lambda *_: math.nan)
     (outcome,) = evaluator.score([plan])
     assert outcome.cause == "perplexity on stories is nan, not a finite number"
+
+
+def test_a_generation_scores_as_its_members_do_alone(parts) -> None:  # type: ignore[no-untyped-def]
+    _, plan, evaluator, *_ = parts
+    plans = [replace(plan, slots=plan.slots[:n]) for n in (4, 2, 3, 4, 1)]
+    before = evaluator.layer_tokens
+    together = [outcome.scores for outcome in evaluator.score(plans)]
+    assert evaluator.layer_tokens - before == 4 * evaluator.objectives.tokens
+    assert together == [next(evaluator.score([one])).scores for one in plans]
+
+
+def test_a_failure_concerns_one_candidate_of_a_generation(  # type: ignore[no-untyped-def]
+    parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, plan, evaluator, *_ = parts
+    (alone,) = evaluator.score([plan])
+    compose = evaluator._composer.compose
+    monkeypatch.setattr(evaluator._composer, "compose", lambda p: compose(p) if len(p.slots) == 4 else 1 / 0)
+    good, bad, again = evaluator.score([plan, replace(plan, slots=plan.slots[:2]), plan])
+    assert good.scores == again.scores == alone.scores
+    assert bad.cause == "ZeroDivisionError: division by zero"
