@@ -146,3 +146,14 @@ def test_a_normal_install_is_found_as_well(family: dict[str, str], tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.splitlines()[0]).is_relative_to(site)
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_gptailor_merge_works_without_the_hook(family: dict[str, str], tmp_path: Path) -> None:
+    document = recipe_of(family, dtype="float32", out_dtype="bfloat16")
+    file = write(tmp_path / "recipe.yml", document)
+    done = run(
+        [str(SCRIPTS / "gptailor"), "merge", file, str(tmp_path / "cli")], PYDANTIC_DISABLE_PLUGINS="__all__"
+    )
+    assert done.returncode == 0, done.stderr
+    materialize(Recipe.from_mapping(document), tmp_path / "ours")
+    assert_same_weights(tmp_path / "cli", tmp_path / "ours")

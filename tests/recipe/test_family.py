@@ -161,3 +161,11 @@ def test_architectures_with_settings_per_layer_are_refused(tmp_path: Path) -> No
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(FamilyError, match="qwen2 is not supported yet: its config says layer_types layer by"):
         Family.load(str(tmp_path), {})
+
+
+def test_local_models_are_compared_when_a_recipe_is_checked(family: dict[str, str], tmp_path: Path) -> None:
+    other = str(write_member(tmp_path / "other", 9, width=32))
+    with pytest.raises(FamilyError, match=r"has the shape \[32\], the base's \[16\]"):
+        check(Recipe.from_mapping(recipe_of({**family, "math": other})))
+    with pytest.raises(FamilyError, match="gone: no such directory"):
+        check(Recipe.from_mapping(recipe_of({**family, "math": str(tmp_path / "gone")})))
