@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gptailor_merge.errors import ConfigError, KeyPath, Problem
-from gptailor_merge.recipe.recipe import explain, read_yaml
+from gptailor_merge.recipe.recipe import ModelName, explain, read_yaml
 
 VERSIONED = ("gptailor-merge", "mergekit", "torch", "transformers", "nevergrad", "numpy")
 
@@ -29,8 +29,8 @@ class Section(BaseModel):
 class FamilyConfig(Section):
     """The models: each a directory, or a Hub id with an optional @revision."""
 
-    base: str
-    variants: dict[str, str] = {}
+    base: ModelName
+    variants: dict[str, ModelName] = {}
 
 
 class Target(Section):
@@ -77,6 +77,19 @@ class DatasetConfig(Section):
     column: str = "text"
 
 
+def _read_source(value: Any) -> Any:
+    """Decide between the two by hand: pydantic would report the failures of both."""
+    if isinstance(value, Mapping):
+        try:
+            return DatasetConfig.model_validate(value)
+        except ValidationError as error:
+            problems = explain(error, DatasetConfig)
+            raise ValueError("; ".join(f"{p.where}: {p.message}" for p in problems)) from None
+    if not isinstance(value, (str, DatasetConfig)):
+        raise ValueError(f"expected a file, or {{dataset: name, …}}, found {value!r}")
+    return value
+
+
 class ObjectiveConfig(Section):
     """What is measured, and on which texts.
 
@@ -89,7 +102,7 @@ class ObjectiveConfig(Section):
     """
 
     kind: Literal["kl", "perplexity"]
-    data: dict[str, str | DatasetConfig] = Field(min_length=1)
+    data: dict[str, Annotated[str | DatasetConfig, BeforeValidator(_read_source)]] = Field(min_length=1)
     teacher: str | dict[str, str] | None = None
     tokens: Annotated[int, Field(ge=2)] = 32768
     sequence_length: Annotated[int, Field(ge=2)] = 512
@@ -142,7 +155,7 @@ class SearchConfig(Section):
     operations: Operations = Operations()
     held_out: tuple[ObjectiveConfig, ...] = Field(default=(), strict=False)
     search: SearchSection = SearchSection()
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batch_tokens: Positive = 4096
@@ -163,9 +176,11 @@ class SearchConfig(Section):
         except ValidationError as error:
             raise ConfigError(explain(error, cls), file=file) from None
         problems = config._problems(file.parent)
+        resolved = cls.model_validate(config._resolved(file.resolve().parent))
+        problems += resolved._repeated_members()
         if problems:
             raise ConfigError(problems, file=file)
-        return cls.model_validate(config._resolved(file.resolve().parent))
+        return resolved
 
     def override(self, *, budget: int | None = None, seed: int | None = None) -> SearchConfig:
         """The config with what the command line says otherwise."""
@@ -207,6 +222,16 @@ class SearchConfig(Section):
                         found.append(Problem((*path, "teacher", *([name] if name else [])), message))
         if "base" in self.family.variants:
             found.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
+        return found
+
+    def _repeated_members(self) -> list[Problem]:
+        names = {self.family.base: "base"}
+        found = []
+        for name, model in self.family.variants.items():
+            if model in names:
+                message = f"the same model as {names[model]}; members must differ"
+                found.append(Problem(("family", "variants", name), message))
+            names.setdefault(model, name)
         return found
 
     def _resolved(self, directory: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ which calls `apply`; composing in memory calls the same `apply`. So both paths a
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import re
 import zlib
@@ -16,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from mergekit._data import chat_templates
 from mergekit.architecture import arch_info_for_config
 from mergekit.merge_methods import registry
 from mergekit.merge_methods.base import (
@@ -94,6 +96,12 @@ def method_names() -> tuple[str, ...]:
 def method_spec(name: str) -> MergeMethodSpec | None:
     """What a method takes, or None where no such method is registered."""
     return registry.get(name).spec if name in method_names() else None
+
+
+def chat_template_names() -> tuple[str, ...]:
+    """The chat templates that mergekit brings along."""
+    files = importlib.resources.files(chat_templates).iterdir()
+    return tuple(sorted(f.name.removesuffix(".jinja") for f in files if f.name.endswith(".jinja")))
 
 
 def name_in_layer(tensor_name: str) -> str:

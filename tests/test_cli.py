@@ -169,6 +169,7 @@ def test_bad_arguments_exit_with_2(run: Run, config: Path, family: dict[str, str
         (["score", family["base"], "--data", tmp_path / "none.txt"], False, "none.txt: no such file"),
         (["score", tmp_path / "none", "--data", "x.txt"], False, "none: no such file"),
         (["recipe", "lint", config], False, "merge_method"),
+        ([config, "--out", config], True, "cannot be made a directory: File exists"),
     ]
     for arguments, evolve, message in cases:
         code, _, error = run(*arguments, evolve=evolve)

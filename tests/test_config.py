@@ -87,6 +87,17 @@ def test_what_a_run_records_is_read_back(write, tmp_path: Path) -> None:  # type
             {"objectives": [{"kind": "perplexity", "data": {"a": "cal/stories.jsonl"}, "teacher": "math"}]},
             "objectives[0]: only kl takes a teacher, found kind: perplexity",
         ),
+        (
+            {"family": {"base": "b", "variants": {"a": "b"}}},
+            "variants.a: the same model as base; members must differ",
+        ),
+        ({"family": {"base": ""}}, "family.base: expected a name, not an empty text"),
+        ({"seed": -1}, "seed: input should be greater than or equal to 0, found -1"),
+        ({"objectives": [{"kind": "kl", "data": {"a": 3}}]}, "objectives[0].data.a: expected a file, or"),
+        (
+            {"objectives": [{"kind": "kl", "data": {"a": {"datset": "x"}}}]},
+            "objectives[0].data.a: dataset: is missing; datset: unknown key; did you mean 'dataset'?",
+        ),
         ({"family": {"base": "b", "variants": {"base": "c"}}}, "the name base is the base model's"),
     ],
 )

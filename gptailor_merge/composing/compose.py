@@ -152,7 +152,7 @@ def _fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str = 
 def _own(model: nn.Module, path: str) -> nn.Module:
     """The submodule at `path`, after making it and what lies on the way the model's own.
 
-    `model` itself must be a copy already; a second call for the same path changes nothing bad.
+    `model` itself must be a copy already. What another model holds stays as it is.
     """
     for name in path.split(".") if path else ():
         child = _shallow_copy(cast(nn.Module, getattr(model, name)))

@@ -114,6 +114,9 @@ def _merge(plan: Plan, recipe: Recipe, family: Family, directory: Path) -> None:
         run_merge(configuration, str(directory), options)
     except Exception as error:
         raise MergeFailedError(f"mergekit could not merge: {type(error).__name__}: {error}") from error
+    else:
+        if options.copy_tokenizer and not any((directory / name).exists() for name in _TOKENIZER_FILES):
+            raise MergeFailedError("mergekit merged the weights and failed to write the tokenizer")
     finally:
         # mergekit keeps files open by path for the life of the process; they may be replaced.
         LoaderCache().loaders.clear()

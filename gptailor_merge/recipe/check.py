@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from gptailor_merge.errors import RecipeError
+from gptailor_merge.errors import FamilyError, KeyPath, Problem, RecipeError
 from gptailor_merge.recipe.family import Family, ModelId, depth_on_disk
 from gptailor_merge.recipe.operations import Plan, depth_problems, plan, problems
 from gptailor_merge.recipe.recipe import Recipe
@@ -19,7 +20,7 @@ def check(recipe: Recipe, *, file: Path | str | None = None) -> Plan:
     Raises:
         RecipeError, FamilyError: all problems that can be found.
     """
-    found = problems(recipe) + depth_problems(recipe, depth_on_disk)
+    found = problems(recipe) + list(_missing_directories(recipe)) + depth_problems(recipe, depth_on_disk)
     if found:
         raise RecipeError(found, file=file)
     if all(ModelId.parse(model).is_local for model in recipe.models):
@@ -38,9 +39,24 @@ def check_with_family(recipe: Recipe, *, file: Path | str | None = None) -> tupl
     if found:
         raise RecipeError(found, file=file)
     resolved = plan(recipe)
-    family = Family.of_recipe(recipe)
+    try:
+        family = Family.of_recipe(recipe)
+    except FamilyError as error:
+        raise FamilyError(error.problems, file=file) from None
     depths = {member.model: member.depth for member in family.members}
     found = depth_problems(recipe, depths.get) + family.component_problems(resolved)
     if found:
         raise RecipeError(found, file=file)
     return resolved, family
+
+
+def _missing_directories(recipe: Recipe) -> Iterator[Problem]:
+    named: list[tuple[KeyPath, str]] = [(("base_model",), recipe.base_model)]
+    for index, part in enumerate(recipe.slices):
+        named += [
+            (("slices", index, "sources", position, "model"), source.model)
+            for position, source in enumerate(part.sources)
+        ]
+    for path, model in named:
+        if ModelId.parse(model).is_local and not Path(model).is_dir():
+            yield Problem(path, f"no such directory, found {model!r}")

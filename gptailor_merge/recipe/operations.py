@@ -18,6 +18,7 @@ from gptailor_merge.mergekit_plugin import (
     SELECT,
     Operation,
     Settings,
+    chat_template_names,
     method_names,
     method_spec,
 )
@@ -29,7 +30,7 @@ from gptailor_merge.recipe.parameters import (
     scopes_of,
     settle,
 )
-from gptailor_merge.recipe.recipe import Component, Recipe, Slice, Source, suggest
+from gptailor_merge.recipe.recipe import BASE, Component, Recipe, Slice, Source, suggest
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -192,6 +193,7 @@ def problems(recipe: Recipe) -> list[Problem]:
         value = getattr(recipe, name)
         if value is not None and value not in DTYPES:
             found.append(Problem((name,), f"unknown dtype, found {value!r}{suggest(value, DTYPES)}"))
+    found += _chat_template_problems(recipe.chat_template)
     used = {part.parameter("method") if part.parameter("op") == "merge" else SELECT for part in recipe.slices}
     found += default_problems(recipe, used)
     if found:
@@ -229,6 +231,18 @@ def depth_problems(recipe: Recipe, depth_of: Callable[[str], int | None]) -> lis
     return found
 
 
+def _chat_template_problems(template: str | None) -> Iterator[Problem]:
+    """mergekit logs a bad template as an error, goes on, and leaves the model without tokenizer."""
+    names = chat_template_names()
+    if (
+        template is not None
+        and template not in ("auto", *names)
+        and (len(template) < 20 or "{" not in template)
+    ):
+        message = f"expected auto, the name of a template of mergekit or a Jinja template, found {template!r}"
+        yield Problem(("chat_template",), message + suggest(template, names))
+
+
 def _op(part: Slice) -> Op:
     return OPERATIONS[part.parameter("op")]
 
@@ -251,8 +265,8 @@ def _slice_problems(recipe: Recipe, part: Slice) -> Iterator[Problem]:
                 ("sources", position, "layer_range"),
                 f"expected [first, past the last] with 0 <= first < last, found [{first}, {last}]",
             )
-    if len({len(source) for source in part.sources}) > 1:
-        lengths = ", ".join(f"{s.model} {list(s.layer_range)} has {len(s)}" for s in part.sources)
+    if len({source.length for source in part.sources}) > 1:
+        lengths = ", ".join(f"{s.model} {list(s.layer_range)} has {s.length}" for s in part.sources)
         yield Problem(("sources",), f"sources of different length: {lengths} layers; all must be equal")
     if part.base_model is not None and op != "merge":
         yield Problem(("base_model",), f"only a merge takes a base_model, this slice is op: {op}")
@@ -326,7 +340,7 @@ def _expand(
     spec = method_spec(method)
     assert spec is not None
     scopes = scopes_of(recipe, part)
-    length = len(sources[0])
+    length = sources[0].length
     slots = []
     for offset in range(length):
         # mergekit's position within a gradient (plan.py, plan_slice)
@@ -366,8 +380,11 @@ def _component_problems(recipe: Recipe, component: Component) -> Iterator[Proble
             f"expected a method that takes a weight for each source, found {component.method!r}"
             f"{suggest(component.method, weighted)}",
         )
-    if not component.weights:
+    models = [recipe.resolve(member) for member, _ in component.weights]
+    if not models:
         yield Problem(("weights",), "is empty")
+    if len(set(models)) < len(models):
+        yield Problem(("weights",), f"a model appears twice ({BASE} is {recipe.base_model})")
 
 
 def _component(recipe: Recipe, component: Component) -> tuple[tuple[str, ...], Operation]:

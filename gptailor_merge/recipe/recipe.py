@@ -6,12 +6,13 @@ Only the shape is checked here (keys, types). What the keys mean is in operation
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
 from gptailor_merge.errors import InputError, KeyPath, Problem, RecipeError
 
@@ -39,9 +40,13 @@ def _freeze(value: Any) -> Any:
     if isinstance(value, Mapping):
         if "value" not in value or not set(value) <= {"value", "filter"}:
             raise ValueError(f"expected {{value: …, filter: …}}, found the keys {sorted(map(str, value))}")
+        if not isinstance(value.get("filter"), (str, type(None))):
+            raise ValueError(f"expected a text as filter, found {value['filter']!r}")
         return Conditional(value=_freeze(value["value"]), filter=value.get("filter"))
     if isinstance(value, (list, tuple)):
         return tuple(_freeze(item) for item in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected a finite number, found {value}")
     if isinstance(value, (bool, int, float, str, Conditional)):
         return value
     raise ValueError(f"expected a number, a text, true, false or a list of these, found {value!r}")
@@ -57,9 +62,17 @@ def _thaw(value: Any) -> Any:
 
 
 def _freeze_parameters(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return tuple((name, _freeze(setting)) for name, setting in value.items())
-    return value
+    if isinstance(value, tuple):
+        return value
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"expected a mapping, found {value!r}")
+    frozen = []
+    for name, setting in (value or {}).items():
+        try:
+            frozen.append((str(name), _freeze(setting)))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return tuple(frozen)
 
 
 def _thaw_parameters(value: Parameters) -> dict[str, Any]:
@@ -67,21 +80,28 @@ def _thaw_parameters(value: Parameters) -> dict[str, Any]:
 
 
 Settings = Annotated[Parameters, BeforeValidator(_freeze_parameters), PlainSerializer(_thaw_parameters)]
-LayerRange = Annotated[tuple[int, int], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
 
 
 def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"expected a list, found {value!r}")
+    return tuple(value)
+
+
+ModelName = Annotated[str, Field(min_length=1)]
+LayerRange = Annotated[tuple[int, int], BeforeValidator(_tuple)]
 
 
 class Source(Frozen):
     """Consecutive layers of one model; `layer_range` is [first, past the last)."""
 
-    model: str
+    model: ModelName
     layer_range: LayerRange
     parameters: Settings = ()
 
-    def __len__(self) -> int:
+    @property
+    def length(self) -> int:
+        """Number of layers."""
         return self.layer_range[1] - self.layer_range[0]
 
 
@@ -92,7 +112,7 @@ class Slice(Frozen):
     """
 
     sources: Annotated[tuple[Source, ...], BeforeValidator(_tuple)]
-    base_model: str | None = None
+    base_model: ModelName | None = None
     parameters: Settings = ()
 
     def parameter(self, name: str) -> Any:
@@ -121,8 +141,13 @@ def _read_component(value: Any) -> Any:
                 "expected the name of a member or {method: …, weights: {member: number, …}}, "
                 f"found the keys {sorted(map(str, value))}"
             )
-        weights = {str(k): float(v) for k, v in value["weights"].items()}
-        return Component(method=value["method"], weights=tuple(weights.items()))
+        for member, weight in value["weights"].items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+                raise ValueError(f"weights.{member}: expected a finite number, found {weight!r}")
+        weights = tuple((str(member), float(weight)) for member, weight in value["weights"].items())
+        return Component(method=value["method"], weights=weights)
+    if not isinstance(value, Component):
+        raise ValueError(f"expected the name of a member or a mapping, found {value!r}")
     return value
 
 
@@ -148,6 +173,10 @@ _OWN = ("embeddings", "head")
 
 
 def _read_globals(value: Any) -> Any:
+    if value is None:
+        return GlobalParameters()
+    if not isinstance(value, (Mapping, GlobalParameters)):
+        raise ValueError(f"expected a mapping, found {value!r}")
     if isinstance(value, Mapping):
         own = {k: v for k, v in value.items() if k in _OWN}
         return {**own, "defaults": {k: v for k, v in value.items() if k not in _OWN}}
@@ -168,7 +197,7 @@ class Recipe(Frozen):
     """
 
     merge_method: Literal["tailor"] = "tailor"
-    base_model: str
+    base_model: ModelName
     dtype: str | None = None
     out_dtype: str | None = None
     chat_template: str | None = None
@@ -264,7 +293,12 @@ def read_yaml(file: Path, error: type[InputError]) -> Any:
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     """pydantic's findings in our words: the key, what was found, what would be right."""
     problems = []
-    for finding in error.errors(include_url=False):
+    findings = error.errors(include_url=False)
+    places = {finding["loc"] for finding in findings}
+    for finding in findings:
+        depth = len(finding["loc"])
+        if finding["type"] == "too_short" and any(p[:depth] == finding["loc"] != p for p in places):
+            continue  # pydantic counts entries that are wrong as missing
         path: KeyPath = tuple(
             part for part in finding["loc"] if part != "defaults" and not _is_internal(part)
         )
@@ -275,10 +309,20 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
             message = "is missing"
         else:
             text = finding["msg"].removeprefix("Value error, ")
+            text = _EXPECTED.get(finding["type"], text)
             found = "" if "found" in text else f", found {finding['input']!r}"
             message = text[0].lower() + text[1:] + found
         problems.append(Problem(path, message))
     return problems
+
+
+_EXPECTED = {
+    "tuple_type": "expected a list",
+    "too_short": "expected at least one entry",
+    "model_type": "expected a mapping",
+    "string_too_short": "expected a name, not an empty text",
+}
+"""pydantic's words for what YAML calls otherwise."""
 
 
 def _is_internal(part: str | int) -> bool:

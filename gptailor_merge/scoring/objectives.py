@@ -1,7 +1,7 @@
 """What is measured on a composed model: perplexity, and KL divergence to a reference.
 
-An objective is a class here and an entry in `OBJECTIVES`. It scores one batch at a time, so that
-an evaluation can stop early.
+An objective scores one batch at a time, so that an evaluation can stop early. A new one is a class
+here, and a kind in config.ObjectiveConfig that session.build makes it of.
 """
 
 from __future__ import annotations
@@ -184,9 +184,6 @@ def _log_rest(log_probabilities: torch.Tensor) -> torch.Tensor:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-OBJECTIVES = ("kl", "perplexity")
 
 
 def batches(objectives: Sequence[Objective], batch_tokens: int) -> Iterator[tuple[str, int, torch.Tensor]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.errors import ConfigError, ScoringError
+from gptailor_merge.errors import ConfigError, InputError, ScoringError
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.scoring.evaluator import Scores
 from gptailor_merge.scoring.objectives import Score
@@ -104,7 +105,10 @@ def open_run(config: SearchConfig, run: RunDirectory, *, resume: bool) -> None:
                 f"{run.path} was begun with another config; {', '.join(changed)} differ. "
                 "Resume with the config it was begun with, or choose another --out"
             )
-    run.path.mkdir(parents=True, exist_ok=True)
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{run.path} cannot be made a directory: {error.strerror}") from None
     write_beside(run.config, config.to_yaml())
 
 
@@ -126,9 +130,11 @@ def execute(
         on_candidate: told of every candidate in order.
     """
     on_step("reading the family")
-    plans = prepare(config, file=file)
+    with _errors_in(file):
+        plans = prepare(config)
     open_run(config, run, resume=resume)
-    session = start(plans, device, progress=on_step)
+    with _errors_in(file):
+        session = start(plans, device, progress=on_step)
     with Journal(run.journal) as journal:
         on_step("searching")
         best = search(plans.space, session.evaluator, journal, session.settings, on_candidate=on_candidate)
@@ -139,6 +145,15 @@ def execute(
         journal.set_meta("parameters", f"{plans.family.outer_parameters} {plans.family.layer_parameters}")
         journal.set_meta("depth", str(plans.family.depth))
     return summarize(run)
+
+
+@contextmanager
+def _errors_in(file: Path | None) -> Iterator[None]:
+    """Errors in what a config says name its file."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(error.problems, file=error.file or file) from None
 
 
 def summarize(run: RunDirectory) -> Summary:

@@ -72,7 +72,7 @@ def compute_dtype(device: torch.device, out_dtype: str) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else getattr(torch, out_dtype)
 
 
-def prepare(config: SearchConfig, *, file: Path | None = None) -> Plans:
+def prepare(config: SearchConfig) -> Plans:
     """Read configs and headers of the family and lay out the space.
 
     Raises:
@@ -83,20 +83,15 @@ def prepare(config: SearchConfig, *, file: Path | None = None) -> Plans:
     target = config.target.model_dump()
     kept = target_layers(family.depth, target, family.outer_parameters, family.layer_parameters)
     protect = config.operations.protect
-    try:
-        space = Space(
-            models=tuple(member.model for member in family.members),
-            depth=family.depth,
-            kept=kept,
-            removable=removable_layers(
-                family.depth, protect.first, protect.last, config.operations.removable
-            ),
-            methods=config.operations.merge,
-            dtype=config.dtype,
-            out_dtype=config.out_dtype or stored_dtype(family.base),
-        )
-    except ConfigError as error:
-        raise ConfigError(error.problems, file=file) from None
+    space = Space(
+        models=tuple(member.model for member in family.members),
+        depth=family.depth,
+        kept=kept,
+        removable=removable_layers(family.depth, protect.first, protect.last, config.operations.removable),
+        methods=config.operations.merge,
+        dtype=config.dtype,
+        out_dtype=config.out_dtype or stored_dtype(family.base),
+    )
     return Plans(config, family, space)
 
 

@@ -55,6 +55,13 @@ TWO = (source("a", 0, 1, weight=0.5), source("b", 0, 1, weight=0.5))
         ),
         ([part(source("m", 0, 1), op="select", method="linear")], {}, ["did you mean op: merge?"]),
         ([part(source("m", 2, 2), op="select")], {}, ["0 <= first < last, found [2, 2]"]),
+        ([part(source("m", 2, 0), op="select")], {}, ["0 <= first < last, found [2, 0]"]),
+        ([SELECT], {"chat_template": "lama3"}, ["chat_template: expected auto", "did you mean 'llama3'?"]),
+        (
+            [SELECT],
+            {"parameters": {"head": {"method": "linear", "weights": {"base": 1, "m": 1, "m ": 1}}}},
+            ["parameters.head: unknown member, found 'm '; did you mean 'm'?"],
+        ),
         ([part(source("m", -1, 2), op="select")], {}, ["0 <= first < last, found [-1, 2]"]),
         ([part(source("m", 0, 1), op="select", t=1)], {}, ["parameters.t: unknown parameter of select"]),
         ([part(*TWO, op="merge")], {}, ["slices[0].parameters: method is missing"]),

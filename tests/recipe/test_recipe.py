@@ -91,6 +91,29 @@ def test_the_digest_is_stable_across_versions_of_this_package() -> None:
         ({"tokenizer_source": "union"}, "tokenizer_source: unknown key"),
         ({"parameters": {"head": {"method": "linear"}}}, "parameters.head: expected the name of a member or"),
         ({"slices": [{"sources": [{"model": "m", "layer_range": [0]}]}]}, "slices[0].sources[0].layer_range"),
+        ({"slices": None}, "slices: expected a list, found None"),
+        ({"slices": [None]}, "slices[0]: expected a mapping, found None"),
+        (
+            {"slices": [{"sources": [], "parameters": [1]}]},
+            "slices[0].parameters: expected a mapping, found [1]",
+        ),
+        (
+            {"slices": [{"sources": [], "parameters": {"t": None}}]},
+            "t: expected a number, a text, true, false or",
+        ),
+        (
+            {"slices": [{"sources": [], "parameters": {"t": float("nan")}}]},
+            "t: expected a finite number, found nan",
+        ),
+        (
+            {"slices": [{"sources": [], "parameters": {"t": {"value": 1, "filter": 2}}}]},
+            "expected a text as filter",
+        ),
+        ({"base_model": ""}, "base_model: expected a name, not an empty text, found ''"),
+        (
+            {"parameters": {"head": {"method": "linear", "weights": {"base": "x"}}}},
+            "weights.base: expected a finite",
+        ),
         ({"slices": [{"source": []}]}, "slices[0].source: unknown key; did you mean 'sources'?"),
         (
             {"slices": [{"sources": [{"model": "m", "layer_range": [0, 1], "weight": 1}]}]},

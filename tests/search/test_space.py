@@ -53,7 +53,7 @@ def assert_valid(made: Space, point: Point) -> None:
     assert kept == sorted(set(kept))
     assert set(range(made.depth)) - set(kept) <= set(made.removable)
     removed = [s for s in recipe.slices if s.parameter("op") == "remove"]
-    assert sum(len(s.sources[0]) for s in removed) == made.depth - made.kept
+    assert sum(s.sources[0].length for s in removed) == made.depth - made.kept
 
 
 @given(points())
