@@ -103,7 +103,7 @@ class Batched:
     """Objectives with their batches on the device."""
 
     def __init__(self, objectives: Sequence[Objective], *, device: torch.device, batch_tokens: int) -> None:
-        self._objectives = objectives
+        self.objectives = objectives
         self.batches = [
             Batch(d, index, ids.to(device)) for d, index, ids in batches(objectives, batch_tokens)
         ]
@@ -115,7 +115,7 @@ class Batched:
 
     def add(self, sums: Sums, batch: Batch, logits: torch.Tensor) -> None:
         """Add what the objectives make of a model's logits on a batch."""
-        for objective in self._objectives:
+        for objective in self.objectives:
             for token_set in objective.sets:
                 if token_set.digest == batch.digest:
                     key = (objective.name, token_set.name)
@@ -129,7 +129,7 @@ class Batched:
                 s.name: Score(sums[objective.name, s.name] / s.scored_tokens, s.scored_tokens)
                 for s in objective.sets
             }
-            for objective in self._objectives
+            for objective in self.objectives
         }
 
     def score(self, model: PreTrainedModel) -> Scores:
