@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gptailor_merge.errors import FamilyError, KeyPath, Problem, RecipeError
 from gptailor_merge.recipe.family import Family, ModelId, depth_on_disk
-from gptailor_merge.recipe.operations import Plan, depth_problems, plan, problems
+from gptailor_merge.recipe.operations import Plan, plan, problems
 from gptailor_merge.recipe.recipe import Recipe
 
 
@@ -48,6 +48,27 @@ def check_with_family(recipe: Recipe, *, file: Path | str | None = None) -> tupl
     if found:
         raise RecipeError(found, file=file)
     return resolved, family
+
+
+def depth_problems(recipe: Recipe, depth_of: Callable[[str], int | None]) -> list[Problem]:
+    """Layers that their models do not have.
+
+    Args:
+        depth_of: number of layers of a model, or None where that is not known.
+    """
+    found = []
+    for index, part in enumerate(recipe.slices):
+        for position, source in enumerate(part.sources):
+            depth = depth_of(source.model)
+            if depth is not None and source.layer_range[1] > depth:
+                found.append(
+                    Problem(
+                        ("slices", index, "sources", position, "layer_range"),
+                        f"layer out of range, found {list(source.layer_range)}; "
+                        f"{source.model} has {depth} layers, so at most [0, {depth}] would be right",
+                    )
+                )
+    return found
 
 
 def _missing_directories(recipe: Recipe) -> Iterator[Problem]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -207,27 +207,6 @@ def problems(recipe: Recipe) -> list[Problem]:
         ]
     if not found and not any(_op(part).slots(recipe, part) for part in recipe.slices):
         found.append(Problem(("slices",), "the model would be empty; no slice selects or merges a layer"))
-    return found
-
-
-def depth_problems(recipe: Recipe, depth_of: Callable[[str], int | None]) -> list[Problem]:
-    """Layers that their models do not have.
-
-    Args:
-        depth_of: number of layers of a model, or None where that is not known.
-    """
-    found = []
-    for index, part in enumerate(recipe.slices):
-        for position, source in enumerate(part.sources):
-            depth = depth_of(source.model)
-            if depth is not None and source.layer_range[1] > depth:
-                found.append(
-                    Problem(
-                        ("slices", index, "sources", position, "layer_range"),
-                        f"layer out of range, found {list(source.layer_range)}; "
-                        f"{source.model} has {depth} layers, so at most [0, {depth}] would be right",
-                    )
-                )
     return found
 
 

@@ -69,7 +69,6 @@ class Perplexity:
 
     name: str
     sets: tuple[TokenSet, ...]
-    batch_tokens: int
     direction: str = "minimize"
 
     @property
@@ -109,7 +108,6 @@ class KullbackLeibler:
 
     name: str
     sets: tuple[TokenSet, ...]
-    batch_tokens: int
     top_k: int
     teachers: Mapping[str, str]
     references: Mapping[str, Sequence[Reference]]
@@ -145,7 +143,7 @@ def build_kl(
             reference(forward(ids), top_k) for ids in token_set.batches(batch_tokens)
         ]
     digests = {s.name: teachers[s.name][0] for s in sets}
-    return KullbackLeibler(name, tuple(sets), batch_tokens, top_k, digests, references)
+    return KullbackLeibler(name, tuple(sets), top_k, digests, references)
 
 
 def negative_log_likelihood(ids: torch.Tensor, logits: torch.Tensor) -> float:

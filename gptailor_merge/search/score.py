@@ -53,7 +53,7 @@ def score_path(
     files = _named(data)
     model, directory = _open(path, device)
     sets = token_sets(files, load_tokenizer(directory), tokens, sequence_length)
-    objectives: list[Objective] = [Perplexity("nll", sets, BATCH_TOKENS)]
+    objectives: list[Objective] = [Perplexity("nll", sets)]
     if reference is not None:
         teacher = Family.load(reference, {}).base
         size = int(model.config.vocab_size)

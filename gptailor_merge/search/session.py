@@ -247,7 +247,7 @@ def build(
 ) -> Objective:
     """The objective that a config describes."""
     if config.kind == "perplexity":
-        return Perplexity(name, sets, batch_tokens)
+        return Perplexity(name, sets)
     # Sets with the same teacher follow each other, so that each teacher is loaded once.
     ordered = sorted(sets, key=lambda s: config.teacher_of(s.name))
     return build_kl(

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gptailor_merge.errors import RecipeError
-from gptailor_merge.recipe.check import check
-from gptailor_merge.recipe.operations import Plan, Slot, depth_problems, plan
+from gptailor_merge.recipe.check import check, depth_problems
+from gptailor_merge.recipe.operations import Plan, Slot, plan
 from gptailor_merge.recipe.recipe import Recipe
 
 

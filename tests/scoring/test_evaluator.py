@@ -34,7 +34,7 @@ def parts(family: dict[str, str], texts: dict[str, str]):  # type: ignore[no-unt
     base = AutoModelForCausalLM.from_pretrained(family["base"], dtype=torch.float32)
     teachers = {s.name: ("base", lambda ids: forward(base, ids)) for s in sets}
     objectives = [
-        Perplexity("perplexity", sets, 64),
+        Perplexity("perplexity", sets),
         build_kl("kl", sets, teachers=teachers, top_k=16, batch_tokens=64),
     ]
     composer = Composer(Bank(loaded, Precision.of("float32", "float32", torch.float32)))

@@ -76,7 +76,7 @@ def token_set(name: str, seed: int) -> TokenSet:
 
 
 def make_perplexity(sets: tuple[TokenSet, ...], batch_tokens: int) -> Objective:
-    return Perplexity("perplexity", sets, batch_tokens)
+    return Perplexity("perplexity", sets)
 
 
 def make_kl(sets: tuple[TokenSet, ...], batch_tokens: int) -> Objective:
