@@ -92,7 +92,7 @@ def main(
         f"best of {config.search.budget} random": random_recipes(prepared.space, config.search.budget, seed),
     }
     baselines = {n: best_of(recipes, session.evaluator, session.settings) for n, recipes in chosen.items()}
-    baseline_rows = {n: row(next(session.held_out.score([p])).scores) for n, p in baselines.items()}
+    baseline_rows = {n: row(session.held_out.score([p])[0].scores) for n, p in baselines.items()}
     if search.wait() != 0:
         raise SystemExit(search.returncode)
 

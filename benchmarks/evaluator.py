@@ -1,26 +1,33 @@
 """Candidates per second: ours against what others do, on the same candidates and tokens.
 
-    python benchmarks/evaluator.py [--candidates N] [--written N] [--threads N] [--json FILE]
+    python benchmarks/evaluator.py [--shape demo|tiny|1b|7b] [--device D] [--json FILE]
 
-Arms, side by side in one run, on the built-in family:
+Five arms, side by side in one run, each with a bank of its own:
 
-    disk     mergekit writes each candidate, from_pretrained loads it, it is scored (on few candidates)
-    plain    composed without a copy, each candidate scored whole, one by one
-    ours     a generation scored together, each distinct prefix once per batch
+    disk      mergekit writes each candidate, from_pretrained loads it, it is scored (on few candidates)
+    rebuild   all tensors are merged or copied into a fixed model in memory, which is scored
+    plain     composed without a copy, each candidate scored whole, full logits
+    ours      a generation scored together, each distinct prefix once per batch
+    racing    the same, and candidates that cannot be the best leave early
 
-and the bare loop over the layers that ours must run, with no composing, scoring or bookkeeping.
-Scores of all arms are compared. Two generations: `first`, children of one parent as at the start of a
-search, and `middle`, children of several parents.
+Two generations of children by the search's own mutation: `first`, of one parent, as at the start of a
+search, and `middle`, of several. Then racing's choice is compared with that of scoring everything on
+many one-parent generations, and on the demo the memory of a long search is watched. `1b` and `7b` have
+random weights of the shape of Llama-3.2-1B and Llama-2-7B, for a GPU; `tiny` tries that path out.
 """
 
 from __future__ import annotations
 
+import gc
 import json
+import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +36,7 @@ from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from gptailor_merge.cli import quiet_libraries
 from gptailor_merge.composing.bank import Bank, Precision
@@ -36,19 +44,118 @@ from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.prefixes import path_of
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.mergekit_plugin import register
+from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.lowering import lower
 from gptailor_merge.recipe.operations import Plan, plan
+from gptailor_merge.scoring.batching import layout
+from gptailor_merge.scoring.calibration import TokenSet
 from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.search.driver import loss
-from gptailor_merge.search.session import Plans, Session, load_model, prepare, start
+from gptailor_merge.scoring.objectives import Prediction, Weights, build_kl
+from gptailor_merge.scoring.passes import Passes, Values, extend, predictions_alone, scores
+from gptailor_merge.scoring.racing import Race
+from gptailor_merge.search.driver import loss, search
+from gptailor_merge.search.journal import Candidate, Journal
+from gptailor_merge.search.session import compute_dtype, load_model, pick_device, prepare, start
 from gptailor_merge.search.space import Space
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
-CPU = torch.device("cpu")
+SHAPES = {
+    "tiny": LlamaConfig(
+        vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=4
+    ),
+    "1b": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+    ),
+    "7b": LlamaConfig(vocab_size=32000, num_hidden_layers=32),
+}
+SEQUENCES = {"tiny": (16, 64), "1b": (16, 2048), "7b": (16, 2048)}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all arms share."""
+
+    family: Family
+    space: Space
+    passes: Passes
+    weights: Weights
+    precision: Precision
+    device: torch.device
+
+    def composer(self, cache_bytes: int = 2 * 1024**3) -> Composer:
+        """A composer with a bank of its own: no arm profits from what another has merged."""
+        bank = Bank(self.family, self.precision, device=self.device, cache_bytes=cache_bytes)
+        bank.preload()
+        return Composer(bank)
+
+    def loss(self, values: Values) -> float:
+        return loss(scores(values), self.weights)
+
+
+def demo(device: torch.device) -> Setup:
+    prepared = prepare(SearchConfig.load(DEMO))
+    session = start(prepared, device)
+    space = prepared.space
+    precision = Precision.of(space.dtype, space.out_dtype, compute_dtype(device, str(space.out_dtype)))
+    return Setup(
+        prepared.family, space, session.evaluator.passes, session.settings.weights, precision, device
+    )
+
+
+def random_family(shape: str, directory: Path, device: torch.device) -> Setup:
+    """Two members with random weights in bfloat16, random tokens, KL to the base."""
+    config = SHAPES[shape]
+    for seed, name in enumerate(("base", "variant")):
+        torch.manual_seed(seed)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.save_pretrained(directory / name)
+        del model
+    family = Family.load(str(directory / "base"), {"variant": str(directory / "variant")})
+    depth = config.num_hidden_layers
+    space = Space(
+        models=tuple(member.model for member in family.members),
+        depth=depth,
+        kept=depth * 3 // 4,
+        removable=tuple(range(1, depth - 1)),
+        methods=("task_arithmetic", "slerp"),
+        dtype="float32",
+        out_dtype="bfloat16",
+    )
+    compute = compute_dtype(device, "bfloat16")
+    count, length = SEQUENCES[shape]
+    ids = torch.randint(config.vocab_size, (count, length), generator=torch.Generator().manual_seed(0))
+    sets = (TokenSet("random", tuple(ids), "random"),)
+    rungs = layout(sets, 4 * length, device=device)
+    teacher = load_model(directory / "base", compute, device)
+    objective = build_kl(
+        "kl",
+        sets,
+        teachers={"random": ("base", lambda batch: predictions_alone(teacher, batch))},
+        top_k=128,
+        batches=[batch for rung in rungs for batch in rung],
+    )
+    precision = Precision.of("float32", "bfloat16", compute)
+    return Setup(family, space, Passes([objective], rungs), {"kl": 1.0}, precision, device)
+
+
+def generation(space: Space, parents: Sequence[Any], count: int, rng: np.random.RandomState) -> list[Plan]:
+    """So many different children."""
+    children: dict[str, Plan] = {}
+    while len(children) < count:
+        made = plan(space.decode(space.mutate(parents[len(children) % len(parents)], rng)))
+        children.setdefault(made.digest, made)
+    return list(children.values())
 
 
 def generations(space: Space, count: int) -> dict[str, list[Plan]]:
-    """Two generations of `count` plans, from the search's own mutation."""
+    """The `first` and the `middle` generation."""
     rng = np.random.RandomState(0)
     middle = (len(space.removable) - (space.depth - space.kept)) // 2
     removed = set(space.removable[middle : middle + space.depth - space.kept])
@@ -59,103 +166,311 @@ def generations(space: Space, count: int) -> dict[str, list[Plan]]:
         for _ in range(6):
             point = space.mutate(point, rng)
         parents.append(point)
+    return {
+        "first": generation(space, [parent], count, rng),
+        "middle": generation(space, parents, count, rng),
+    }
 
-    def children(of: list[Any]) -> list[Plan]:
-        return [plan(space.decode(space.mutate(of[i % len(of)], rng))) for i in range(count)]
 
-    return {"first": children([parent]), "middle": children(parents)}
+def one_parent(space: Space, count: int, seed: int) -> list[Plan]:
+    """Children of a random member without random layers, changed up to a dozen times."""
+    rng = np.random.RandomState(seed)
+    removed = set(rng.choice(space.removable, space.depth - space.kept, replace=False).tolist())
+    parent = space.encode(space.select(rng.randint(len(space.models)), removed), rng)
+    for _ in range(rng.randint(12)):
+        parent = space.mutate(parent, rng)
+    return generation(space, [parent], count, rng)
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+class Meter:
+    """Seconds and peak bytes of a piece of work."""
+
+    seconds: float
+    peak_bytes: int
+
+
+@contextmanager
+def metered(device: torch.device) -> Iterator[Meter]:
+    meter = Meter()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     begun = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - begun
+    yield meter
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        meter.peak_bytes = torch.cuda.max_memory_allocated(device)
+    else:
+        meter.peak_bytes = resident("VmHWM")
+    meter.seconds = time.perf_counter() - begun
 
 
-def score_from_disk(made: Plan, session: Session) -> float:
+def resident(field: str) -> int:
+    """VmRSS, or VmHWM for its peak, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
+
+
+def score_whole(model: PreTrainedModel, setup: Setup) -> float:
+    """The loss by the model's own forward on whole batches, full logits."""
+    values: Values = {}
+    with torch.inference_mode():
+        for batch in setup.passes.batches:
+            logits = model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
+            predictions = [
+                Prediction.of(s, batch.ids[s.at.start : s.at.stop, 1:], logits[s.at.start : s.at.stop])
+                for s in batch.segments
+            ]
+            extend(values, setup.passes.measure(predictions))
+    return setup.loss(values)
+
+
+def from_disk(made: Plan, setup: Setup) -> float:
     with tempfile.TemporaryDirectory() as directory:
         configuration = MergeConfiguration.model_validate(lower(made))
-        run_merge(configuration, directory, MergeOptions(quiet=True, write_model_card=False))
+        cuda = setup.device.type == "cuda"
+        run_merge(configuration, directory, MergeOptions(quiet=True, write_model_card=False, cuda=cuda))
         LoaderCache().loaders.clear()
-        model = load_model(Path(directory), torch.float32, CPU)
-        return loss(session.evaluator.objectives.score(model), session.settings.weights)
+        compute = setup.precision.compute or torch.float32
+        return score_whole(load_model(Path(directory), compute, setup.device), setup)
 
 
-def bare_loop(composer: Composer, plans: list[Plan], session: Session) -> float:
-    """Seconds for the layers that must run, once per distinct prefix and batch, and nothing else."""
+def rebuilder(setup: Setup) -> Callable[[Plan], float]:
+    """Scores plans in a model whose tensors are overwritten."""
+    composer = setup.composer(cache_bytes=1)
+    fixed: PreTrainedModel | None = None
+
+    def score(made: Plan) -> float:
+        nonlocal fixed
+        composed = composer.compose(made)
+        if fixed is None:
+            config = composed.config
+            fixed = AutoModelForCausalLM.from_config(config, dtype=setup.precision.compute)
+            fixed.to(setup.device).eval().requires_grad_(False)
+        for own, new in zip(fixed.parameters(), composed.parameters(), strict=True):
+            own.copy_(new)
+        return score_whole(fixed, setup)
+
+    return score
+
+
+def bare_loops(composer: Composer, plans: list[Plan], setup: Setup) -> tuple[float, float]:
+    """Seconds for the layers that must run, once per distinct prefix and batch; and for the heads."""
     layers = {}
     for made in plans:
         path = path_of(made)
         modules = composer.compose(made).base_model.layers
         layers |= {path[: depth + 1]: module for depth, module in enumerate(modules)}
-    body = composer.compose(plans[0]).base_model
-    seconds = 0.0
+    model = composer.compose(plans[0])
+    body = model.base_model
+    in_layers = in_heads = 0.0
     with torch.inference_mode():
-        for batch in session.evaluator.objectives.batches:
+        for batch in setup.passes.batches:
             hidden = body.embed_tokens(batch.ids)
-            positions = torch.arange(batch.ids.shape[1])[None]
+            positions = torch.arange(batch.ids.shape[1], device=setup.device)[None]
             rotary = body.rotary_emb(hidden, position_ids=positions)
-            begun = time.perf_counter()
-            for module in layers.values():
-                module(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
-            seconds += time.perf_counter() - begun
-    return seconds
+            with metered_seconds(setup.device) as spent:
+                for module in layers.values():
+                    module(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+            in_layers += spent[0]
+            with metered_seconds(setup.device) as spent:
+                for _ in plans:
+                    for row in hidden:
+                        model.lm_head(body.norm(row)).float().logsumexp(-1)
+            in_heads += spent[0]
+    return in_layers, in_heads
 
 
-def measure(plans: list[Plan], prepared: Plans, session: Session, written: int) -> dict[str, Any]:
+@contextmanager
+def metered_seconds(device: torch.device) -> Iterator[list[float]]:
+    spent = [0.0]
+    begun = time.perf_counter()
+    yield spent
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    spent[0] = time.perf_counter() - begun
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of a large matrix product here."""
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    a @ a
+    best = float("inf")
+    for _ in range(5):
+        with metered_seconds(device) as spent:
+            a @ a
+        best = min(best, spent[0])
+    return 2 * size**3 / best
+
+
+def layer_flops(setup: Setup) -> float:
+    """Per token and layer: two per weight, and causal attention's two products."""
+    config = setup.family.base.config
+    length = setup.passes.batches[0].ids.shape[1]
+    return 2 * setup.family.layer_parameters + 4 * int(config["hidden_size"]) * length / 2
+
+
+def measure(plans: list[Plan], setup: Setup, written: int, rate: float) -> dict[str, Any]:
     """All arms on one generation."""
-    weights = session.settings.weights
+    arms: dict[str, dict[str, Any]] = {}
+    losses: dict[str, list[float]] = {}
+    whole = setup.passes.tokens * len(plans[0].slots)
 
-    def evaluator() -> Evaluator:
-        # A bank of its own for each arm: none profits from what another has merged.
-        space = prepared.space
-        bank = Bank(prepared.family, Precision.of(space.dtype, space.out_dtype, torch.float32))
-        bank.preload()
-        objectives = session.evaluator.objectives.objectives
-        return Evaluator(Composer(bank), objectives, device=CPU, batch_tokens=prepared.config.batch_tokens)
+    def arm(name: str, of: list[Plan], work: Callable[[], list[float]], layer_tokens: float) -> None:
+        with metered(setup.device) as meter:
+            losses[name] = work()
+        arms[name] = {
+            "candidates_per_second": len(of) / meter.seconds,
+            "seconds": meter.seconds,
+            "peak_bytes": meter.peak_bytes,
+            "layer_tokens": layer_tokens * len(of),
+        }
 
-    plain, ours = evaluator(), evaluator()
-    on_disk, disk_s = timed(lambda: [score_from_disk(made, session) for made in plans[:written]])
-    alone, plain_s = timed(lambda: [next(plain.score([made])) for made in plans])
-    together, ours_s = timed(lambda: list(ours.score(plans)))
-    losses = [[loss(o.scores, weights) for o in arm] for arm in (alone, together)]
-    rates = {"disk": written / disk_s, "plain": len(plans) / plain_s, "ours": len(plans) / ours_s}
+    few = plans[:written]
+    arm("disk", few, lambda: [from_disk(made, setup) for made in few], whole)
+    rebuild = rebuilder(setup)
+    rebuild(plans[-1])  # makes the fixed model
+    arm("rebuild", plans, lambda: [rebuild(made) for made in plans], whole)
+    del rebuild
+    composer = setup.composer()
+    arm("plain", plans, lambda: [score_whole(composer.compose(made), setup) for made in plans], whole)
+    split = {}
+    for name, race in (("ours", None), ("racing", Race(1, setup.weights))):
+        evaluator = Evaluator(setup.composer(), setup.passes)
+
+        def score(evaluator: Evaluator = evaluator, race: Race | None = race) -> list[float]:
+            outcomes = evaluator.score(plans, race)
+            return [loss(o.scores, setup.weights) if o.estimate is None else float("inf") for o in outcomes]
+
+        arm(name, plans, score, 0)
+        arms[name]["layer_tokens"] = evaluator.layer_tokens
+        split[name] = {part: seconds / arms[name]["seconds"] for part, seconds in evaluator.seconds.items()}
+        if name == "ours":
+            in_layers, in_heads = bare_loops(evaluator._composer, plans, setup)
+    per_second = {name: values["candidates_per_second"] for name, values in arms.items()}
+    ours_s = arms["ours"]["seconds"]
+    differences = [
+        abs(a - b) / b
+        for name in ("disk", "rebuild", "plain")
+        for a, b in zip(losses[name], losses["ours"], strict=False)
+    ]
     return {
-        "candidates_per_second": rates,
-        "layer_tokens": {"plain": plain.layer_tokens, "ours": ours.layer_tokens},
+        "arms": arms,
         "ratios": {
-            "ours_vs_disk": rates["ours"] / rates["disk"],
-            "ours_vs_plain": rates["ours"] / rates["plain"],
-            "layer_tokens": plain.layer_tokens / ours.layer_tokens,
-            "bare_loop": bare_loop(ours._composer, plans, session) / ours_s,
+            "ours_vs_disk": per_second["ours"] / per_second["disk"],
+            "ours_vs_rebuild": per_second["ours"] / per_second["rebuild"],
+            "ours_vs_plain": per_second["ours"] / per_second["plain"],
+            "racing_vs_plain": per_second["racing"] / per_second["plain"],
+            "layer_tokens": arms["plain"]["layer_tokens"] / arms["ours"]["layer_tokens"],
         },
-        "largest_difference": max(
-            *(abs(a - b) for a, b in zip(*losses, strict=True)),
-            *(abs(a - b) for a, b in zip(on_disk, losses[1], strict=False)),
-        ),
+        "limit": {
+            "bare_loop": in_layers / ours_s,
+            "bare_loop_with_head": (in_layers + in_heads) / ours_s,
+            "flops": arms["ours"]["layer_tokens"] * layer_flops(setup) / rate / ours_s,
+        },
+        "split": split,
+        "largest_relative_difference": max(differences),
     }
 
 
+def compare_racing(setup: Setup, count: int, candidates: int) -> dict[str, Any]:
+    """How often racing picks the candidate that scoring everything picks, on one-parent generations."""
+    evaluator = Evaluator(setup.composer(), setup.passes)
+    same, regret, seconds = 0, 0.0, {"ours": 0.0, "racing": 0.0}
+    for seed in range(count):
+        plans = one_parent(setup.space, candidates, seed)
+        with metered_seconds(setup.device) as spent:
+            whole = [loss(o.scores, setup.weights) for o in evaluator.score(plans)]
+        seconds["ours"] += spent[0]
+        with metered_seconds(setup.device) as spent:
+            raced = evaluator.score(plans, Race(1, setup.weights))
+        seconds["racing"] += spent[0]
+        finished = [n for n, outcome in enumerate(raced) if outcome.estimate is None]
+        picked = min(finished, key=lambda n: loss(raced[n].scores, setup.weights))
+        same += whole[picked] == min(whole)
+        regret = max(regret, whole[picked] / min(whole) - 1)
+    return {
+        "generations": count,
+        "same_best": same,
+        "loss_regret": regret,
+        "racing_vs_ours": seconds["ours"] / seconds["racing"],
+    }
+
+
+def watch_memory(budget: int) -> list[dict[str, float]]:
+    """Resident memory in the course of a search on the built-in family."""
+    config = SearchConfig.load(DEMO).override(budget=budget)
+    prepared = prepare(config)
+    session = start(prepared, torch.device("cpu"))
+    readings = []
+
+    def on_candidate(candidate: Candidate) -> None:
+        if (candidate.number + 1) % max(1, budget // 8) == 0:
+            readings.append({"candidates": candidate.number + 1, "mib": resident("VmRSS") / 2**20})
+
+    with tempfile.TemporaryDirectory() as directory, Journal(Path(directory) / "journal.db") as journal:
+        search(prepared.space, session.evaluator, journal, session.settings, on_candidate=on_candidate)
+    return readings
+
+
+def print_result(name: str, result: dict[str, Any]) -> None:
+    print(f"\n{name} generation")
+    for arm, values in result["arms"].items():
+        print(
+            f"  {arm:8} {values['candidates_per_second']:8.2f} candidates/s"
+            f"  {values['layer_tokens'] / 1e3:9.0f}k layer-tokens  peak {values['peak_bytes'] / 2**20:6.0f} MiB"
+        )
+    for part in ("ratios", "limit"):
+        print(f"  {part}: " + "  ".join(f"{n} {v:.2f}" for n, v in result[part].items()))
+    for arm, shares in result["split"].items():
+        print(f"  {arm} spends: " + "  ".join(f"{n} {v:.1%}" for n, v in shares.items()))
+    print(
+        f"  largest relative difference of a loss between arms: {result['largest_relative_difference']:.1e}"
+    )
+
+
 def main(
-    candidates: Annotated[int, typer.Option(min=1, help="in a generation")] = 32,
+    shape: Annotated[Literal["demo", "tiny", "1b", "7b"], typer.Option(help="of the family")] = "demo",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
+    candidates: Annotated[int, typer.Option(min=2, help="in a generation")] = 32,
     written: Annotated[int, typer.Option(min=1, help="of those, scored from disk")] = 4,
+    races: Annotated[int, typer.Option(min=0, help="generations that racing is checked on")] = 100,
+    memory: Annotated[int, typer.Option(min=0, help="candidates of the search that is watched")] = 2000,
     threads: Annotated[int, typer.Option(min=1, help="of PyTorch, in all arms")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="where the figures go")] = None,
 ) -> None:
     torch.set_num_threads(threads)
     quiet_libraries()
     register()
-    prepared = prepare(SearchConfig.load(DEMO))
-    session = start(prepared, CPU)
-    tokens = session.evaluator.objectives.tokens
-    report: dict[str, Any] = {"candidates": candidates, "tokens": tokens, "threads": threads}
-    for name, plans in generations(prepared.space, candidates).items():
-        result = report[name] = measure(plans, prepared, session, written)
-        print(f"\n{name} generation of {candidates}, {tokens} tokens each")
-        for arm, rate in result["candidates_per_second"].items():
-            print(f"  {arm:6} {rate:7.2f} candidates/s")
-        print("  " + "  ".join(f"{ratio} {value:.2f}" for ratio, value in result["ratios"].items()))
-        print(f"  largest difference of a loss between arms: {result['largest_difference']:.1e}")
+    where = pick_device(device)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or "cpu"
+    with tempfile.TemporaryDirectory() as directory:
+        setup = demo(where) if shape == "demo" else random_family(shape, Path(directory), where)
+        rate = matmul_rate(where, setup.precision.compute or torch.float32)
+        made = generations(setup.space, candidates)
+        print(f"{shape} on {name}, {setup.passes.tokens} tokens a candidate, {rate / 1e9:.0f} GFLOP/s")
+        first = measure(made["first"], setup, written, rate)
+        print_result("first", first)
+        middle = measure(made["middle"], setup, written, rate)
+        print_result("middle", middle)
+        report: dict[str, Any] = {
+            "machine": name,
+            "shape": shape,
+            "threads": threads,
+            "candidates": candidates,
+            "tokens": setup.passes.tokens,
+            **first,
+            "middle": middle,
+        }
+        if races:
+            report["racing"] = compare_racing(setup, races, candidates)
+            print(f"\nracing: {report['racing']}")
+    if memory and shape == "demo":
+        report["memory"] = watch_memory(memory)
+        print("\nresident memory of a search: " + ", ".join(f"{r['mib']:.0f}" for r in report["memory"]))
     if json_file:
         json_file.write_text(json.dumps(report, indent=1) + "\n")
 

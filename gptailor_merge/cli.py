@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -84,6 +84,13 @@ def evolve(
     budget: Annotated[int | None, typer.Option(min=1, help="Candidates; replaces search.budget.")] = None,
     seed: Annotated[int | None, typer.Option(help="Replaces seed.")] = None,
     device: Device = "auto",
+    bank: Annotated[
+        Literal["device", "host", "auto"],
+        typer.Option(help="Where the family's weights live; auto is on the device where there is room."),
+    ] = "auto",
+    racing: Annotated[
+        bool | None, typer.Option("--racing/--no-racing", help="Replaces search.racing.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="Write the recipe, not the model.")] = False,
 ) -> None:
@@ -95,7 +102,7 @@ def evolve(
     from gptailor_merge.search.session import pick_device
 
     quiet_libraries()
-    settings = SearchConfig.load(config).override(budget=budget, seed=seed)
+    settings = SearchConfig.load(config).override(budget=budget, seed=seed, racing=racing)
     run = RunDirectory(out)
     chosen = pick_device(device)
     with _progress(settings.search.budget) as (on_step, on_candidate):
@@ -104,6 +111,7 @@ def evolve(
             run,
             chosen,
             resume=resume,
+            bank=bank,
             file=config,
             on_step=on_step,
             on_candidate=on_candidate,
@@ -213,6 +221,7 @@ def _print_summary(summary: Any) -> None:
     typer.echo(
         f"best    {summary.digest}  loss {summary.loss:.4f}  "
         f"({counts.candidates} candidates, {counts.failures} failed, {counts.duplicates} duplicates, "
+        f"{counts.dropped} dropped early, "
         f"{counts.tokens:,} tokens scored in {counts.seconds:.0f} s)"
     )
     for objective, values in summary.scores.items():

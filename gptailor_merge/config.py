@@ -132,12 +132,15 @@ class SearchSection(Section):
         budget: candidates that are proposed, duplicates included.
         population: candidates in a generation.
         max_failures: so many failed candidates in a row stop the run.
+        racing: drop candidates that cannot win before they are scored on everything; default where
+            it is known how many candidates the optimiser keeps.
     """
 
     optimizer: str = "default"
     budget: Positive = 200
     population: Positive = 16
     max_failures: Positive = 16
+    racing: bool | None = None
 
 
 class SearchConfig(Section):
@@ -182,9 +185,12 @@ class SearchConfig(Section):
             raise ConfigError(problems, file=file)
         return resolved
 
-    def override(self, *, budget: int | None = None, seed: int | None = None) -> SearchConfig:
+    def override(
+        self, *, budget: int | None = None, seed: int | None = None, racing: bool | None = None
+    ) -> SearchConfig:
         """The config with what the command line says otherwise."""
-        search = self.search if budget is None else self.search.model_copy(update={"budget": budget})
+        given = {name: v for name, v in (("budget", budget), ("racing", racing)) if v is not None}
+        search = self.search.model_copy(update=given)
         return self.model_copy(update={"search": search, "seed": self.seed if seed is None else seed})
 
     def to_yaml(self) -> str:

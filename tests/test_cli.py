@@ -69,7 +69,9 @@ def test_a_search_leaves_a_run_that_mergekit_and_transformers_read(
     assert shown["recipe"] == str(out / "best.yml")
     assert shown["candidates"] == 12
     assert shown["failures"] == 0
-    assert shown["tokens"] == 64 * (12 - shown["duplicates"])
+    whole = 64 * (12 - shown["duplicates"])
+    assert shown["tokens"] <= whole
+    assert (shown["tokens"] == whole) == (shown["dropped"] == 0)
     assert set(shown["scores"]["kl"]) == {"stories", "sums", "total"}
     assert set(shown["held_out"]) == {"base", "math", "code", "found"}
     assert shown["sizes"]["found"]["layers"] == 3

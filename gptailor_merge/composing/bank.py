@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,7 +17,9 @@ from gptailor_merge.mergekit_plugin import SELECT, Operation, apply
 from gptailor_merge.recipe.family import Family, Member
 from gptailor_merge.recipe.operations import Slot
 
-DEFAULT_MERGED_BYTES = 2 * 1024**3
+DEFAULT_CACHE_BYTES = 2 * 1024**3
+FREE_SHARE = 0.7
+"""A family that takes more than this share of a GPU's free memory stays in the host's."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,26 @@ class Layer:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
+@dataclass
+class _Cached:
+    """A layer that was made, what making it took, and its rank among those that may be dropped."""
+
+    layer: Layer
+    cost: float
+    rank: float
+
+
 class Bank:
     """Gives the tensors of slots, embeddings and heads; the same object for the same content.
 
-    A selected layer shares the family's storage where the precision changes nothing. Merged
-    layers are dropped, the least recently used first, when they exceed `merged_bytes`.
+    A selected layer shares the family's storage where the precision changes nothing. Layers that
+    had to be made (merged, or brought to the device from the host) are kept up to `cache_bytes`.
+    When room is needed the ones go first that are cheap to make again and were not asked for in a
+    while (GreedyDual: N. Young, Algorithmica 11, 1994).
+
+    Args:
+        on_host: the family stays in host memory (pinned, for a GPU), and layers are brought to the
+            device when they are asked for.
     """
 
     def __init__(
@@ -71,16 +88,19 @@ class Bank:
         precision: Precision,
         *,
         device: torch.device | str = "cpu",
-        merged_bytes: int = DEFAULT_MERGED_BYTES,
+        on_host: bool = False,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> None:
         self.family = family
         self.precision = precision
         self.device = torch.device(device)
-        self._merged_budget = merged_bytes
-        self._merged_bytes = 0
+        self.on_host = on_host
+        self._cache_bytes = cache_bytes
+        self._used_bytes = 0
+        self._rank = 0.0
         self._loaded: dict[tuple[str, str], torch.Tensor] = {}
-        self._selected: dict[Slot, Layer] = {}
-        self._merged: OrderedDict[Slot, Layer] = OrderedDict()
+        self._shared: dict[Slot, Layer] = {}
+        self._made: dict[Slot, _Cached] = {}
         self._outer: dict[tuple[tuple[str, ...], Operation, str], torch.Tensor] = {}
 
     def preload(self) -> None:
@@ -90,20 +110,28 @@ class Bank:
 
     def layer(self, slot: Slot) -> Layer:
         """The layer that a slot holds."""
-        if slot.operation.method == SELECT:
-            if slot not in self._selected:
-                self._selected[slot] = self._build(slot)
-            return self._selected[slot]
-        if slot in self._merged:
-            self._merged.move_to_end(slot)
-            return self._merged[slot]
-        layer = self._build(slot)
-        self._merged[slot] = layer
-        self._merged_bytes += layer.nbytes
-        while self._merged_bytes > self._merged_budget and len(self._merged) > 1:
-            _, dropped = self._merged.popitem(last=False)
-            self._merged_bytes -= dropped.nbytes
-        return layer
+        if slot.operation.method == SELECT and not self.on_host:
+            if slot not in self._shared:
+                self._shared[slot] = self._build(slot)
+            return self._shared[slot]
+        cached = self._made.get(slot)
+        if cached is None:
+            begun = time.perf_counter()
+            layer = self._build(slot)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            cached = self._made[slot] = _Cached(layer, time.perf_counter() - begun, 0.0)
+            self._used_bytes += layer.nbytes
+        cached.rank = self._rank + cached.cost / cached.layer.nbytes
+        while self._used_bytes > self._cache_bytes and len(self._made) > 1:
+            self._drop_one(slot)
+        return cached.layer
+
+    def _drop_one(self, wanted: Slot) -> None:
+        lowest = min((slot for slot in self._made if slot != wanted), key=lambda slot: self._made[slot].rank)
+        dropped = self._made.pop(lowest)
+        self._rank = dropped.rank
+        self._used_bytes -= dropped.layer.nbytes
 
     def outer(self, models: tuple[str, ...], operation: Operation, name: str) -> torch.Tensor:
         """A tensor outside the layers: of the embeddings, the final norm or the head."""
@@ -127,18 +155,45 @@ class Bank:
     ) -> torch.Tensor:
         """Exactly what mergekit's graph does: load, cast to dtype, merge, cast to out_dtype."""
         merge, out, compute = self.precision.merge, self.precision.out, self.precision.compute
-        tensors = [_cast(self._load(member, [full])[0], merge) for member, full in sources]
+        loaded = [self._load(member, [full])[0] for member, full in sources]
+        tensors = [_cast(tensor.to(self.device, non_blocking=True), merge) for tensor in loaded]
         return _cast(_cast(apply(operation, tensors, name), out), compute)
 
     def _load(self, member: Member, names: Sequence[str]) -> list[torch.Tensor]:
         missing = [name for name in names if (member.model, name) not in self._loaded]
+        where = torch.device("cpu") if self.on_host else self.device
         with ExitStack() as stack:
-            open_file = _opener(stack, member.directory, self.device)
+            open_file = _opener(stack, member.directory, where)
             for name in missing:
                 file = member.headers[name].file
                 tensors: Any = open_file(file)
-                self._loaded[member.model, name] = tensors.get_tensor(name)
+                tensor = tensors.get_tensor(name)
+                pinned = self.on_host and self.device.type == "cuda"
+                self._loaded[member.model, name] = tensor.pin_memory() if pinned else tensor
         return [self._loaded[member.model, name] for name in names]
+
+
+def family_bytes(family: Family, dtype: torch.dtype) -> int:
+    """What all members take in a dtype."""
+    parameters = family.outer_parameters + family.depth * family.layer_parameters
+    return len(family.members) * parameters * dtype.itemsize
+
+
+def belongs_on_host(family: Family, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the family leaves too little of a GPU's memory to work in."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return family_bytes(family, dtype) > FREE_SHARE * free
+
+
+def cache_bytes(family: Family, dtype: torch.dtype, device: torch.device) -> int:
+    """Room for made layers: as much as the family takes, and of a GPU no more than half of what is free."""
+    wanted = family_bytes(family, dtype)
+    if device.type != "cuda":
+        return wanted
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(wanted, free // 2)
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

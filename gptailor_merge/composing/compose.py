@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import TypeVar, cast
 
 import torch
@@ -63,10 +63,26 @@ class Composer:
             if name not in given and id(parameter) not in inside and not of_tied_head:
                 raise FamilyError(f"{self._bank.family.base.model}: the checkpoint has no tensor {name}")
 
-    def compose(self, plan: Plan) -> PreTrainedModel:
-        """The model that a plan describes."""
+    @property
+    def device(self) -> torch.device:
+        """Where models run."""
+        return self._bank.device
+
+    @property
+    def streams(self) -> bool:
+        """Whether layers are brought to the device one by one, see Bank."""
+        return self._bank.on_host
+
+    def compose(self, plan: Plan, only: Container[int] | None = None) -> PreTrainedModel:
+        """The model that a plan describes.
+
+        Args:
+            only: positions that are filled; the other layers have no weights and cannot run.
+        """
         modules = [
             self._module(self._bank.layer(slot), slot.layers[0][1], position)
+            if only is None or position in only
+            else self._layers[slot.layers[0][1]]
             for position, slot in enumerate(plan.slots)
         ]
         shell = self._shell(plan.embeddings, plan.head)

@@ -1,15 +1,18 @@
 """Recipes that start alike share the work of their common prefix.
 
-For one batch, models are run in the order of a trie over their slots. Each run begins at the deepest
-hidden state that the previous runs left on the path; the model's own forward runs, with the layers
-before it replaced by ones that compute nothing. Positions stay, so that masks and rotary embeddings
-that depend on a layer's index are the right ones. Nothing is approximated: the same operations see
-the same inputs.
+The model's own forward runs, with the layers that need not be computed replaced by ones that compute
+nothing. Positions stay, so that masks and rotary embeddings that depend on a layer's index are the
+right ones. Nothing is approximated: the same operations see the same inputs.
+
+There are two orders of work for a batch. `PrefixWalk` goes down one path after the other and
+remembers the states of one path; it suits layers that are all at hand. `levels` goes down all paths
+at once, layer by layer; it holds a state for every path, and asks for each layer once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,14 +21,18 @@ from transformers import PreTrainedModel
 
 from gptailor_merge.recipe.operations import Plan
 
+Path = tuple[Hashable, ...]
+State = Any
+"""What a layer returns: hidden states [sequences, length, width]."""
 
-def path_of(plan: Plan) -> tuple[Hashable, ...]:
+
+def path_of(plan: Plan) -> Path:
     """What the hidden state after each slot depends on, slot by slot, besides the input."""
     first, *rest = plan.slots
     return ((plan.embeddings, first), *rest)
 
 
-def trie_order(paths: Sequence[tuple[Hashable, ...]]) -> list[int]:
+def trie_order(paths: Sequence[Path]) -> list[int]:
     """The positions of the paths, those with a common prefix next to each other."""
     ordinals: dict[Hashable, int] = {}
     keys = [tuple(ordinals.setdefault(step, len(ordinals)) for step in path) for path in paths]
@@ -42,8 +49,49 @@ def common(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
     return shared
 
 
+def advance(
+    model: PreTrainedModel, ids: torch.Tensor, state: State, layers: range, record: set[int]
+) -> list[State]:
+    """Run some of a model's layers.
+
+    Args:
+        ids: token ids [sequences, length].
+        state: what the layer before the first of `layers` gave; of no meaning from layer 0 on.
+        layers: consecutive layers; the others compute nothing.
+        record: the layers whose outputs are returned, in order.
+    """
+    body = model.base_model
+    kept: list[State] = []
+    with _replaced(body) as own:
+        stand_ins: list[nn.Module] = []
+        for index, layer in enumerate(own):
+            if index in layers:
+                stand_ins.append(_Record(layer, kept) if index in record else layer)
+            elif index == layers.start - 1:
+                stand_ins.append(_Replay(layer, state))
+            else:
+                stand_ins.append(_Skip(layer))
+        body.layers = nn.ModuleList(stand_ins)
+        with torch.inference_mode():
+            body(input_ids=ids, use_cache=False)
+    return kept
+
+
+def head(model: PreTrainedModel, ids: torch.Tensor, state: State) -> torch.Tensor:
+    """Logits [sequences, length, vocabulary] of what the last layer gave, by the model's own forward.
+
+    `ids` and `state` may be any rows and positions of a batch: what follows the layers treats each
+    position by itself.
+    """
+    body = model.base_model
+    with _replaced(body) as own, torch.inference_mode():
+        body.layers = nn.ModuleList([_Replay(own[0], state)])
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits
+
+
 class PrefixWalk:
-    """Runs models on one batch; remembers the hidden states along one path.
+    """Runs models on one batch; remembers the states along one path.
 
     Memory is bounded by one path: at most one hidden state [sequences, length, width] per slot.
 
@@ -51,14 +99,14 @@ class PrefixWalk:
         layers_run: layers that were computed.
     """
 
-    def __init__(self, forward: Callable[[PreTrainedModel], torch.Tensor]) -> None:
-        self._forward = forward
+    def __init__(self, ids: torch.Tensor) -> None:
+        self._ids = ids
         self._steps: list[Hashable] = []
-        self._states: list[Any] = []
+        self._states: list[State] = []
         self.layers_run = 0
 
-    def run(self, model: PreTrainedModel, path: Sequence[Hashable], keep: int) -> torch.Tensor:
-        """The model's logits.
+    def run(self, model: PreTrainedModel, path: Path, keep: int) -> State:
+        """What the model's last layer gives.
 
         Args:
             path: see path_of.
@@ -66,22 +114,56 @@ class PrefixWalk:
         """
         known = common(self._steps, path)
         del self._steps[known:], self._states[known:]
-        body = model.base_model
-        layers = body.layers
-        kept: list[Any] = []
-        stand_ins: list[nn.Module] = [_Skip(layer) for layer in layers[:known]]
-        if known:
-            stand_ins[-1] = _Replay(layers[known - 1], self._states[-1])
-        stand_ins += [_Record(layer, kept) for layer in layers[known:keep]]
-        body.layers = nn.ModuleList([*stand_ins, *layers[max(known, keep) :]])
-        try:
-            logits = self._forward(model)
-        finally:
-            body.layers = layers
-        self._states += kept
-        self._steps += path[known : known + len(kept)]
-        self.layers_run += len(layers) - known
-        return logits
+        depth = len(path)
+        if known == depth:
+            return self._states[-1]
+        before = self._states[-1] if known else None
+        record = {*range(known, keep), depth - 1}
+        states = advance(model, self._ids, before, range(known, depth), record)
+        self.layers_run += depth - known
+        kept = max(keep - known, 0)
+        self._states += states[:kept]
+        self._steps += path[known : known + kept]
+        return states[-1]
+
+
+def levels(paths: Sequence[Path], step: Callable[[int, int, State], State]) -> Iterator[tuple[int, State]]:
+    """Go down all paths together; yield each as soon as it has ended, with its last state.
+
+    At each depth the distinct steps follow each other, so that whoever fetches what a step needs
+    fetches it once. States of paths that have parted are held side by side.
+
+    Args:
+        step: (position of a path, depth, state before) -> state after; called once per distinct
+            prefix. None instead of a state ends all paths with this prefix.
+    """
+    states: dict[Path, State] = {(): None}
+    for depth in range(max(map(len, paths), default=0)):
+        running = {path[: depth + 1]: position for position, path in enumerate(paths) if len(path) > depth}
+        by_step: dict[Hashable, list[Path]] = {}
+        for prefix in running:
+            by_step.setdefault(prefix[-1], []).append(prefix)
+        after: dict[Path, State] = {}
+        for prefixes in by_step.values():
+            for prefix in prefixes:
+                if prefix[:-1] in states:
+                    state = step(running[prefix], depth, states[prefix[:-1]])
+                    if state is not None:
+                        after[prefix] = state
+        states = after
+        for position, path in enumerate(paths):
+            if len(path) == depth + 1 and path in states:
+                yield position, states[path]
+
+
+@contextmanager
+def _replaced(body: Any) -> Iterator[nn.ModuleList]:
+    """Give the list of layers back when done."""
+    layers = body.layers
+    try:
+        yield layers
+    finally:
+        body.layers = layers
 
 
 class _StandIn(nn.Module):
@@ -108,7 +190,7 @@ class _Skip(_StandIn):
 class _Replay(_StandIn):
     """The last of the skipped layers: gives what it gave before."""
 
-    def __init__(self, layer: nn.Module, state: Any) -> None:
+    def __init__(self, layer: nn.Module, state: State) -> None:
         super().__init__(layer)
         self._state = state
 
@@ -119,7 +201,7 @@ class _Replay(_StandIn):
 class _Record(_StandIn):
     """Runs the layer and keeps its output."""
 
-    def __init__(self, layer: nn.Module, kept: list[Any]) -> None:
+    def __init__(self, layer: nn.Module, kept: list[State]) -> None:
         super().__init__(layer)
         self._kept = kept
 

@@ -90,17 +90,6 @@ class TokenSet:
         """Tokens that are predicted: all but the first of each sequence."""
         return sum(len(ids) - 1 for ids in self.sequences)
 
-    def batches(self, batch_tokens: int) -> Iterator[torch.Tensor]:
-        """The sequences in their order as tensors [sequences, length] of about `batch_tokens` tokens."""
-        rows: list[torch.Tensor] = []
-        for ids in self.sequences:
-            if rows and (len(ids) != len(rows[0]) or (len(rows) + 1) * len(ids) > batch_tokens):
-                yield torch.stack(rows)
-                rows = []
-            rows.append(ids)
-        if rows:
-            yield torch.stack(rows)
-
 
 def tokenize(
     name: str,

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 
 import torch
-from transformers import PreTrainedModel
 
 from gptailor_merge.composing.compose import Composer
-from gptailor_merge.composing.prefixes import PrefixWalk, common, path_of, trie_order
+from gptailor_merge.composing.prefixes import PrefixWalk, State, advance, common, levels, path_of, trie_order
 from gptailor_merge.recipe.operations import Plan
-from gptailor_merge.scoring.objectives import Objective, Score, batches
-
-Scores = Mapping[str, Mapping[str, Score]]
-"""objective -> set name -> score."""
+from gptailor_merge.scoring.batching import Batch
+from gptailor_merge.scoring.objectives import Scores
+from gptailor_merge.scoring.passes import Passes, Values, extend, predictions, scores
+from gptailor_merge.scoring.racing import Race, Units
 
 
 @dataclass(frozen=True)
@@ -27,117 +27,153 @@ class Outcome:
     """What became of one plan.
 
     Attributes:
-        scores: objective -> set -> score; empty for a failure.
+        scores: objective -> set -> score, over the tokens that were scored; empty for a failure.
         cause: why it failed, or None.
-        seconds: time spent on it.
-        tokens: tokens that went through the model.
+        seconds: time spent on it; work that is shared counts for the first that needed it.
+        tokens: tokens that it was scored on.
+        units: of a candidate scored on everything in a race, for later races.
+        estimate: of a candidate that a race dropped: its loss, as far as it can be told.
     """
 
     scores: Scores
     cause: str | None
     seconds: float
     tokens: int
+    units: Units | None = None
+    estimate: float | None = None
 
 
 class Evaluator:
     """Scores plans on fixed batches, a generation together.
 
-    Outer loop: batches. Inner: the plans in the order of a trie over their slots, so that each
-    distinct prefix is computed once per batch. The scores are those of scoring one by one.
+    Outer loop: batches. Inner: the plans along the trie of their slots, so that each distinct
+    prefix is computed once per batch. The scores are those of scoring one by one. A batch that
+    memory does not hold is scored in halves.
 
-    Args:
-        batch_tokens: about so many tokens go through the model at once; the references of the
-            objectives were made with the same number.
+    Attributes:
+        layer_tokens: tokens times layers that were computed so far.
+        seconds: spent so far on composing, forward (the layers), head (and objectives), bookkeeping.
     """
 
-    def __init__(
-        self,
-        composer: Composer,
-        objectives: Sequence[Objective],
-        *,
-        device: torch.device,
-        batch_tokens: int,
-    ) -> None:
-        self._composer = composer
-        self.objectives = Batched(objectives, device=device, batch_tokens=batch_tokens)
+    def __init__(self, composer: Composer, passes: Passes) -> None:
+        self.passes = passes
         self.layer_tokens = 0
-        """Tokens times layers that were computed so far."""
+        self.seconds = dict.fromkeys(("composing", "forward", "head", "bookkeeping"), 0.0)
+        self._composer = composer
+        self._device = composer.device
+        self._most_sequences: int | None = None
 
-    def score(self, plans: Sequence[Plan]) -> Iterator[Outcome]:
-        """The outcomes in the order of the plans."""
-        candidates = [_Candidate(plan) for plan in plans]
-        for candidate in candidates:
-            with candidate.attempt():
-                candidate.model = self._composer.compose(candidate.plan)
-        order = [candidates[position] for position in trie_order([c.path for c in candidates])]
-        for batch in self.objectives.batches:
-            self._score_batch(batch, [c for c in order if c.cause is None])
-        for candidate in candidates:
-            yield candidate.outcome(self.objectives)
+    def score(self, plans: Sequence[Plan], race: Race | None = None) -> list[Outcome]:
+        """The outcomes in the order of the plans.
 
-    def _score_batch(self, batch: Batch, candidates: Sequence[_Candidate]) -> None:
-        walk = PrefixWalk(lambda model: forward(model, batch.ids))
+        Args:
+            race: drops plans that cannot win before they are scored on everything; None scores all.
+        """
+        with self._clock("bookkeeping"):
+            candidates = [_Candidate(plan) for plan in plans]
+            order = [candidates[position] for position in trie_order([c.path for c in candidates])]
+        *rungs, last = self.passes.rungs
+        for rung in rungs:
+            self._score_rung(rung, order)
+            if race is not None:
+                with self._clock("bookkeeping"):
+                    running = [c for c in candidates if c.runs]
+                    hopeless = race.hopeless([self._units(c, race) for c in running], self.passes.totals)
+                    for candidate, leaves in zip(running, hopeless, strict=True):
+                        candidate.dropped = leaves
+        self._score_rung(last, order)
+        with self._clock("bookkeeping"):
+            return self._outcomes(candidates, race)
+
+    def _outcomes(self, candidates: Sequence[_Candidate], race: Race | None) -> list[Outcome]:
+        if race is None:
+            return [candidate.outcome(None, None) for candidate in candidates]
+        units = {n: self._units(c, race) for n, c in enumerate(candidates) if c.cause is None}
+        finished = {n: u for n, u in units.items() if not candidates[n].dropped}
+        dropped = {n: u for n, u in units.items() if candidates[n].dropped}
+        estimates = race.estimates(list(finished.values()), dropped, self.passes.totals)
+        return [c.outcome(finished.get(n), estimates.get(n)) for n, c in enumerate(candidates)]
+
+    def _units(self, candidate: _Candidate, race: Race) -> Units:
+        return self.passes.units(candidate.values, race.weights)
+
+    def _score_rung(self, rung: Sequence[Batch], order: Sequence[_Candidate]) -> None:
+        for batch in rung:
+            candidates = [candidate for candidate in order if candidate.runs]
+            for candidate, values in self._score_batch(batch, candidates):
+                extend(candidate.values, values)
+            for candidate in candidates:
+                candidate.tokens += batch.ids.numel()
+
+    def _score_batch(self, batch: Batch, candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, Values]]:
+        """The values of a batch for each candidate that did not fail."""
+        if self._most_sequences is None or len(batch.ids) <= self._most_sequences:
+            try:
+                walk = self._by_levels if self._composer.streams else self._by_paths
+                return list(walk(batch, candidates))
+            except _OutOfMemoryError:
+                self._most_sequences = max(1, len(batch.ids) // 2)
+            # Here, and not in the handler, whose traceback holds on to tensors.
+            gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        first, second = batch.halves()
+        found = self._score_batch(first, candidates)
+        return [*found, *self._score_batch(second, [c for c in candidates if c.runs])]
+
+    def _by_paths(
+        self, batch: Batch, candidates: Sequence[_Candidate]
+    ) -> Iterator[tuple[_Candidate, Values]]:
+        walk = PrefixWalk(batch.ids)
         for candidate, after in zip_longest(candidates, candidates[1:]):
-            with candidate.attempt():
-                keep = common(candidate.path, after.path) if after else 0
-                assert candidate.model is not None
-                logits = walk.run(candidate.model, candidate.path, keep)
-                self.objectives.add(candidate.sums, batch, logits)
+            with candidate.attempt(batch):
+                with self._clock("composing"):
+                    model = self._composer.compose(candidate.plan)
+                with self._clock("forward"):
+                    keep = common(candidate.path, after.path) if after else 0
+                    state = walk.run(model, candidate.path, keep)
+                with self._clock("head"):
+                    values = self.passes.measure(predictions(model, batch, state))
+                yield candidate, values
         self.layer_tokens += walk.layers_run * batch.ids.numel()
 
+    def _by_levels(
+        self, batch: Batch, candidates: Sequence[_Candidate]
+    ) -> Iterator[tuple[_Candidate, Values]]:
+        def step(position: int, depth: int, before: State) -> State:
+            candidate = candidates[position]
+            with candidate.attempt(batch):
+                with self._clock("composing"):
+                    model = self._composer.compose(candidate.plan, only=(depth,))
+                with self._clock("forward"):
+                    (after,) = advance(model, batch.ids, before, range(depth, depth + 1), {depth})
+                self.layer_tokens += batch.ids.numel()
+                return after
+            for other in candidates:
+                if other.path[: depth + 1] == candidate.path[: depth + 1]:
+                    other.cause = candidate.cause
+            return None
 
-Sums = dict[tuple[str, str], float]
-"""(objective, set name) -> sum over the predicted tokens so far."""
+        for position, state in levels([c.path for c in candidates], step):
+            candidate = candidates[position]
+            with candidate.attempt(batch), self._clock("head"):
+                model = self._composer.compose(candidate.plan, only=())
+                values = self.passes.measure(predictions(model, batch, state))
+                yield candidate, values
+
+    @contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self.seconds[part] += time.perf_counter() - begun
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Token ids [sequences, length] on the device: batch `index` of the set with this digest."""
-
-    digest: str
-    index: int
-    ids: torch.Tensor
-
-
-class Batched:
-    """Objectives with their batches on the device."""
-
-    def __init__(self, objectives: Sequence[Objective], *, device: torch.device, batch_tokens: int) -> None:
-        self.objectives = objectives
-        self.batches = [
-            Batch(d, index, ids.to(device)) for d, index, ids in batches(objectives, batch_tokens)
-        ]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that go through a model to score it once."""
-        return sum(batch.ids.numel() for batch in self.batches)
-
-    def add(self, sums: Sums, batch: Batch, logits: torch.Tensor) -> None:
-        """Add what the objectives make of a model's logits on a batch."""
-        for objective in self.objectives:
-            for token_set in objective.sets:
-                if token_set.digest == batch.digest:
-                    key = (objective.name, token_set.name)
-                    value = objective.score_batch(token_set.name, batch.index, batch.ids, logits)
-                    sums[key] = sums.get(key, 0.0) + value
-
-    def scores(self, sums: Sums) -> Scores:
-        """The means, from the sums over all batches."""
-        return {
-            objective.name: {
-                s.name: Score(sums[objective.name, s.name] / s.scored_tokens, s.scored_tokens)
-                for s in objective.sets
-            }
-            for objective in self.objectives
-        }
-
-    def score(self, model: PreTrainedModel) -> Scores:
-        """Score a single model, composed or loaded, that has the family's vocabulary."""
-        sums: Sums = {}
-        for batch in self.batches:
-            self.add(sums, batch, forward(model, batch.ids))
-        return self.scores(sums)
+class _OutOfMemoryError(Exception):
+    """Memory ran out on a batch that can be halved."""
 
 
 class _Candidate:
@@ -146,35 +182,45 @@ class _Candidate:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.path = path_of(plan)
-        self.model: PreTrainedModel | None = None
-        self.sums: Sums = {}
+        self.values: Values = {}
         self.cause: str | None = None
+        self.dropped = False
         self.seconds = 0.0
+        self.tokens = 0
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is still to be scored."""
+        return self.cause is None and not self.dropped
 
     @contextmanager
-    def attempt(self) -> Iterator[None]:
+    def attempt(self, batch: Batch) -> Iterator[None]:
         """Time a step; what goes wrong in it is the candidate's failure, not the generation's."""
         begun = time.monotonic()
         try:
             yield
         except Exception as error:  # one bad candidate must not end a search of hours
+            if is_out_of_memory(error) and len(batch.ids) > 1:
+                raise _OutOfMemoryError from None
             self.cause = "".join(traceback.format_exception_only(error)).strip()
         self.seconds += time.monotonic() - begun
 
-    def outcome(self, objectives: Batched) -> Outcome:
+    def outcome(self, units: Units | None, estimate: float | None) -> Outcome:
         """Scores, or the failure."""
-        scores = {} if self.cause else objectives.scores(self.sums)
-        cause = self.cause or _not_finite(scores)
+        made = {} if self.cause else scores(self.values)
+        cause = self.cause or _not_finite(made)
         if cause:
             return Outcome({}, cause, self.seconds, 0)
-        return Outcome(scores, None, self.seconds, objectives.tokens)
+        return Outcome(made, None, self.seconds, self.tokens, units, estimate)
 
 
-def forward(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """Logits [sequences, length, vocabulary] of token ids [sequences, length]."""
-    with torch.inference_mode():
-        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
-    return logits
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch could help."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # The CPU's allocator and MPS raise plain RuntimeError.
+    texts = ("not enough memory", "can't allocate memory", "out of memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 def _not_finite(scores: Scores) -> str | None:

@@ -1,7 +1,8 @@
 """What is measured on a composed model: perplexity, and KL divergence to a reference.
 
-An objective scores one batch at a time, so that an evaluation can stop early. A new one is a class
-here, and a kind in config.ObjectiveConfig that session.build makes it of.
+An objective gives one value per predicted token, so that an evaluation can stop early and candidates
+can be compared token by token. A new one is a class here, and a kind in config.ObjectiveConfig that
+session.build makes it of.
 """
 
 from __future__ import annotations
@@ -11,14 +12,41 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
+from gptailor_merge.scoring.batching import Batch, Segment
 from gptailor_merge.scoring.calibration import TokenSet
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
-"""Token ids [sequences, length] -> logits [sequences, length, vocabulary]."""
+
+class Prediction(NamedTuple):
+    """What a model predicts on rows of one set.
+
+    Attributes:
+        segment: which rows.
+        next_ids: the tokens to predict [sequences, positions].
+        logits: float32 [sequences, positions, vocabulary].
+        log_normalizer: log Σ exp of the logits [sequences, positions].
+    """
+
+    segment: Segment
+    next_ids: torch.Tensor
+    logits: torch.Tensor
+    log_normalizer: torch.Tensor
+
+    @staticmethod
+    def of(segment: Segment, next_ids: torch.Tensor, logits: torch.Tensor) -> Prediction:
+        """With what all objectives need, computed once."""
+        wide = logits.float()
+        return Prediction(segment, next_ids, wide, wide.logsumexp(-1))
+
+
+Forward = Callable[[Batch], Iterator[Prediction]]
+"""What a model predicts on a batch, see passes.predictions."""
+
+Weights = Mapping[str, float]
+"""Objective name -> its weight in the loss."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +68,10 @@ class Score:
         return Score(sum(s.mean * s.tokens for s in scores) / tokens, tokens)
 
 
+Scores = Mapping[str, Mapping[str, Score]]
+"""Objective name -> set name -> score."""
+
+
 class Objective(Protocol):
     """A number to minimise, measured on a composed model, file by file."""
 
@@ -59,8 +91,11 @@ class Objective(Protocol):
     def sets(self) -> tuple[TokenSet, ...]:
         """The token sequences that it is measured on."""
 
-    def score_batch(self, set_name: str, index: int, ids: torch.Tensor, logits: torch.Tensor) -> float:
-        """The sum over the predicted tokens of batch `index` of a set; lower is better."""
+    def values(self, set_name: str, prediction: Prediction) -> torch.Tensor:
+        """One value per predicted token of some of a set's rows, float32 [sequences, positions].
+
+        Lower is better.
+        """
 
 
 @dataclass(frozen=True)
@@ -75,13 +110,13 @@ class Perplexity:
     def fingerprint(self) -> str:
         return _digest(["perplexity", [(s.name, s.digest) for s in self.sets]])
 
-    def score_batch(self, set_name: str, index: int, ids: torch.Tensor, logits: torch.Tensor) -> float:
-        return negative_log_likelihood(ids, logits)
+    def values(self, set_name: str, prediction: Prediction) -> torch.Tensor:
+        return negative_log_likelihood(prediction)
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a reference model predicts for one batch, compactly.
+    """What a reference model predicts for the sequences of a set, compactly.
 
     Attributes:
         indices: the k likeliest next tokens, int32 [sequences, length - 1, k].
@@ -90,6 +125,17 @@ class Reference:
 
     indices: torch.Tensor
     log_probabilities: torch.Tensor
+
+    def rows(self, rows: range) -> Reference:
+        """Some of its sequences."""
+        wanted = slice(rows.start, rows.stop)
+        return Reference(self.indices[wanted], self.log_probabilities[wanted])
+
+    @staticmethod
+    def concatenate(parts: Sequence[Reference]) -> Reference:
+        """One reference of several, in order."""
+        indices = torch.cat([part.indices for part in parts])
+        return Reference(indices, torch.cat([part.log_probabilities for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -102,7 +148,7 @@ class KullbackLeibler:
     the rest, p_rest · KL(p|rest || q|rest). With top_k >= vocabulary it is exact.
 
     Attributes:
-        references: set name -> one Reference per batch of that set.
+        references: set name -> Reference of all its sequences.
         teachers: set name -> digest of the model that it came from.
     """
 
@@ -110,7 +156,7 @@ class KullbackLeibler:
     sets: tuple[TokenSet, ...]
     top_k: int
     teachers: Mapping[str, str]
-    references: Mapping[str, Sequence[Reference]]
+    references: Mapping[str, Reference]
     direction: str = "minimize"
 
     @property
@@ -118,8 +164,8 @@ class KullbackLeibler:
         parts = [(s.name, s.digest, self.teachers[s.name]) for s in self.sets]
         return _digest(["kl", self.top_k, parts])
 
-    def score_batch(self, set_name: str, index: int, ids: torch.Tensor, logits: torch.Tensor) -> float:
-        return kl_divergence(self.references[set_name][index], logits)
+    def values(self, set_name: str, prediction: Prediction) -> torch.Tensor:
+        return kl_divergence(self.references[set_name].rows(prediction.segment.rows), prediction)
 
 
 def build_kl(
@@ -128,50 +174,57 @@ def build_kl(
     *,
     teachers: Mapping[str, tuple[str, Forward]],
     top_k: int,
-    batch_tokens: int,
+    batches: Sequence[Batch],
 ) -> KullbackLeibler:
-    """Run the references over their sets.
+    """Run the references over the batches that hold their sets, one reference after the other.
 
     Args:
         teachers: set name -> (digest of the reference model, its forward pass).
         top_k: how many of the likeliest tokens are stored for each position.
+        batches: the ones that models will be scored on, so that a model has no divergence from itself.
     """
-    references = {}
-    for token_set in sets:
-        _, forward = teachers[token_set.name]
-        references[token_set.name] = [
-            reference(forward(ids), top_k) for ids in token_set.batches(batch_tokens)
-        ]
     digests = {s.name: teachers[s.name][0] for s in sets}
+    found: dict[str, dict[int, Reference]] = {s.name: {} for s in sets}
+    for digest in dict.fromkeys(digests.values()):
+        taught = {s.digest: s.name for s in sets if digests[s.name] == digest}
+        _, forward = teachers[next(iter(taught.values()))]
+        for batch in batches:
+            if not any(segment.digest in taught for segment in batch.segments):
+                continue
+            for prediction in forward(batch):
+                segment = prediction.segment
+                if segment.digest in taught:
+                    found[taught[segment.digest]][segment.rows.start] = reference(prediction, top_k)
+    references = {
+        name: Reference.concatenate([parts[row] for row in sorted(parts)]) for name, parts in found.items()
+    }
     return KullbackLeibler(name, tuple(sets), top_k, digests, references)
 
 
-def negative_log_likelihood(ids: torch.Tensor, logits: torch.Tensor) -> float:
-    """Sum of -log p(next token), nats, over ids [sequences, length] but the first of each."""
-    predicted = logits[:, :-1].float()
-    of_next = predicted.gather(-1, ids[:, 1:, None])[..., 0]
-    return float((predicted.logsumexp(-1) - of_next).double().sum())
+def negative_log_likelihood(prediction: Prediction) -> torch.Tensor:
+    """-log p(next token), nats [sequences, positions]."""
+    of_next = prediction.logits.gather(-1, prediction.next_ids[..., None])[..., 0]
+    return prediction.log_normalizer - of_next
 
 
-def reference(logits: torch.Tensor, top_k: int) -> Reference:
-    """The top_k likeliest next tokens and their log-probabilities, from logits [n, length, vocabulary]."""
-    predicted = logits[:, :-1].float()
-    best = predicted.topk(min(top_k, predicted.shape[-1]), dim=-1)
-    log_p = best.values - predicted.logsumexp(-1, keepdim=True)
-    return Reference(best.indices.to(torch.int32), log_p)
+def reference(prediction: Prediction, top_k: int) -> Reference:
+    """The top_k likeliest next tokens and their log-probabilities."""
+    logits = prediction.logits
+    best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    return Reference(best.indices.to(torch.int32), best.values - prediction.log_normalizer[..., None])
 
 
-def kl_divergence(reference: Reference, logits: torch.Tensor) -> float:
-    """Sum over positions of KL(reference || model), nats; see KullbackLeibler for the formula."""
-    predicted = logits[:, :-1].float()
+def kl_divergence(reference: Reference, prediction: Prediction) -> torch.Tensor:
+    """KL(reference || model), nats [sequences, positions]; see KullbackLeibler for the formula."""
+    logits = prediction.logits
     # Log-probabilities of the reference's tokens alone: a log-softmax would write the vocabulary again.
-    log_q = predicted.gather(-1, reference.indices.long()) - predicted.logsumexp(-1, keepdim=True)
+    log_q = logits.gather(-1, reference.indices.long()) - prediction.log_normalizer[..., None]
     log_p = reference.log_probabilities
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     if reference.indices.shape[-1] < logits.shape[-1]:
         log_p_rest, log_q_rest = _log_rest(log_p), _log_rest(log_q)
         divergence = divergence + log_p_rest.exp() * (log_p_rest - log_q_rest)
-    return float(divergence.double().sum())
+    return divergence
 
 
 def _log_rest(log_probabilities: torch.Tensor) -> torch.Tensor:
@@ -182,14 +235,3 @@ def _log_rest(log_probabilities: torch.Tensor) -> torch.Tensor:
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
-
-
-def batches(objectives: Sequence[Objective], batch_tokens: int) -> Iterator[tuple[str, int, torch.Tensor]]:
-    """(digest of the set, index in it, ids) of every distinct batch that the objectives score."""
-    seen = set()
-    for objective in objectives:
-        for token_set in objective.sets:
-            if token_set.digest not in seen:
-                seen.add(token_set.digest)
-                for index, ids in enumerate(token_set.batches(batch_tokens)):
-                    yield token_set.digest, index, ids

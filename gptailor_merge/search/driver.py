@@ -3,26 +3,39 @@
 Resuming replays: the optimiser is built from its seed and asked again, and candidates that the
 journal knows are answered from it. One worker therefore ends where an undisturbed run ends, and no
 pickled state is stored or trusted.
+
+A generation may be raced: a candidate that cannot be among those the optimiser keeps is dropped
+before it is scored on everything. It is recorded as `dropped`, with the tokens that it was scored
+on, and the optimiser is told an estimate of its loss that is never as good as what it keeps.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from gptailor_merge.errors import SearchError
+from gptailor_merge.errors import ConfigError, Problem, SearchError
 from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.evaluator import Outcome, Scores
-from gptailor_merge.scoring.objectives import Score
+from gptailor_merge.scoring.evaluator import Outcome
+from gptailor_merge.scoring.objectives import Score, Scores, Weights
+from gptailor_merge.scoring.racing import Race, Units
 from gptailor_merge.search import baselines
 from gptailor_merge.search.baselines import first_generation
-from gptailor_merge.search.journal import DUPLICATE, FAILED, PROBE, SCORED, Candidate, Journal
-from gptailor_merge.search.optimizers import create
+from gptailor_merge.search.journal import (
+    DROPPED,
+    DUPLICATE,
+    FAILED,
+    PROBE,
+    SCORED,
+    Candidate,
+    Journal,
+)
+from gptailor_merge.search.optimizers import create, keeps
 from gptailor_merge.search.space import Space
 
 PROBE_SHARE = 0.25
@@ -34,7 +47,7 @@ FAILED_LOSS = 1e6
 class Scorer(Protocol):
     """Turns plans into outcomes, in their order; see scoring.evaluator.Evaluator."""
 
-    def score(self, plans: Sequence[Plan]) -> Iterator[Outcome]: ...
+    def score(self, plans: Sequence[Plan], race: Race | None = None) -> Sequence[Outcome]: ...
 
 
 @dataclass(frozen=True)
@@ -42,21 +55,22 @@ class Settings:
     """How to search.
 
     Attributes:
-        weights: objective name -> its weight in the loss.
         fingerprint: of the objectives; stored scores count only under the same one.
         max_failures: so many failures in a row stop the search.
+        racing: whether generations are raced; None where it is known what the optimiser keeps.
     """
 
     optimizer: str
     budget: int
     population: int
     seed: int
-    weights: Mapping[str, float]
+    weights: Weights
     fingerprint: str
     max_failures: int = 16
+    racing: bool | None = None
 
 
-def loss(scores: Scores, weights: Mapping[str, float]) -> float:
+def loss(scores: Scores, weights: Weights) -> float:
     """The number that is minimised: the weighted sum of the objectives' means over all tokens."""
     return sum(weights[name] * Score.total(list(by_set.values())).mean for name, by_set in scores.items())
 
@@ -76,8 +90,15 @@ def search(
 
     Raises:
         SearchError: too many failures in a row, nothing scored, or a journal of another search.
+        ConfigError: racing for an optimiser that all candidates' losses count for.
     """
     run = _Run(scorer, journal, settings, on_candidate)
+    keep = keeps(settings.optimizer, settings.population) if settings.racing is not False else None
+    if settings.racing and keep is None:
+        message = (
+            f"it is not known what {settings.optimizer} keeps of a generation; only default can be raced"
+        )
+        raise ConfigError(Problem(("search", "racing"), message))
     parametrization = space.parametrization(settings.seed)
     optimizer = create(
         settings.optimizer, parametrization, budget=settings.budget, population=settings.population
@@ -90,7 +111,7 @@ def search(
     while run.asked < settings.budget:
         size = min(settings.population, settings.budget - run.asked)
         proposals = [optimizer.ask() for _ in range(size)]
-        finished = run.score([space.decode(proposal.value) for proposal in proposals])
+        finished = run.score([space.decode(proposal.value) for proposal in proposals], keep=keep)
         for proposal, candidate in zip(proposals, finished, strict=True):
             _tell(optimizer, proposal, FAILED_LOSS if candidate.loss is None else candidate.loss)
     best = journal.best()
@@ -137,12 +158,18 @@ class _Run:
         self.asked = 0
         self._scorer, self._journal, self._on_candidate = scorer, journal, on_candidate
         self._by_digest: dict[str, Candidate] = {}
+        self._units: dict[str, Units] = {}
         self._failures = 0
 
-    def score(self, recipes: Sequence[Recipe], status: str = SCORED) -> Iterator[Candidate]:
-        """The next candidates, in order and each as soon as it is finished and recorded.
+    def score(
+        self, recipes: Sequence[Recipe], *, status: str = SCORED, keep: int | None = None
+    ) -> list[Candidate]:
+        """The next candidates, in order, recorded in one transaction.
 
         They come from the journal, or are duplicates, or are freshly scored.
+
+        Args:
+            keep: how many of the best the optimiser keeps; None scores all to the end.
 
         Raises:
             SearchError: too many failures in a row, or a journal of another search.
@@ -159,7 +186,8 @@ class _Run:
             and resolved.digest not in self._by_digest
             and first_of[resolved.digest] == number
         ]
-        outcomes = self._scorer.score(fresh)
+        outcomes = dict(zip((made.digest for made in fresh), self._race(fresh, keep), strict=True))
+        finished, new = [], []
         for number, recipe in numbered:
             digest = plans[number].digest
             candidate = self.known.get(number)
@@ -170,13 +198,39 @@ class _Run:
                 if original is not None:
                     candidate = _duplicate(number, recipe, original)
                 else:
-                    candidate = _scored(number, digest, recipe, next(outcomes), self.settings, status)
-                self._journal.record(candidate)
+                    candidate = _scored(number, digest, recipe, outcomes[digest], self.settings, status)
+                new.append(candidate)
             self._by_digest.setdefault(digest, candidate)
-            self.asked = number + 1
+            finished.append(candidate)
+        self._journal.record(new)
+        self.asked += len(finished)
+        for candidate in finished:
             self._on_candidate(candidate)
             self._count_failure(candidate)
-            yield candidate
+        return finished
+
+    def _race(self, plans: Sequence[Plan], keep: int | None) -> Sequence[Outcome]:
+        if keep is None or not plans:
+            return self._scorer.score(plans)
+        race = Race(keep, self.settings.weights, tuple(self._incumbents(keep)))
+        outcomes = self._scorer.score(plans, race)
+        for made, outcome in zip(plans, outcomes, strict=True):
+            if outcome.units is not None:
+                self._units[made.digest] = outcome.units
+        return outcomes
+
+    def _incumbents(self, keep: int) -> list[Units]:
+        """The units of the best so far; after a resumption they are scored again."""
+        finished = [c for c in self._by_digest.values() if c.status == SCORED and c.loss is not None]
+        best = sorted(finished, key=lambda c: (c.loss, c.number))[:keep]
+        unknown = [plan(c.parsed) for c in best if c.digest not in self._units]
+        if unknown:
+            everything = Race(len(unknown), self.settings.weights)
+            for made, outcome in zip(unknown, self._scorer.score(unknown, everything), strict=True):
+                if outcome.units is not None:
+                    self._units[made.digest] = outcome.units
+        self._units = {c.digest: self._units[c.digest] for c in best if c.digest in self._units}
+        return list(self._units.values())
 
     def _check(self, candidate: Candidate, digest: str) -> None:
         if candidate.digest != digest or candidate.fingerprint != self.settings.fingerprint:
@@ -197,13 +251,19 @@ class _Run:
 def _scored(
     number: int, digest: str, recipe: Recipe, outcome: Outcome, settings: Settings, status: str
 ) -> Candidate:
-    failed = outcome.cause is not None
+    value: float | None
+    if outcome.cause is not None:
+        status, value = FAILED, None
+    elif outcome.estimate is not None:
+        status, value = DROPPED, outcome.estimate
+    else:
+        value = loss(outcome.scores, settings.weights)
     return Candidate(
         number=number,
         digest=digest,
         recipe=recipe.to_yaml(),
-        status=FAILED if failed else status,
-        loss=None if failed else loss(outcome.scores, settings.weights),
+        status=status,
+        loss=value,
         scores=outcome.scores,
         fingerprint=settings.fingerprint,
         cause=outcome.cause,

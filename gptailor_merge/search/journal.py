@@ -1,7 +1,7 @@
 """The journal: an SQLite file with every candidate of a run and what became of it.
 
-A row is written when its candidate is finished, in one transaction; a killed run loses no more
-than the candidate it was working on. There is no other state: a resumed search asks its optimiser
+The rows of a generation are written in one transaction when it is finished; a killed run loses no
+more than the generation it was working on. There is no other state: a resumed search asks its optimiser
 again from the seed and answers from the journal (see driver.py).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,23 @@ import yaml
 
 from gptailor_merge.errors import InputError, SearchError
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.evaluator import Scores
-from gptailor_merge.scoring.objectives import Score
+from gptailor_merge.scoring.objectives import Score, Scores
 
-FORMAT = 1
-SCORED, FAILED, DUPLICATE, PROBE = "scored", "failed", "duplicate", "probe"
+FORMAT = 2
+SCORED, DROPPED, FAILED, DUPLICATE, PROBE = "scored", "dropped", "failed", "duplicate", "probe"
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE candidates (
     number INTEGER PRIMARY KEY,  -- in the order of proposal, from 0
     digest TEXT NOT NULL,
     recipe TEXT NOT NULL,        -- YAML
-    status TEXT NOT NULL CHECK (status IN ('scored', 'failed', 'duplicate', 'probe')),
-    loss REAL,                   -- NULL where it failed
+    status TEXT NOT NULL CHECK (status IN ('scored', 'dropped', 'failed', 'duplicate', 'probe')),
+    loss REAL,                   -- NULL where it failed, an estimate where it was dropped
     scores TEXT NOT NULL,        -- objective -> file -> [mean nats per token, tokens]
     fingerprint TEXT NOT NULL,   -- of the objectives
     cause TEXT,                  -- why it failed
     original INTEGER REFERENCES candidates (number),  -- of a duplicate
-    tokens INTEGER NOT NULL,     -- that went through the model
+    tokens INTEGER NOT NULL,     -- that it was scored on
     seconds REAL NOT NULL
 ) STRICT;
 CREATE TABLE held_out (model TEXT PRIMARY KEY, scores TEXT NOT NULL) STRICT;
@@ -47,6 +46,8 @@ class Candidate:
     """A proposed recipe together with what became of it.
 
     A `probe` is scored like any other, but is not of the target size: it tells where to start.
+    A `dropped` one left a race: its scores are over the tokens that it was scored on, its loss is
+    the estimate that the optimiser was told.
     """
 
     number: int
@@ -74,6 +75,7 @@ class Counts:
     candidates: int
     failures: int
     duplicates: int
+    dropped: int
     tokens: int
     seconds: float
 
@@ -124,16 +126,22 @@ class Journal:
         """Store a value, replacing an older one."""
         self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    def record(self, candidate: Candidate) -> None:
-        """Write a finished candidate."""
-        c = candidate
-        self._db.execute(
-            "INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    def record(self, candidates: Sequence[Candidate]) -> None:
+        """Write finished candidates, all or none."""
+        rows = [
             (
                 *(c.number, c.digest, c.recipe, c.status, c.loss, _dump(c.scores), c.fingerprint),
                 *(c.cause, c.original, c.tokens, c.seconds),
-            ),
-        )
+            )
+            for c in candidates
+        ]
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany("INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.execute("COMMIT")
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
 
     def candidates(self) -> Iterator[Candidate]:
         """Every candidate in the order of proposal."""
@@ -141,9 +149,11 @@ class Journal:
             yield _candidate(row)
 
     def best(self) -> Candidate | None:
-        """The first candidate of the target size with the lowest loss."""
+        """The first candidate of the target size with the lowest loss, scored on everything."""
         row = self._db.execute(
-            "SELECT * FROM candidates WHERE loss IS NOT NULL AND status != 'probe' "
+            # A duplicate counts for a probe that happens to be of the target size.
+            "SELECT * FROM candidates AS c WHERE status = 'scored' OR (status = 'duplicate' AND "
+            "(SELECT status FROM candidates WHERE number = c.original) = 'probe' AND loss IS NOT NULL) "
             "ORDER BY loss, number LIMIT 1"
         ).fetchone()
         return None if row is None else _candidate(row)
@@ -152,7 +162,8 @@ class Journal:
         """Totals over all candidates."""
         row = self._db.execute(
             "SELECT count(*), coalesce(sum(status = 'failed'), 0), "
-            "coalesce(sum(status = 'duplicate'), 0), coalesce(sum(tokens), 0), "
+            "coalesce(sum(status = 'duplicate'), 0), coalesce(sum(status = 'dropped'), 0), "
+            "coalesce(sum(tokens), 0), "
             "coalesce(sum(seconds), 0.0) FROM candidates"
         ).fetchone()
         return Counts(*row)

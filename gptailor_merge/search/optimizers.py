@@ -18,6 +18,11 @@ def names() -> list[str]:
     return [DEFAULT, *sorted(ng.optimizers.registry)]
 
 
+def keeps(name: str, population: int) -> int | None:
+    """How many of the best an optimiser goes on with; None where all that it is told counts."""
+    return max(2, population // 8) if name == DEFAULT else None
+
+
 def create(name: str, parametrization: Any, *, budget: int, population: int) -> Any:
     """An optimiser that is asked for `population` candidates at a time.
 
@@ -31,7 +36,7 @@ def create(name: str, parametrization: Any, *, budget: int, population: int) -> 
     where = ("search", "optimizer")
     if name == DEFAULT:
         make: Any = ng.optimizers.EvolutionStrategy(
-            popsize=max(2, population // 8), offsprings=population, recombination_ratio=0.3, ranker="simple"
+            popsize=keeps(name, population), offsprings=population, recombination_ratio=0.3, ranker="simple"
         )
     elif name in ng.optimizers.registry:
         make = ng.optimizers.registry[name]

@@ -14,11 +14,11 @@ import torch
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, InputError, ScoringError
 from gptailor_merge.recipe.operations import plan
-from gptailor_merge.scoring.evaluator import Scores
-from gptailor_merge.scoring.objectives import Score
+from gptailor_merge.scoring.objectives import Score, Scores
 from gptailor_merge.search.driver import search
 from gptailor_merge.search.journal import Candidate, Counts, Journal, open_existing
 from gptailor_merge.search.session import (
+    BankMode,
     Plans,
     Session,
     compute_dtype,
@@ -81,6 +81,7 @@ class Summary:
             "candidates": counts.candidates,
             "failures": counts.failures,
             "duplicates": counts.duplicates,
+            "dropped": counts.dropped,
             "tokens": counts.tokens,
             "seconds": round(counts.seconds, 3),
             "held_out": self.held_out,
@@ -118,6 +119,7 @@ def execute(
     device: torch.device,
     *,
     resume: bool = False,
+    bank: BankMode = "auto",
     file: Path | None = None,
     on_step: Callable[[str], None] = lambda step: None,
     on_candidate: Callable[[Candidate], None] = lambda candidate: None,
@@ -125,6 +127,7 @@ def execute(
     """Search, write best.yml, and score the found recipe and the members on the held-out set.
 
     Args:
+        bank: where the family's weights live.
         file: the config's file, for error messages.
         on_step: told what is being done.
         on_candidate: told of every candidate in order.
@@ -134,7 +137,7 @@ def execute(
         plans = prepare(config)
     open_run(config, run, resume=resume)
     with _errors_in(file):
-        session = start(plans, device, progress=on_step)
+        session = start(plans, device, bank=bank, progress=on_step)
     with Journal(run.journal) as journal:
         on_step("searching")
         best = search(plans.space, session.evaluator, journal, session.settings, on_candidate=on_candidate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from gptailor_merge.errors import ConfigError, FamilyError
 from gptailor_merge.recipe.check import check_with_family
 from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.scoring.batching import Batch, layout
 from gptailor_merge.scoring.calibration import load_tokenizer
-from gptailor_merge.scoring.evaluator import Batched, forward
-from gptailor_merge.scoring.objectives import Objective, Perplexity, Score, build_kl
+from gptailor_merge.scoring.objectives import Objective, Perplexity, Prediction, Score, build_kl
+from gptailor_merge.scoring.passes import Passes, predictions_alone
 from gptailor_merge.search.session import (
     compute_dtype,
     load_model,
@@ -53,6 +54,7 @@ def score_path(
     files = _named(data)
     model, directory = _open(path, device)
     sets = token_sets(files, load_tokenizer(directory), tokens, sequence_length)
+    rungs = layout(sets, BATCH_TOKENS, device=device)
     objectives: list[Objective] = [Perplexity("nll", sets)]
     if reference is not None:
         teacher = Family.load(reference, {}).base
@@ -60,12 +62,14 @@ def score_path(
         if int(teacher.config["vocab_size"]) < size:
             raise FamilyError(f"{reference}: its vocabulary is smaller than the model's, {size}")
         dense = load_model(teacher.directory, compute_dtype(device, stored_dtype(teacher)), device)
-        forwards = {
-            s.name: (member_digest(teacher.directory), lambda ids: forward(dense, ids.to(device))[..., :size])
-            for s in sets
-        }
-        objectives.append(build_kl("kl", sets, teachers=forwards, top_k=top_k, batch_tokens=BATCH_TOKENS))
-    scores = Batched(objectives, device=device, batch_tokens=BATCH_TOKENS).score(model)
+
+        def forward(batch: Batch) -> Iterator[Prediction]:
+            return predictions_alone(dense, batch, vocabulary=size)
+
+        teachers = {s.name: (member_digest(teacher.directory), forward) for s in sets}
+        batches = [batch for rung in rungs for batch in rung]
+        objectives.append(build_kl("kl", sets, teachers=teachers, top_k=top_k, batches=batches))
+    scores = Passes(objectives, rungs).score(model)
     rows = {s.name: _row({name: by_set[s.name] for name, by_set in scores.items()}) for s in sets}
     total = _row({name: Score.total(list(by_set.values())) for name, by_set in scores.items()})
     return {"files": rows, "total": total}

@@ -5,23 +5,36 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from gptailor_merge.composing.bank import Bank, Precision
+from gptailor_merge.composing.bank import Bank, Precision, belongs_on_host, cache_bytes
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import DatasetConfig, ObjectiveConfig, SearchConfig
 from gptailor_merge.errors import ConfigError, FamilyError, InputError, Problem
 from gptailor_merge.recipe.family import Family, Member
+from gptailor_merge.scoring.batching import Batch, layout
 from gptailor_merge.scoring.calibration import TextSource, TokenSet, load_tokenizer, tokenize
-from gptailor_merge.scoring.evaluator import Evaluator, Scores, forward
-from gptailor_merge.scoring.objectives import Forward, Objective, Perplexity, build_kl
+from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.objectives import (
+    Forward,
+    Objective,
+    Perplexity,
+    Prediction,
+    Scores,
+    build_kl,
+)
+from gptailor_merge.scoring.passes import Passes, predictions_alone
 from gptailor_merge.search.driver import Settings
 from gptailor_merge.search.space import Space, removable_layers, target_layers
+
+BankMode = Literal["device", "host", "auto"]
+"""Where the family's weights live: on the device, in host memory, or where there is room."""
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
@@ -105,9 +118,17 @@ def stored_dtype(member: Member) -> str:
 
 
 def start(
-    plans: Plans, device: torch.device, *, progress: Callable[[str], None] = lambda step: None
+    plans: Plans,
+    device: torch.device,
+    *,
+    bank: BankMode = "auto",
+    progress: Callable[[str], None] = lambda step: None,
 ) -> Session:
-    """Load the family, tokenise the texts, run the teachers."""
+    """Load the family, tokenise the texts, run the teachers.
+
+    Args:
+        bank: where the family's weights live.
+    """
     config, family = plans.config, plans.family
     out_dtype = plans.space.out_dtype
     assert out_dtype is not None
@@ -115,13 +136,18 @@ def start(
     tokenizer = load_tokenizer(family.base.directory)
     progress("building the calibration set")
     teachers = _Teachers(family, device, compute)
-    objectives = _objectives(config.objectives, "objectives", tokenizer, teachers, config.batch_tokens)
-    held_out = _objectives(config.held_out, "held_out", tokenizer, teachers, config.batch_tokens)
+    calibration = _passes(config.objectives, "objectives", tokenizer, teachers, config.batch_tokens)
+    held_out = _passes(config.held_out, "held_out", tokenizer, teachers, config.batch_tokens)
     teachers.release()
     progress("loading the family")
-    bank = Bank(family, Precision.of(config.dtype, out_dtype, compute), device=device)
-    bank.preload()
-    composer = Composer(bank)
+    on_host = belongs_on_host(family, compute, device) if bank == "auto" else bank == "host"
+    precision = Precision.of(config.dtype, out_dtype, compute)
+    weights_of_family = Bank(
+        family, precision, device=device, on_host=on_host, cache_bytes=cache_bytes(family, compute, device)
+    )
+    weights_of_family.preload()
+    composer = Composer(weights_of_family)
+    objectives = calibration.objectives
     weights = {o.name: c.weight for o, c in zip(objectives, config.objectives, strict=True)}
     parts = [(o.name, o.fingerprint, weights[o.name]) for o in objectives]
     settings = Settings(
@@ -132,12 +158,13 @@ def start(
         weights=weights,
         fingerprint=_digest([parts, str(compute), device.type]),
         max_failures=config.search.max_failures,
+        racing=config.search.racing,
     )
-
-    def evaluator(chosen: Sequence[Objective]) -> Evaluator:
-        return Evaluator(composer, chosen, device=device, batch_tokens=config.batch_tokens)
-
-    return Session(evaluator(objectives), evaluator(held_out) if held_out else None, settings)
+    return Session(
+        Evaluator(composer, calibration),
+        Evaluator(composer, held_out) if config.held_out else None,
+        settings,
+    )
 
 
 def score_members(
@@ -146,7 +173,7 @@ def score_members(
     """Scores of the dense members as they are, each with its own config, embeddings and head."""
     scores = {}
     for member in family.members:
-        scores[member.name] = evaluator.objectives.score(load_model(member.directory, dtype, device))
+        scores[member.name] = evaluator.passes.score(load_model(member.directory, dtype, device))
         gc.collect()
     return scores
 
@@ -182,7 +209,7 @@ class _Teachers:
     """Dense members, loaded when first asked; one at a time is in memory."""
 
     def __init__(self, family: Family, device: torch.device, dtype: torch.dtype) -> None:
-        self._family, self._device, self._dtype = family, device, dtype
+        self._family, self.device, self._dtype = family, device, dtype
         self._loaded: tuple[str, PreTrainedModel] | None = None
 
     def get(self, name: str) -> tuple[str, Forward]:
@@ -191,11 +218,11 @@ class _Teachers:
         assert member is not None
         vocabulary = int(self._family.base.config["vocab_size"])
 
-        def run(ids: torch.Tensor) -> torch.Tensor:
+        def run(batch: Batch) -> Iterator[Prediction]:
             if self._loaded is None or self._loaded[0] != name:
                 self.release()
-                self._loaded = (name, load_model(member.directory, self._dtype, self._device))
-            return forward(self._loaded[1], ids.to(self._device))[..., :vocabulary]
+                self._loaded = (name, load_model(member.directory, self._dtype, self.device))
+            yield from predictions_alone(self._loaded[1], batch, vocabulary=vocabulary)
 
         return f"{member.model} {member_digest(member.directory)}", run
 
@@ -205,23 +232,27 @@ class _Teachers:
         gc.collect()
 
 
-def _objectives(
+def _passes(
     configs: Sequence[ObjectiveConfig],
     section: str,
     tokenizer: PreTrainedTokenizerBase,
     teachers: _Teachers,
     batch_tokens: int,
-) -> list[Objective]:
+) -> Passes:
     kinds = [config.kind for config in configs]
+    sets: list[tuple[TokenSet, ...]] = []
+    for index, config in enumerate(configs):
+        try:
+            sets.append(token_sets(config.data, tokenizer, config.tokens, config.sequence_length))
+        except InputError as error:
+            raise ConfigError(Problem((section, index, "data"), str(error))) from None
+    rungs = layout([one for some in sets for one in some], batch_tokens, device=teachers.device)
+    batches = [batch for rung in rungs for batch in rung]
     objectives: list[Objective] = []
     for index, config in enumerate(configs):
         name = config.kind if kinds.count(config.kind) == 1 else f"{config.kind}-{index + 1}"
-        try:
-            sets = token_sets(config.data, tokenizer, config.tokens, config.sequence_length)
-        except InputError as error:
-            raise ConfigError(Problem((section, index, "data"), str(error))) from None
-        objectives.append(build(name, config, sets, teachers.get, batch_tokens))
-    return objectives
+        objectives.append(build(name, config, sets[index], teachers.get, batches))
+    return Passes(objectives, rungs)
 
 
 def token_sets(
@@ -243,20 +274,13 @@ def build(
     config: ObjectiveConfig,
     sets: tuple[TokenSet, ...],
     teacher: Callable[[str], tuple[str, Forward]],
-    batch_tokens: int,
+    batches: Sequence[Batch],
 ) -> Objective:
     """The objective that a config describes."""
     if config.kind == "perplexity":
         return Perplexity(name, sets)
-    # Sets with the same teacher follow each other, so that each teacher is loaded once.
-    ordered = sorted(sets, key=lambda s: config.teacher_of(s.name))
-    return build_kl(
-        name,
-        ordered,
-        teachers={s.name: teacher(config.teacher_of(s.name)) for s in ordered},
-        top_k=config.top_k,
-        batch_tokens=batch_tokens,
-    )
+    teachers = {s.name: teacher(config.teacher_of(s.name)) for s in sets}
+    return build_kl(name, sets, teachers=teachers, top_k=config.top_k, batches=batches)
 
 
 def _source(source: str | DatasetConfig) -> TextSource:

@@ -55,13 +55,30 @@ def test_merged_layers_are_kept_by_content_within_a_budget(family: dict[str, str
     assert len(merged) == 2
     roomy = Bank(loaded, Precision())
     assert roomy.layer(merged[0]) is roomy.layer(merged[0])
-    tight = Bank(loaded, Precision(), merged_bytes=1)
+    tight = Bank(loaded, Precision(), cache_bytes=1)
     first = tight.layer(merged[0])
     tight.layer(merged[1])
     again = tight.layer(merged[0])
     assert again is not first
     for name, tensor in first.tensors.items():
         assert torch.equal(tensor, again.tensors[name])
+
+
+def test_what_is_cheap_to_make_again_goes_first(family: dict[str, str]) -> None:
+    """Selected layers, which a bank on the host only copies, before merged ones, until they are old."""
+    plan, loaded = check_with_family(Recipe.from_mapping(recipe_of(family)))
+    slots = {slot.operation.method: slot for slot in plan.slots}
+    merged, selected = slots["task_arithmetic"], plan.slots[0]
+    others = [slot for slot in plan.slots if slot not in (merged, selected)]
+    size = Bank(loaded, Precision()).layer(merged).nbytes
+    bank = Bank(loaded, Precision(), on_host=True, cache_bytes=2 * size)
+    kept = bank.layer(merged)
+    copy = bank.layer(selected)
+    bank._made[merged].rank, bank._made[selected].rank = 2.0, 1.0  # as if measured
+    bank.layer(others[0])
+    assert bank.layer(merged) is kept
+    assert bank.layer(selected) is not copy
+    assert len(bank._made) == 2
 
 
 def test_computing_wider_changes_no_value(family: dict[str, str]) -> None:

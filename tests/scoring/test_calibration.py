@@ -3,7 +3,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from gptailor_merge.errors import DataError
 from gptailor_merge.scoring.calibration import TextSource, load_tokenizer, tokenize
@@ -41,13 +40,6 @@ def test_the_digest_is_of_the_content(texts: dict[str, str], tokenizer) -> None:
 
     assert digest("sums", 16) == digest("sums", 16)
     assert len({digest("sums", 16), digest("sums", 8), digest("stories", 16)}) == 3
-
-
-def test_batches_hold_the_sequences_in_order(texts: dict[str, str], tokenizer) -> None:  # type: ignore[no-untyped-def]
-    made = tokenize("t", TextSource(texts["sums"]), tokenizer, tokens=100, sequence_length=10)
-    batches = list(made.batches(32))
-    assert [tuple(b.shape) for b in batches] == [(3, 10), (3, 10), (3, 10), (1, 10)]
-    assert torch.equal(torch.cat(batches), torch.stack(made.sequences))
 
 
 @pytest.mark.parametrize(

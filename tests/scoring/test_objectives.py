@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from gptailor_merge.scoring.batching import Batch, Segment, layout
 from gptailor_merge.scoring.calibration import TokenSet
 from gptailor_merge.scoring.objectives import (
     Objective,
     Perplexity,
+    Prediction,
     Score,
     build_kl,
     kl_divergence,
@@ -23,37 +26,44 @@ IDS = torch.arange(12).reshape(2, 6) % 9
 
 
 def logits(seed: int, vocabulary: int = 40, scale: float = 3.0) -> torch.Tensor:
-    return scale * torch.randn(2, 6, vocabulary, generator=torch.Generator().manual_seed(seed))
+    return scale * torch.randn(2, 5, vocabulary, generator=torch.Generator().manual_seed(seed))
+
+
+def predicted(made: torch.Tensor) -> Prediction:
+    rows = range(len(made))
+    return Prediction.of(Segment("digest", rows, rows), IDS[: len(made), 1 : 1 + made.shape[1]], made)
+
+
+def kl(p: torch.Tensor, q: torch.Tensor, top_k: int) -> float:
+    return float(kl_divergence(reference(predicted(p), top_k), predicted(q)).double().sum())
 
 
 def full_kl(p: torch.Tensor, q: torch.Tensor) -> float:
-    log_p, log_q = (functional.log_softmax(x[:, :-1].double(), -1) for x in (p, q))
+    log_p, log_q = (functional.log_softmax(x.double(), -1) for x in (p, q))
     return float((log_p.exp() * (log_p - log_q)).sum())
 
 
 def test_likelihood_is_of_the_next_token() -> None:
-    expected = 0.0
-    for row, ids in zip(logits(1), IDS, strict=True):
+    values = negative_log_likelihood(predicted(logits(1)))
+    for row, ids, found in zip(logits(1), IDS, values, strict=True):
         for position in range(5):
-            expected -= float(functional.log_softmax(row[position], -1)[ids[position + 1]])
-    assert negative_log_likelihood(IDS, logits(1)) == pytest.approx(expected, rel=1e-6)
+            expected = -float(functional.log_softmax(row[position], -1)[ids[position + 1]])
+            assert float(found[position]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("top_k", [1, 8, 39, 40, 99])
 def test_kl_of_a_model_with_itself_is_zero(top_k: int) -> None:
-    assert kl_divergence(reference(logits(1), top_k), logits(1)) == 0.0
+    assert kl(logits(1), logits(1), top_k) == 0.0
 
 
 def test_kl_over_the_whole_vocabulary_is_exact() -> None:
-    assert kl_divergence(reference(logits(1), 40), logits(2)) == pytest.approx(
-        full_kl(logits(1), logits(2)), rel=1e-5
-    )
+    assert kl(logits(1), logits(2), 40) == pytest.approx(full_kl(logits(1), logits(2)), rel=1e-5)
 
 
 @given(st.integers(0, 99), st.integers(1, 39))
 def test_kl_of_the_top_is_a_lower_bound_that_grows(seed: int, top_k: int) -> None:
     p, q = logits(seed), logits(seed + 1000)
-    coarse, finer = (kl_divergence(reference(p, k), q) for k in (top_k, top_k + 1))
+    coarse, finer = kl(p, q, top_k), kl(p, q, top_k + 1)
     assert -1e-4 <= coarse <= finer + 1e-3
     assert finer <= full_kl(p, q) + 1e-3
 
@@ -61,8 +71,8 @@ def test_kl_of_the_top_is_a_lower_bound_that_grows(seed: int, top_k: int) -> Non
 def test_a_reference_that_is_sure_of_itself_gives_finite_numbers() -> None:
     sure = torch.zeros(1, 3, 40)
     sure[..., 0] = 1000.0
-    assert math.isfinite(kl_divergence(reference(sure, 4), torch.zeros(1, 3, 40)))
-    assert math.isfinite(kl_divergence(reference(torch.zeros(1, 3, 40), 4), sure))
+    assert math.isfinite(kl(sure, torch.zeros(1, 3, 40), 4))
+    assert math.isfinite(kl(torch.zeros(1, 3, 40), sure, 4))
 
 
 def test_totals_weigh_by_tokens() -> None:
@@ -79,12 +89,25 @@ def make_perplexity(sets: tuple[TokenSet, ...], batch_tokens: int) -> Objective:
     return Perplexity("perplexity", sets)
 
 
+def forward(batch: Batch) -> Iterator[Prediction]:
+    """A model that is fairly sure that each token is repeated."""
+    for segment in batch.segments:
+        ids = batch.ids[segment.at.start : segment.at.stop]
+        yield Prediction.of(segment, ids[:, 1:], functional.one_hot(ids[:, :-1], 9).float())
+
+
+def rungs(sets: tuple[TokenSet, ...], batch_tokens: int) -> list[Batch]:
+    made = layout(sets, batch_tokens, device=torch.device("cpu"))
+    return [batch for rung in made for batch in rung]
+
+
 def make_kl(sets: tuple[TokenSet, ...], batch_tokens: int) -> Objective:
-    def teacher(ids: torch.Tensor) -> torch.Tensor:
-        return functional.one_hot(ids, 9).float()
+    def teacher(batch: Batch) -> Iterator[Prediction]:
+        for segment, next_ids, logits, _ in forward(batch):
+            yield Prediction.of(segment, next_ids, 2 * logits)
 
     teachers = {s.name: ("teacher", teacher) for s in sets}
-    return build_kl("kl", sets, teachers=teachers, top_k=4, batch_tokens=batch_tokens)
+    return build_kl("kl", sets, teachers=teachers, top_k=4, batches=rungs(sets, batch_tokens))
 
 
 @pytest.mark.parametrize("make", [make_perplexity, make_kl])
@@ -95,15 +118,19 @@ class TestContract:
         one, same, other = (make((token_set("t", seed),), 64).fingerprint for seed in (1, 1, 2))
         assert one == same != other
 
-    def test_batches_add_up(self, make) -> None:  # type: ignore[no-untyped-def]
-        sums = []
+    def test_each_token_has_one_value_however_batches_are_cut(self, make) -> None:  # type: ignore[no-untyped-def]
+        found = []
         for batch_tokens in (6, 64):
-            objective = make((token_set("t", 1),), batch_tokens)
-            total = 0.0
-            for index, ids in enumerate(objective.sets[0].batches(batch_tokens)):
-                total += objective.score_batch("t", index, ids, 0.5 * functional.one_hot(ids, 9).float())
-            sums.append(total)
-        assert sums[0] == pytest.approx(sums[1], rel=1e-6)
+            sets = (token_set("t", 1),)
+            objective = make(sets, batch_tokens)
+            values = {}
+            for batch in rungs(sets, batch_tokens):
+                for prediction in forward(batch):
+                    made = objective.values("t", prediction)
+                    values.update(zip(prediction.segment.rows, made, strict=True))
+            found.append(torch.stack([values[row] for row in range(3)]))
+        assert found[0].shape == (3, 5)
+        assert torch.equal(*found)
 
     def test_lower_is_better(self, make) -> None:  # type: ignore[no-untyped-def]
         assert make((token_set("t", 1),), 64).direction == "minimize"

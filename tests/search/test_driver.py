@@ -4,18 +4,22 @@ import multiprocessing
 import os
 import random
 import signal
+import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.errors import SearchError
+from gptailor_merge.errors import ConfigError, SearchError
 from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.scoring.evaluator import Outcome
 from gptailor_merge.scoring.objectives import Score
+from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.driver import Settings, loss, search
 from gptailor_merge.search.journal import Journal
 from gptailor_merge.search.run import RunDirectory, execute
@@ -33,17 +37,44 @@ class FakeScorer:
 
     def __init__(self, fails: Sequence[int] = ()) -> None:
         self.scored: list[str] = []
+        self.races: list[Race | None] = []
         self._fails = fails
 
-    def score(self, plans: Sequence[Plan]) -> Iterator[Outcome]:
+    def value(self, made: Plan) -> float:
+        used = [layer for slot in made.slots for layer in slot.layers]
+        return 10 + sum(ord(m[-1]) - ord("e") for m, _ in used) / -10 - sum(i == 3 for _, i in used)
+
+    def score(self, plans: Sequence[Plan], race: Race | None = None) -> Sequence[Outcome]:
+        self.races.append(race)
+        outcomes = []
         for made in plans:
             self.scored.append(made.digest)
             if len(self.scored) in self._fails:
-                yield Outcome({}, "RuntimeError: out of memory", 0.0, 0)
+                outcomes.append(Outcome({}, "RuntimeError: out of memory", 0.0, 0))
                 continue
-            used = [layer for slot in made.slots for layer in slot.layers]
-            value = sum(ord(model[-1]) - ord("e") for model, _ in used) / -10 - sum(i == 3 for _, i in used)
-            yield Outcome({"kl": {"t": Score(10 + value, 100)}}, None, 0.0, 128)
+            value = self.value(made)
+            scores = {"kl": {"t": Score(value, 100)}}
+            units = {"t": np.full(100, value / 100)} if race else None
+            outcomes.append(Outcome(scores, None, 0.0, 128, units))
+        return outcomes
+
+
+class RacingScorer(FakeScorer):
+    """Drops all but the best `keep`, incumbents included, after half of the tokens."""
+
+    def score(self, plans: Sequence[Plan], race: Race | None = None) -> Sequence[Outcome]:
+        outcomes = super().score(plans, race)
+        if race is None:
+            return outcomes
+        losses = [float(units["t"].sum()) for units in race.incumbents]
+        losses += [self.value(made) for made in plans]
+        worst_kept = sorted(losses)[min(race.keep, len(losses)) - 1]
+        return [
+            outcome
+            if self.value(made) <= worst_kept
+            else replace(outcome, tokens=64, units=None, estimate=self.value(made) + 0.01)
+            for made, outcome in zip(plans, outcomes, strict=True)
+        ]
 
 
 def rows(journal: Journal) -> list[tuple[Any, ...]]:
@@ -83,11 +114,8 @@ def test_duplicates_are_not_scored_twice(tmp_path: Path) -> None:
 
 def test_the_search_starts_where_removing_costs_least(tmp_path: Path) -> None:
     class Graded(FakeScorer):
-        def score(self, plans: Sequence[Plan]) -> Iterator[Outcome]:
-            for made in plans:
-                gone = set(range(8)) - {slot.layers[0][1] for slot in made.slots}
-                self.scored.append(made.digest)
-                yield Outcome({"kl": {"t": Score(float(sum(gone)), 100)}}, None, 0.0, 128)
+        def value(self, made: Plan) -> float:
+            return float(sum(set(range(8)) - {slot.layers[0][1] for slot in made.slots}))
 
     with Journal(tmp_path / "j.db") as journal:
         search(space(), Graded(), journal, SETTINGS)
@@ -114,6 +142,67 @@ def test_a_small_budget_is_not_spent_on_probes(tmp_path: Path) -> None:
         assert "probe" not in {c.status for c in journal.candidates()}
 
 
+def test_dropped_candidates_are_recorded_as_such_and_never_the_best(tmp_path: Path) -> None:
+    scorer = RacingScorer()
+    with Journal(tmp_path / "j.db") as journal:
+        best = search(space(), scorer, journal, SETTINGS)
+        candidates = list(journal.candidates())
+        counts = journal.counts()
+    dropped = [c for c in candidates if c.status == "dropped"]
+    assert len(dropped) == counts.dropped > 0
+    assert best.status == "scored"
+    for candidate in dropped:
+        assert candidate.tokens == 64
+        assert candidate.loss == pytest.approx(scorer.value(plan(candidate.parsed)) + 0.01)
+    assert best.loss == min(scorer.value(plan(c.parsed)) for c in candidates if c.status != "probe")
+
+
+def test_a_race_is_against_the_best_so_far(tmp_path: Path) -> None:
+    scorer = RacingScorer()
+    with Journal(tmp_path / "j.db") as journal:
+        search(space(), scorer, journal, SETTINGS)
+    probes, first, *later = scorer.races
+    assert probes is None
+    assert first is not None
+    assert (first.keep, first.incumbents) == (2, ())
+    assert all(race is not None and len(race.incumbents) == 2 for race in later)
+
+
+@pytest.mark.parametrize("budget", [30, 38])
+def test_a_resumed_race_ends_as_an_undisturbed_one(tmp_path: Path, budget: int) -> None:
+    """The units of incumbents are not in the journal; they are scored again."""
+    with Journal(tmp_path / "one.db") as journal:
+        search(space(), RacingScorer(), journal, SETTINGS)
+        undisturbed = rows(journal)
+    with Journal(tmp_path / "two.db") as journal:  # killed after whole generations
+        search(space(), RacingScorer(), journal, replace(SETTINGS, budget=budget))
+        scorer = RacingScorer()
+        search(space(), scorer, journal, SETTINGS)
+        assert rows(journal) == undisturbed
+    again = [digest for digest in scorer.scored if digest in {row[1] for row in undisturbed[:budget]}]
+    assert len(again) <= 2
+
+
+def test_racing_can_be_switched_off_and_needs_to_know_what_is_kept(tmp_path: Path) -> None:
+    for name, changes in (("off", {"racing": False}), ("other", {"optimizer": "DE"})):
+        scorer = RacingScorer()
+        with Journal(tmp_path / f"{name}.db") as journal:
+            search(space(), scorer, journal, replace(SETTINGS, **changes))  # type: ignore[arg-type]
+            assert journal.counts().dropped == 0
+        assert set(scorer.races) == {None}
+    with Journal(tmp_path / "wrong.db") as journal, pytest.raises(ConfigError, match=r"search\.racing"):
+        search(space(), RacingScorer(), journal, replace(SETTINGS, optimizer="DE", racing=True))
+
+
+def test_a_generation_is_recorded_as_a_whole(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.db") as journal:
+        search(space(), FakeScorer(), journal, replace(SETTINGS, budget=8))
+        (candidate, *_) = journal.candidates()
+        with pytest.raises(sqlite3.IntegrityError):
+            journal.record([replace(candidate, number=99), candidate])
+        assert journal.counts().candidates == 8
+
+
 def test_failures_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.db") as journal:
         search(space(), FakeScorer(fails=(2, 3, 12)), journal, SETTINGS)
@@ -126,7 +215,7 @@ def test_many_failures_in_a_row_stop_the_search_with_the_cause(tmp_path: Path) -
     with Journal(tmp_path / "j.db") as journal:
         with pytest.raises(SearchError, match="5 candidates in a row failed; the last: RuntimeError: out of"):
             search(space(), FakeScorer(fails=range(4, 99)), journal, SETTINGS)
-        assert journal.counts().failures == 5
+        assert journal.counts().failures >= 5  # the whole generation is kept
 
 
 def test_a_larger_budget_continues(tmp_path: Path) -> None:
