@@ -230,8 +230,10 @@ def score_whole(model: PreTrainedModel, setup: Setup) -> float:
 def from_disk(made: Plan, setup: Setup) -> float:
     with tempfile.TemporaryDirectory() as directory:
         configuration = MergeConfiguration.model_validate(lower(made))
-        cuda = setup.device.type == "cuda"
-        run_merge(configuration, directory, MergeOptions(quiet=True, write_model_card=False, cuda=cuda))
+        options = MergeOptions(
+            quiet=True, write_model_card=False, copy_tokenizer=False, cuda=setup.device.type == "cuda"
+        )
+        run_merge(configuration, directory, options)
         LoaderCache().loaders.clear()
         compute = setup.precision.compute or torch.float32
         return score_whole(load_model(Path(directory), compute, setup.device), setup)
@@ -334,7 +336,6 @@ def measure(plans: list[Plan], setup: Setup, written: int, rate: float) -> dict[
     rebuild = rebuilder(setup)
     rebuild(plans[-1])  # makes the fixed model
     arm("rebuild", plans, lambda: [rebuild(made) for made in plans], whole)
-    del rebuild
     composer = setup.composer()
     arm("plain", plans, lambda: [score_whole(composer.compose(made), setup) for made in plans], whole)
     split = {}
@@ -421,7 +422,8 @@ def print_result(name: str, result: dict[str, Any]) -> None:
     for arm, values in result["arms"].items():
         print(
             f"  {arm:8} {values['candidates_per_second']:8.2f} candidates/s"
-            f"  {values['layer_tokens'] / 1e3:9.0f}k layer-tokens  peak {values['peak_bytes'] / 2**20:6.0f} MiB"
+            f"  {values['layer_tokens'] / 1e3:9.0f}k layer-tokens"
+            f"  peak {values['peak_bytes'] / 2**20:6.0f} MiB"
         )
     for part in ("ratios", "limit"):
         print(f"  {part}: " + "  ".join(f"{n} {v:.2f}" for n, v in result[part].items()))
