@@ -53,9 +53,10 @@ class Batch:
     def halves(self) -> tuple[Batch, Batch]:
         """Two batches with half of the sequences each; of a batch of two sequences or more."""
         middle = len(self.ids) // 2
-        return self._rows(0, middle), self._rows(middle, len(self.ids))
+        return self.rows(0, middle), self.rows(middle, len(self.ids))
 
-    def _rows(self, start: int, stop: int) -> Batch:
+    def rows(self, start: int, stop: int) -> Batch:
+        """Some of its sequences."""
         segments = []
         for segment in self.segments:
             low, high = max(segment.at.start, start), min(segment.at.stop, stop)

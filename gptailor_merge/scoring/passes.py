@@ -13,7 +13,7 @@ from gptailor_merge.scoring.batching import Batch
 from gptailor_merge.scoring.objectives import Objective, Prediction, Score, Scores, Weights
 from gptailor_merge.scoring.racing import Totals, Units
 
-LOGITS_BYTES = {"cpu": 4 * 1024**2}
+LOGITS_BYTES = {"cpu": 8 * 1024**2}
 """About so large are the logits, in float32, that exist at once: on a CPU what its cache holds."""
 DEFAULT_LOGITS_BYTES = 1024**3
 
@@ -33,13 +33,14 @@ def predictions(
     positions = batch.ids.shape[1] - 1
     row_bytes = positions * int(model.config.get_text_config().vocab_size) * 4
     size = max(1, LOGITS_BYTES.get(batch.ids.device.type, DEFAULT_LOGITS_BYTES) // row_bytes)
-    for segment in batch.segments:
-        for start in range(0, len(segment.rows), size):
-            part = segment.part(start, min(start + size, len(segment.rows)))
-            rows = slice(part.at.start, part.at.stop)
-            ids = batch.ids[rows]
-            logits = head(model, ids[:, :-1], state[rows, :-1])[..., :vocabulary]
-            yield Prediction.of(part, ids[:, 1:], logits)
+    for start in range(0, len(batch.ids), size):
+        part = batch.rows(start, start + size)
+        logits = head(model, part.ids[:, :-1], state[start : start + size, :-1])[..., :vocabulary]
+        together = logits.float()
+        log_normalizer = together.logsumexp(-1)
+        for segment in part.segments:
+            at = slice(segment.at.start, segment.at.stop)
+            yield Prediction(segment, part.ids[at, 1:], together[at], log_normalizer[at])
 
 
 def predictions_alone(
