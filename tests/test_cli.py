@@ -51,6 +51,32 @@ def write(path: Path, document: Any) -> Path:
     return path
 
 
+def test_options_of_the_engine_reach_it(run: Run, config: Path, tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--no-model", "--no-racing", "--bank", "host")
+    code, _, _ = run(config, "--out", tmp_path / "run", *options, evolve=True)
+    assert code == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yml").read_text())["search"]["racing"] is False
+    code, printed, _ = run("show", tmp_path / "run", "--json")
+    shown = json.loads(printed)
+    assert (shown["dropped"], shown["tokens"]) == (0, 64 * (12 - shown["duplicates"]))
+    code, _, message = run(config, "--out", tmp_path / "no", "--bank", "disk", evolve=True)
+    assert code == 2
+    assert "'disk'" in message
+
+
+def test_what_cannot_be_raced_is_refused_before_anything_is_loaded(
+    run: Run, config: Path, tmp_path: Path
+) -> None:
+    document = yaml.safe_load(config.read_text())
+    document["search"] |= {"optimizer": "DE"}
+    code, _, message = run(
+        write(config, document), "--out", tmp_path / "run", "--racing", "--device", "cpu", evolve=True
+    )
+    assert code == 2
+    assert "search.racing: it is not known what DE keeps of a generation" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_search_leaves_a_run_that_mergekit_and_transformers_read(
     run: Run, config: Path, tmp_path: Path
 ) -> None:

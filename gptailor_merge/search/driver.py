@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gptailor_merge.errors import ConfigError, Problem, SearchError
+from gptailor_merge.errors import SearchError
 from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Outcome
@@ -90,15 +90,9 @@ def search(
 
     Raises:
         SearchError: too many failures in a row, nothing scored, or a journal of another search.
-        ConfigError: racing for an optimiser that all candidates' losses count for.
     """
     run = _Run(scorer, journal, settings, on_candidate)
     keep = keeps(settings.optimizer, settings.population) if settings.racing is not False else None
-    if settings.racing and keep is None:
-        message = (
-            f"it is not known what {settings.optimizer} keeps of a generation; only default can be raced"
-        )
-        raise ConfigError(Problem(("search", "racing"), message))
     parametrization = space.parametrization(settings.seed)
     optimizer = create(
         settings.optimizer, parametrization, budget=settings.budget, population=settings.population

@@ -23,6 +23,20 @@ def keeps(name: str, population: int) -> int | None:
     return max(2, population // 8) if name == DEFAULT else None
 
 
+def check(name: str, *, racing: bool | None) -> None:
+    """Refuse what `create` or a race could not do, before anything is loaded.
+
+    Raises:
+        ConfigError: an unknown name, or racing for an optimiser that all losses count for.
+    """
+    if name not in names():
+        hint = suggest(name, names()) if len(name) > 2 else ""
+        raise ConfigError(Problem(("search", "optimizer"), f"unknown optimizer, found {name!r}{hint}"))
+    if racing and name != DEFAULT:
+        message = f"it is not known what {name} keeps of a generation; only {DEFAULT!r} can be raced"
+        raise ConfigError(Problem(("search", "racing"), message))
+
+
 def create(name: str, parametrization: Any, *, budget: int, population: int) -> Any:
     """An optimiser that is asked for `population` candidates at a time.
 
@@ -30,23 +44,23 @@ def create(name: str, parametrization: Any, *, budget: int, population: int) -> 
     eighth of the population are parents, parents compete with their children, and three children
     in ten also take layers from a second parent.
 
+    Args:
+        name: see `check`.
+
     Raises:
-        ConfigError: an unknown name, or an optimiser that cannot be asked for a generation.
+        ConfigError: an optimiser that cannot be asked for a generation.
     """
-    where = ("search", "optimizer")
     if name == DEFAULT:
         make: Any = ng.optimizers.EvolutionStrategy(
             popsize=keeps(name, population), offsprings=population, recombination_ratio=0.3, ranker="simple"
         )
-    elif name in ng.optimizers.registry:
-        make = ng.optimizers.registry[name]
     else:
-        hint = suggest(name, names()) if len(name) > 2 else ""
-        raise ConfigError(Problem(where, f"unknown optimizer, found {name!r}{hint}"))
+        make = ng.optimizers.registry[name]
     with warnings.catch_warnings():
         # nevergrad warns of small budgets; a small budget is the user's choice.
         warnings.simplefilter("ignore")
         try:
             return make(parametrization, budget=budget, num_workers=population)
         except ValueError as error:
-            raise ConfigError(Problem(where, f"{name}: {error}; set search.population to 1")) from None
+            message = f"{name}: {error}; set search.population to 1"
+            raise ConfigError(Problem(("search", "optimizer"), message)) from None

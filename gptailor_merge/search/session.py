@@ -30,6 +30,7 @@ from gptailor_merge.scoring.objectives import (
     build_kl,
 )
 from gptailor_merge.scoring.passes import Passes, predictions_alone
+from gptailor_merge.search import optimizers
 from gptailor_merge.search.driver import Settings
 from gptailor_merge.search.space import Space, removable_layers, target_layers
 
@@ -92,6 +93,7 @@ def prepare(config: SearchConfig) -> Plans:
         ConfigError: a target or operations that the family does not allow.
         FamilyError: models that do not fit together.
     """
+    optimizers.check(config.search.optimizer, racing=config.search.racing)
     family = Family.load(config.family.base, config.family.variants)
     target = config.target.model_dump()
     kept = target_layers(family.depth, target, family.outer_parameters, family.layer_parameters)

@@ -20,6 +20,7 @@ from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.scoring.evaluator import Outcome
 from gptailor_merge.scoring.objectives import Score
 from gptailor_merge.scoring.racing import Race
+from gptailor_merge.search import optimizers
 from gptailor_merge.search.driver import Settings, loss, search
 from gptailor_merge.search.journal import Journal
 from gptailor_merge.search.run import RunDirectory, execute
@@ -190,8 +191,8 @@ def test_racing_can_be_switched_off_and_needs_to_know_what_is_kept(tmp_path: Pat
             search(space(), scorer, journal, replace(SETTINGS, **changes))  # type: ignore[arg-type]
             assert journal.counts().dropped == 0
         assert set(scorer.races) == {None}
-    with Journal(tmp_path / "wrong.db") as journal, pytest.raises(ConfigError, match=r"search\.racing"):
-        search(space(), RacingScorer(), journal, replace(SETTINGS, optimizer="DE", racing=True))
+    with pytest.raises(ConfigError, match=r"search\.racing: it is not known what DE keeps"):
+        optimizers.check("DE", racing=True)
 
 
 def test_a_generation_is_recorded_as_a_whole(tmp_path: Path) -> None:
@@ -310,3 +311,16 @@ def test_killed_at_twenty_instants_a_search_ends_as_if_undisturbed(
     with Journal(undisturbed.journal) as one, Journal(disturbed.journal) as other:
         assert rows(one) == rows(other)
     assert undisturbed.best.read_text() == disturbed.best.read_text()
+
+
+def test_a_search_over_a_family_on_the_host_is_the_same(
+    family: dict[str, str], texts: dict[str, str], tmp_path: Path
+) -> None:
+    config = config_of(family, texts, budget=16)
+    found = []
+    for bank in ("device", "host"):
+        run = RunDirectory(tmp_path / bank)
+        execute(config, run, pick_device("cpu"), bank=bank)  # type: ignore[arg-type]
+        with Journal(run.journal) as journal:
+            found.append(rows(journal))
+    assert found[0] == found[1]

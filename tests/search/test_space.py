@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.mergekit_plugin import SELECT, method_names
 from gptailor_merge.recipe.operations import plan, problems
-from gptailor_merge.search.optimizers import create
+from gptailor_merge.search.optimizers import check, create
 from gptailor_merge.search.space import Point, Space, removable_layers, target_layers
 
 MODELS = ("org/base", "org/a", "org/b", "org/c")
@@ -187,7 +187,7 @@ class TestOptimizerContract:
 
 def test_an_unknown_optimizer_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        create("OneplusOne", space().parametrization(0), budget=9, population=4)
+        check("OneplusOne", racing=None)
     assert "search.optimizer: unknown optimizer, found 'OneplusOne'; did you mean 'OnePlusOne'?" in str(
         caught.value
     )
