@@ -100,11 +100,16 @@ class Passes:
         for objective in self.objectives:
             tokens = sum(token_set.scored_tokens for token_set in objective.sets)
             for token_set in objective.sets:
-                made = torch.cat(values[objective.name, token_set.name]).double().cpu().numpy()
+                made = _on_host(values[objective.name, token_set.name]).numpy()
                 part = made * (weights[objective.name] / tokens)
                 known = units.get(token_set.digest)
                 units[token_set.digest] = part if known is None else known + part
         return units
+
+
+def _on_host(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """In double precision, which MPS does not have."""
+    return torch.cat(list(parts)).cpu().double()
 
 
 def extend(values: Values, by: Values) -> None:
@@ -117,6 +122,6 @@ def scores(values: Values) -> Scores:
     """The means of the values."""
     means: dict[str, dict[str, Score]] = {}
     for (objective, name), parts in values.items():
-        made = torch.cat(parts).double()
+        made = _on_host(parts)
         means.setdefault(objective, {})[name] = Score(float(made.mean()), len(made))
     return means
