@@ -81,7 +81,7 @@ def layout(
         rungs: see RUNGS; every set takes part in each rung, as far as it has sequences.
     """
     distinct = {token_set.digest: token_set for token_set in sets}
-    ordered = sorted(distinct.values(), key=lambda s: (len(s.sequences[0]), s.digest))
+    ordered = sorted(distinct.values(), key=lambda s: len(s.sequences[0]))
     made = []
     begun = dict.fromkeys(distinct, 0)
     for share in rungs:

@@ -70,7 +70,7 @@ class Evaluator:
             race: drops plans that cannot win before they are scored on everything; None scores all.
         """
         with self._clock("bookkeeping"):
-            candidates = [_Candidate(plan) for plan in plans]
+            candidates = [_Candidate(plan, self.passes.no_values()) for plan in plans]
             order = [candidates[position] for position in trie_order([c.path for c in candidates])]
         *rungs, last = self.passes.rungs
         for rung in rungs:
@@ -179,10 +179,10 @@ class _OutOfMemoryError(Exception):
 class _Candidate:
     """A plan on its way through a generation."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, values: Values) -> None:
         self.plan = plan
         self.path = path_of(plan)
-        self.values: Values = {}
+        self.values = values
         self.cause: str | None = None
         self.dropped = False
         self.seconds = 0.0

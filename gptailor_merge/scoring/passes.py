@@ -75,6 +75,10 @@ class Passes:
         """Tokens that go through a model to score it once."""
         return sum(batch.ids.numel() for batch in self.batches)
 
+    def no_values(self) -> Values:
+        """Nothing measured yet, in the order of the objectives and their sets."""
+        return {(o.name, token_set.name): [] for o in self.objectives for token_set in o.sets}
+
     def measure(self, found: Iterable[Prediction]) -> Values:
         """What the objectives make of predictions."""
         values: Values = {}
@@ -89,7 +93,7 @@ class Passes:
 
     def score(self, model: PreTrainedModel) -> Scores:
         """Score a single model, composed or loaded, that has the family's vocabulary."""
-        values: Values = {}
+        values = self.no_values()
         for batch in self.batches:
             extend(values, self.measure(predictions_alone(model, batch)))
         return scores(values)

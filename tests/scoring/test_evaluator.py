@@ -259,3 +259,13 @@ def test_a_race_with_room_for_all_drops_nobody(
     evaluator = evaluator_of(loaded, sets)
     raced = evaluator.score(plans, Race(len(plans), WEIGHTS))
     assert scores_of(raced) == scores_of(evaluator.score(plans))
+
+
+def test_scores_stand_in_the_order_of_the_objectives(parts, sets) -> None:  # type: ignore[no-untyped-def]
+    _, plan, evaluator = parts
+    short = replace(sets[1], sequences=tuple(ids[:9] for ids in sets[1].sequences), digest="short")
+    rungs = layout((sets[0], short), 64, device=CPU)
+    other = Evaluator(evaluator._composer, Passes([Perplexity("perplexity", (sets[0], short))], rungs))
+    (outcome,) = other.score([plan])
+    assert list(outcome.scores["perplexity"]) == [sets[0].name, sets[1].name]
+    assert rungs[0][0].segments[0].digest == "short"  # shorter sequences go first
