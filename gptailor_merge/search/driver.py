@@ -206,7 +206,9 @@ class _Run:
     def _race(self, plans: Sequence[Plan], keep: int | None) -> Sequence[Outcome]:
         if keep is None or not plans:
             return self._scorer.score(plans)
-        race = Race(keep, self.settings.weights, tuple(self._incumbents(keep)))
+        return self._run_race(plans, Race(keep, self.settings.weights, tuple(self._incumbents(keep))))
+
+    def _run_race(self, plans: Sequence[Plan], race: Race) -> Sequence[Outcome]:
         outcomes = self._scorer.score(plans, race)
         for made, outcome in zip(plans, outcomes, strict=True):
             if outcome.units is not None:
@@ -219,10 +221,7 @@ class _Run:
         best = sorted(finished, key=lambda c: (c.loss, c.number))[:keep]
         unknown = [plan(c.parsed) for c in best if c.digest not in self._units]
         if unknown:
-            everything = Race(len(unknown), self.settings.weights)
-            for made, outcome in zip(unknown, self._scorer.score(unknown, everything), strict=True):
-                if outcome.units is not None:
-                    self._units[made.digest] = outcome.units
+            self._run_race(unknown, Race(len(unknown), self.settings.weights))
         self._units = {c.digest: self._units[c.digest] for c in best if c.digest in self._units}
         return list(self._units.values())
 
