@@ -315,7 +315,7 @@ def layer_flops(setup: Setup) -> float:
     """Per token and layer: two per weight, and causal attention's two products."""
     config = setup.family.base.config
     length = setup.passes.batches[0].ids.shape[1]
-    return 2 * setup.family.layer_parameters + 4 * int(config["hidden_size"]) * length / 2
+    return 2 * setup.family.layer_sizes[0] + 4 * int(config["hidden_size"]) * length / 2
 
 
 def measure(plans: list[Plan], setup: Setup, written: int, repeats: int, rate: float) -> dict[str, Any]:

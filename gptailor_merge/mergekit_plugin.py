@@ -11,14 +11,16 @@ import importlib.resources
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from mergekit._data import chat_templates
-from mergekit.architecture import arch_info_for_config
+from mergekit.architecture.conversion import can_convert_checkpoint_keys, convert_checkpoint_tensors
+from mergekit.common import ModelPath, ModelReference
 from mergekit.merge_methods import registry
 from mergekit.merge_methods.base import (
     BasePolicy,
@@ -31,13 +33,12 @@ from mergekit.merge_methods.base import (
     TensorEntry,
     TensorGroup,
 )
-from transformers import PretrainedConfig
-
-from gptailor_merge.errors import FamilyError
 
 TAILOR = "tailor"
 SLOT = "slot"
 """The one parameter of the lowered method: an `Operation` as JSON."""
+CONFIG = "config"
+"""The one parameter of a lowered configuration as a whole: the model whose config it takes."""
 SELECT = "passthrough"
 """The mergekit method that a selected layer goes through."""
 
@@ -208,7 +209,10 @@ class TailorMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit has no t
         name=TAILOR,
         pretty_name="GPTailor",
         reference_url="https://arxiv.org/abs/2506.20480",
-        parameters=(ParameterSpec(SLOT, str, ParameterScope.SHARED),),
+        parameters=(
+            ParameterSpec(SLOT, str, ParameterScope.SHARED),
+            ParameterSpec(CONFIG, str, ParameterScope.SHARED),
+        ),
         contract=InputContract(base=BasePolicy.IGNORED),
     )
 
@@ -227,23 +231,19 @@ class TailorMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit has no t
         return result.clone() if operation.method == SELECT else result
 
 
-def outer_weights(config: PretrainedConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the tensors before and after the layers, as mergekit knows the architecture.
-
-    Raises:
-        FamilyError: an architecture that mergekit has no definition of.
-    """
-    architecture = arch_info_for_config(config)
-    if architecture is None or len(architecture.modules) != 1:
-        raise FamilyError(f"mergekit has no definition of the architecture {config.architectures}")
-    (module,) = architecture.modules.values()
-    prefix = module.weight_prefix or ""
-    before = module.architecture.pre_weights(config)
-    after = module.architecture.post_weights(config)
-    return tuple(prefix + w.name for w in before), tuple(prefix + w.name for w in after)
+def can_convert(model_type: str, names: Iterable[str], wanted: str) -> bool:
+    """Whether transformers' conversions make a model's tensor of a checkpoint's."""
+    return bool(can_convert_checkpoint_keys(model_type, set(names), wanted))
 
 
-def register() -> None:
-    """Make `tailor` known to mergekit; a second call does nothing."""
-    if TAILOR not in {method.spec.name for method in registry.registered_methods()}:
-        registry.register(TailorMethod())
+def convert(
+    model_type: str, tensors: Mapping[str, Callable[[], torch.Tensor]], wanted: str
+) -> torch.Tensor | None:
+    """A model's tensor made of a checkpoint's, exactly as mergekit's loader makes it."""
+    return convert_checkpoint_tensors(model_type, tensors, wanted)  # type: ignore[no-any-return]
+
+
+def merge_adapter(model: Path, adapter: Path, out: Path) -> Path:
+    """Merge a LoRA adapter into a model as mergekit does; returns the new directory below `out`."""
+    reference = ModelReference(model=ModelPath(path=str(model)), lora=ModelPath(path=str(adapter)))
+    return Path(reference.merged(cache_dir=str(out)).model.path)

@@ -40,9 +40,9 @@ def _lower_in_place(document: dict[str, Any]) -> None:
     import click
 
     from gptailor_merge.errors import InputError
-    from gptailor_merge.mergekit_plugin import register
     from gptailor_merge.recipe.check import check
     from gptailor_merge.recipe.lowering import is_lowered, lower
+    from gptailor_merge.recipe.mergekit_model import register
     from gptailor_merge.recipe.recipe import Recipe
 
     register()

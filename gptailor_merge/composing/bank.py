@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from gptailor_merge.mergekit_plugin import SELECT, Operation, apply
+from gptailor_merge.mergekit_plugin import SELECT, Operation, apply, convert
 from gptailor_merge.recipe.family import Family, Member
 from gptailor_merge.recipe.operations import Slot
 
@@ -99,6 +99,7 @@ class Bank:
         self._used_bytes = 0
         self._rank = 0.0
         self._loaded: dict[tuple[str, str], torch.Tensor] = {}
+        self._files: dict[tuple[Path, torch.device], Any] = {}
         self._shared: dict[Slot, Layer] = {}
         self._made: dict[Slot, _Cached] = {}
         self._outer: dict[tuple[tuple[str, ...], Operation, str], torch.Tensor] = {}
@@ -106,7 +107,12 @@ class Bank:
     def preload(self) -> None:
         """Load every tensor of the family, so that no candidate has to wait for the disk."""
         for member in self.family.members:
-            self._load(member, list(member.headers))
+            own = member.architecture
+            for name in (*own.before, *own.after):
+                self._load(member, name, None)
+            for index, layer in enumerate(own.layers):
+                for inner in layer:
+                    self._load(member, f"{own.prefix}{index}.{inner}", index)
 
     def layer(self, slot: Slot) -> Layer:
         """The layer that a slot holds."""
@@ -138,45 +144,57 @@ class Bank:
         key = (models, operation, name)
         if key not in self._outer:
             members = [self.family.by_model(model) for model in models]
-            self._outer[key] = self._combine(operation, [(m, name) for m in members], name)
+            self._outer[key] = self._combine(operation, [(m, name, None) for m in members], name)
         return self._outer[key]
 
     def _build(self, slot: Slot) -> Layer:
         members = [(self.family.by_model(model), index) for model, index in slot.layers]
-        names = [member.layer_tensors(index) for member, index in members]
+        own = self.family.base.architecture
         tensors = {}
-        for inner in names[0]:
-            sources = [(member, full[inner]) for (member, _), full in zip(members, names, strict=True)]
+        for inner in own.layers[members[0][1]]:
+            sources = [(member, f"{own.prefix}{index}.{inner}", index) for member, index in members]
             tensors[inner] = self._combine(slot.operation, sources, sources[0][1])
         return Layer(tensors)
 
     def _combine(
-        self, operation: Operation, sources: Sequence[tuple[Member, str]], name: str
+        self, operation: Operation, sources: Sequence[tuple[Member, str, int | None]], name: str
     ) -> torch.Tensor:
         """Exactly what mergekit's graph does: load, cast to dtype, merge, cast to out_dtype."""
         merge, out, compute = self.precision.merge, self.precision.out, self.precision.compute
-        loaded = [self._load(member, [full])[0] for member, full in sources]
+        loaded = [self._load(*source) for source in sources]
         tensors = [_cast(tensor.to(self.device, non_blocking=True), merge) for tensor in loaded]
         return _cast(_cast(apply(operation, tensors, name), out), compute)
 
-    def _load(self, member: Member, names: Sequence[str]) -> list[torch.Tensor]:
-        missing = [name for name in names if (member.model, name) not in self._loaded]
-        where = torch.device("cpu") if self.on_host else self.device
-        with ExitStack() as stack:
-            open_file = _opener(stack, member.directory, where)
-            for name in missing:
-                file = member.headers[name].file
-                tensors: Any = open_file(file)
-                tensor = tensors.get_tensor(name)
-                pinned = self.on_host and self.device.type == "cuda"
-                self._loaded[member.model, name] = tensor.pin_memory() if pinned else tensor
-        return [self._loaded[member.model, name] for name in names]
+    def _load(self, member: Member, name: str, layer: int | None) -> torch.Tensor:
+        """A tensor as the model has it, which need not be as the checkpoint has it."""
+        key = (member.model, name)
+        if key not in self._loaded:
+            where = torch.device("cpu") if self.on_host else self.device
+            sources = {
+                stored: partial(self._read, member.files[stored], stored, where)
+                for stored in member.sources(name, layer)
+            }
+            if name in sources:
+                tensor = sources[name]()
+            else:
+                converted = convert(str(member.config["model_type"]), sources, name)
+                assert converted is not None  # Family.load has looked
+                tensor = converted.to(where)
+            pinned = self.on_host and self.device.type == "cuda"
+            self._loaded[key] = tensor.pin_memory() if pinned else tensor
+        return self._loaded[key]
+
+    def _read(self, file: Path, name: str, device: torch.device) -> torch.Tensor:
+        opened = self._files.get((file, device))
+        if opened is None:
+            opened = self._files[file, device] = safe_open(file, "pt", device=str(device))
+        tensor: torch.Tensor = opened.get_tensor(name)
+        return tensor
 
 
 def family_bytes(family: Family, dtype: torch.dtype) -> int:
     """What all members take in a dtype."""
-    parameters = family.outer_parameters + family.depth * family.layer_parameters
-    return len(family.members) * parameters * dtype.itemsize
+    return len(family.members) * family.parameters(range(family.depth)) * dtype.itemsize
 
 
 def belongs_on_host(family: Family, dtype: torch.dtype, device: torch.device) -> bool:
@@ -198,14 +216,3 @@ def cache_bytes(family: Family, dtype: torch.dtype, device: torch.device) -> int
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return tensor if dtype is None else tensor.to(dtype)
-
-
-def _opener(stack: ExitStack, directory: Path, device: torch.device) -> Callable[[str], safe_open]:
-    opened: dict[str, safe_open] = {}
-
-    def open_file(name: str) -> safe_open:
-        if name not in opened:
-            opened[name] = stack.enter_context(safe_open(directory / name, "pt", device=str(device)))
-        return opened[name]
-
-    return open_file

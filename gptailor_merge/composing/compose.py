@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Mapping
-from typing import TypeVar, cast
+from collections.abc import Container, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -12,8 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gptailor_merge.composing.bank import Bank, Layer
-from gptailor_merge.errors import FamilyError
-from gptailor_merge.mergekit_plugin import Operation, outer_weights
+from gptailor_merge.mergekit_plugin import Operation
+from gptailor_merge.recipe.architecture import layers_of, tokens_of
+from gptailor_merge.recipe.depth import changes
 from gptailor_merge.recipe.operations import Plan
 
 M = TypeVar("M", bound=nn.Module)
@@ -26,9 +27,6 @@ class Composer:
 
     Composed models share modules and tensors with each other: run them, do not train them.
 
-    Raises:
-        FamilyError: an architecture whose model has no list `layers`, or whose checkpoint does not
-            hold the tensors that its layers run with.
     """
 
     def __init__(self, bank: Bank) -> None:
@@ -43,25 +41,10 @@ class Composer:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.to(bank.device)
+        self._layers = layers_of(self._template)
         body = self._template.base_model
-        layers = getattr(body, "layers", None)
-        if not isinstance(layers, nn.ModuleList) or len(layers) != base.depth:
-            raise FamilyError(f"{base.model}: {type(body).__name__} has no list `layers` to replace")
-        self._layers = layers
         self._body_name = next(n for n, m in self._template.named_modules() if m is body)
-        self._before, self._after = outer_weights(self._config)
         self._shells: dict[tuple[Component, Component], PreTrainedModel] = {}
-        self._check_outer()
-
-    def _check_outer(self) -> None:
-        """Every parameter outside the layers must come from somewhere."""
-        given = {*self._before, *self._after} & set(self._bank.family.base.headers)
-        tied = self._template.get_output_embeddings() if self._bank.family.tied else None
-        inside = {id(p) for p in self._layers.parameters()}
-        for name, parameter in self._template.named_parameters():
-            of_tied_head = tied is not None and parameter is tied.weight
-            if name not in given and id(parameter) not in inside and not of_tied_head:
-                raise FamilyError(f"{self._bank.family.base.model}: the checkpoint has no tensor {name}")
 
     @property
     def device(self) -> torch.device:
@@ -88,19 +71,26 @@ class Composer:
         shell = self._shell(plan.embeddings, plan.head)
         model = _shallow_copy(shell)
         config = copy.copy(self._config)
-        config.num_hidden_layers = len(modules)
+        for key, value in self._changes(plan).items():
+            setattr(config, key, value)
         body = _own(model, self._body_name)
         body.layers = nn.ModuleList(modules)
         for part in (model, body):
             part.config = config
         return model
 
+    def _changes(self, plan: Plan) -> dict[str, Any]:
+        """What the config of a plan's model says differently from the base's."""
+        family = self._bank.family
+        donor = {} if plan.tokenizer == plan.base_model else family.by_model(plan.tokenizer).config
+        return {**changes(family.base.config, plan.kept), **tokens_of(donor)}
+
     def _shell(self, embeddings: Component, head: Component) -> PreTrainedModel:
         """The template with embeddings, final norm and head; its layers are still empty."""
         if (embeddings, head) not in self._shells:
             model = _shallow_copy(self._template)
-            self._set_outer(model, embeddings, self._before)
-            self._set_outer(model, head, self._after)
+            self._set_outer(model, embeddings, self._bank.family.base.architecture.before)
+            self._set_outer(model, head, self._bank.family.base.architecture.after)
             if self._bank.family.tied:
                 output = model.get_output_embeddings()
                 weight = model.get_input_embeddings().weight
@@ -111,29 +101,21 @@ class Composer:
     def _module(self, layer: Layer, source_index: int, position: int) -> nn.Module:
         if position not in layer.modules:
             module = _copy_tree(self._layers[source_index])
-            try:
-                _fill(module, layer.tensors)
-            except KeyError as error:
-                raise FamilyError(
-                    f"{self._bank.family.base.model}: the checkpoint has no tensor {error} for layer "
-                    f"{source_index}; this architecture stores its layers differently from how it runs them"
-                ) from None
+            _fill(module, layer.tensors)
             for part in module.modules():
                 if hasattr(part, "layer_idx"):
                     setattr(part, "layer_idx", position)  # noqa: B010 - typed as Tensor | Module
             layer.modules[position] = module
         return layer.modules[position]
 
-    def _set_outer(self, model: nn.Module, component: Component, names: tuple[str, ...]) -> None:
+    def _set_outer(self, model: nn.Module, component: Component, names: Iterable[str]) -> None:
         models, operation = component
-        present = set(self._bank.family.base.headers)
         for name in names:
-            if name in present:
-                tensor = self._bank.outer(models, operation, name)
-                path, _, leaf = name.rpartition(".")
-                parent, _, child = path.rpartition(".")
-                owner = _own(model, parent)
-                setattr(owner, child, _with_parameter(getattr(owner, child), leaf, tensor))
+            tensor = self._bank.outer(models, operation, name)
+            path, _, leaf = name.rpartition(".")
+            parent, _, child = path.rpartition(".")
+            owner = _own(model, parent)
+            setattr(owner, child, _with_parameter(getattr(owner, child), leaf, tensor))
 
 
 def _shallow_copy(module: M) -> M:

@@ -18,10 +18,11 @@ from mergekit.options import MergeOptions
 from transformers import AutoModelForCausalLM
 
 from gptailor_merge.errors import ConfigError, MergeFailedError
-from gptailor_merge.mergekit_plugin import register
 from gptailor_merge.recipe.check import check_with_family
+from gptailor_merge.recipe.checkpoint import ModelId
 from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.lowering import lower
+from gptailor_merge.recipe.mergekit_model import register
 from gptailor_merge.recipe.operations import Plan
 from gptailor_merge.recipe.recipe import Recipe
 
@@ -102,13 +103,16 @@ def verify(directory: Path, plan: Plan) -> None:
 
 def _merge(plan: Plan, recipe: Recipe, family: Family, directory: Path) -> None:
     register()
-    base = family.base.directory
+    donor = family.by_model(plan.tokenizer).directory
     options = MergeOptions(
         write_model_card=False,
         quiet=True,
-        copy_tokenizer=any((base / name).exists() for name in _TOKENIZER_FILES),
+        copy_tokenizer=any((donor / name).exists() for name in _TOKENIZER_FILES),
     )
-    configuration = MergeConfiguration.model_validate(lower(plan, chat_template=recipe.chat_template))
+    # mergekit would merge adapters again, and know the result again by the paths' names alone.
+    adapted = {m.model: m.directory for m in family.members if ModelId.parse(m.model).adapter}
+    lowered = lower(plan, chat_template=recipe.chat_template, directories=adapted)
+    configuration = MergeConfiguration.model_validate(lowered)
     logging.getLogger("mergekit").setLevel(logging.ERROR)
     try:
         run_merge(configuration, str(directory), options)

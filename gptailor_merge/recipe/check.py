@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gptailor_merge.errors import FamilyError, KeyPath, Problem, RecipeError
-from gptailor_merge.recipe.family import Family, ModelId, depth_on_disk
+from gptailor_merge.recipe.architecture import difference, misfits, nearest
+from gptailor_merge.recipe.checkpoint import ModelId, depth_on_disk
+from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.operations import Plan, plan, problems
 from gptailor_merge.recipe.recipe import Recipe
 
@@ -45,6 +47,7 @@ def check_with_family(recipe: Recipe, *, file: Path | str | None = None) -> tupl
         raise FamilyError(error.problems, file=file) from None
     depths = {member.model: member.depth for member in family.members}
     found = depth_problems(recipe, depths.get) + family.component_problems(resolved)
+    found = found or kind_problems(recipe, resolved, family)
     if found:
         raise RecipeError(found, file=file)
     return resolved, family
@@ -71,6 +74,46 @@ def depth_problems(recipe: Recipe, depth_of: Callable[[str], int | None]) -> lis
     return found
 
 
+def kind_problems(recipe: Recipe, resolved: Plan, family: Family) -> list[Problem]:
+    """Layers of unlike kinds that are merged, or that the pruned model would have in unlike places."""
+    kinds = family.kinds
+    found = []
+    slices = [i for i, part in enumerate(recipe.slices) if part.parameter("op") != "remove"]
+    owners = [i for i in slices for _ in range(recipe.slices[i].sources[0].length)]
+    for index, slot in zip(owners, resolved.slots, strict=True):
+        (model, layer), *others = slot.layers
+        for other, other_layer in others:
+            if kinds[other_layer] != kinds[layer]:
+                text = difference(kinds[other_layer], kinds[layer])
+                found.append(
+                    Problem(
+                        ("slices", index, "sources"),
+                        f"layers of unlike kinds: of layer {other_layer} of {other} {text} as of layer "
+                        f"{layer} of {model}; only layers of one kind can be merged",
+                    )
+                )
+    if found:
+        return found
+    base = family.base.config
+    for slot_index, text in misfits(base, resolved.kept)[:1]:
+        layer = resolved.kept[slot_index]
+        other_choice = nearest(base, resolved.kept)
+        removed = sorted(set(range(family.depth)) - set(other_choice or ()))
+        cure = (
+            f"removing the layers {removed} keeps it"
+            if other_choice is not None
+            else f"no model of {len(resolved.kept)} layers keeps it"
+        )
+        found.append(
+            Problem(
+                ("slices", owners[slot_index]),
+                f"layer {layer} would be in slot {slot_index}, where a {base['model_type']} computes another "
+                f"kind of layer from the index ({text}): removals shift this pattern; {cure}",
+            )
+        )
+    return found
+
+
 def _missing_directories(recipe: Recipe) -> Iterator[Problem]:
     named: list[tuple[KeyPath, str]] = [(("base_model",), recipe.base_model)]
     for index, part in enumerate(recipe.slices):
@@ -79,5 +122,7 @@ def _missing_directories(recipe: Recipe) -> Iterator[Problem]:
             for position, source in enumerate(part.sources)
         ]
     for path, model in named:
-        if ModelId.parse(model).is_local and not Path(model).is_dir():
-            yield Problem(path, f"no such directory, found {model!r}")
+        parsed = ModelId.parse(model)
+        for part in (parsed.model, parsed.adapter):
+            if part is not None and part.is_local and not Path(part.path).is_dir():
+                yield Problem(path, f"no such directory, found {part.path!r}")

@@ -1,31 +1,140 @@
-"""What in a model's config depends on its depth, besides num_hidden_layers."""
+"""What else in a model's config depends on its depth, and how it changes when layers are removed.
+
+By rule, not by model type: the keys are those that transformers' configs use. Whether the changed
+config describes the same layers is for architecture.py to verify.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-PER_LAYER = (
-    "layer_types",
-    "mlp_layer_types",
-    "no_rope_layers",
-    "layers_block_type",
-    "moe_layers",
-    "full_attn_idxs",
-    "indexer_types",
-    "activation_sparsity_pattern",
-    "layer_rope_theta",
-    "mlp_only_layers",
-    "first_k_dense_replace",
-    "decoder_sparse_step",
-    "num_kv_shared_layers",
-    "num_nextn_predict_layers",
-    "attn_layer_period",
-)
-"""Keys that say something of single layers; removing a layer makes them wrong."""
+DEPTH = "num_hidden_layers"
+
+_INDICES = re.compile(r"(_idxs|_indices|layer_ids|mlp_only_layers|moe_layers)$")
+"""Names of lists of layer indices."""
+_PER_LAYER = re.compile(r"layer|block_type|^indexer_types$|^activation_sparsity_pattern$")
+"""Names of lists with an entry per layer."""
+_PER_LAYER_IF_LIST = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
+_FIRST = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
+"""Numbers of layers at the start that differ from the others."""
+_LAST = ("num_kv_shared_layers",)
+"""Numbers of layers at the end that differ from the others."""
+_BEYOND = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Numbers of layers behind the last, for predicting several tokens; no causal model runs them."""
+_PERIODS = {
+    "sliding_window_pattern": ("layer_types", "full_attention"),
+    "full_attention_interval": ("layer_types", "full_attention"),
+    "global_attn_every_n_layers": ("layer_types", "full_attention"),
+    "no_rope_layer_interval": ("no_rope_layers", 0),
+}
+"""Scalars that say with what period an entry stands in a list; read where the list is missing."""
 
 
-def per_layer_keys(config: Mapping[str, Any]) -> list[str]:
-    """The keys of a config that would have to be adapted where layers are removed."""
-    lists = [key for key in ("intermediate_size", "num_key_value_heads") if isinstance(config.get(key), list)]
-    return [key for key in PER_LAYER if config.get(key)] + lists
+def per_layer_lists(config: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The lists of a config that have an entry for each layer, by key."""
+    depth = int(config[DEPTH])
+    found = {}
+    for key, value in config.items():
+        named = _PER_LAYER.search(key) or key in _PER_LAYER_IF_LIST
+        # SmolLM3 allows no_rope_layers to be longer than the model is deep.
+        if isinstance(value, (list, tuple)) and named and not _is_indices(key) and len(value) >= depth:
+            found[key] = list(value[:depth])
+    return found
+
+
+def changes(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """What to set in a config so that it describes the model of these layers.
+
+    Args:
+        config: with transformers' defaults filled in.
+        kept: for each layer of the new model, in order, the layer of the config's model in its place.
+    """
+    depth = int(config[DEPTH])
+    changed: dict[str, Any] = {DEPTH: len(kept)}
+    for key, values in per_layer_lists(config).items():
+        changed[key] = [values[layer] for layer in kept]
+    for key, value in config.items():
+        if _is_indices(key) and isinstance(value, (list, tuple)):
+            changed[key] = [slot for slot, layer in enumerate(kept) if layer in value]
+        elif key in _FIRST and isinstance(value, int) and value < depth:
+            changed[key] = sum(layer < value for layer in kept)
+        elif key in _LAST and isinstance(value, int):
+            changed[key] = sum(layer >= depth - value for layer in kept)
+        elif key in _BEYOND and value:
+            changed[key] = 0
+    if config.get("decoder_sparse_step", 1) != 1 and "mlp_only_layers" in config:
+        # Which layers are dense is computed from the index, and can be listed instead.
+        step, dense = config["decoder_sparse_step"], config["mlp_only_layers"] or ()
+        changed["decoder_sparse_step"] = 1
+        changed["mlp_only_layers"] = [
+            slot for slot, layer in enumerate(kept) if layer in dense or (layer + 1) % step
+        ]
+    for key, (listed, mark) in _PERIODS.items():
+        if isinstance(config.get(key), int) and listed in changed:
+            changed[key] = _period(changed[listed], mark) or config[key]
+    return changed
+
+
+def inconsistencies(config: Mapping[str, Any]) -> list[str]:
+    """Where the fields of a config contradict its depth, one sentence each."""
+    depth = int(config[DEPTH])
+    found = []
+    for key, value in config.items():
+        if not isinstance(value, (list, tuple)):
+            continue
+        if _is_indices(key):
+            beyond = [layer for layer in value if not 0 <= layer < depth]
+            if beyond:
+                found.append(f"{key} names layer {beyond[0]}, the model has {depth} layers")
+        elif _PER_LAYER.search(key) or key in _PER_LAYER_IF_LIST:
+            if len(value) < depth or (len(value) > depth and key != "no_rope_layers"):
+                found.append(f"{key} has {len(value)} entries, the model has {depth} layers")
+    for key in (*_FIRST, *_LAST):
+        value = config.get(key)
+        # max_window_layers is 28 by default, whatever the depth.
+        if isinstance(value, int) and value > depth and key != "max_window_layers":
+            found.append(f"{key} is {value}, the model has {depth} layers")
+    return found
+
+
+def choose(
+    kinds: Sequence[Hashable], pattern: Sequence[Hashable], costs: Sequence[float], needed: Sequence[int]
+) -> list[int] | None:
+    """The cheapest layers that give a pattern of kinds, in ascending order.
+
+    Args:
+        kinds: of each layer of a model.
+        pattern: the kind that each slot must have.
+        costs: of keeping each layer.
+        needed: layers that must be kept.
+
+    Returns:
+        One layer per slot, or None where there is no such choice.
+    """
+    must = set(needed)
+    # best[s]: (cost, layers) of the first s slots, filled from the layers seen so far.
+    best: list[tuple[float, tuple[int, ...]] | None] = [(0.0, ()), *([None] * len(pattern))]
+    for layer, kind in enumerate(kinds):
+        after = list(best) if layer not in must else [None] * len(best)
+        for slot, wanted in enumerate(pattern):
+            so_far = best[slot]
+            if kind == wanted and so_far is not None:
+                taken = (so_far[0] + costs[layer], (*so_far[1], layer))
+                other = after[slot + 1]
+                if other is None or taken < other:
+                    after[slot + 1] = taken
+        best = after
+    return list(best[-1][1]) if best[-1] is not None else None
+
+
+def _is_indices(key: str) -> bool:
+    return _INDICES.search(key) is not None
+
+
+def _period(values: Sequence[Any], mark: Any) -> int | None:
+    """p where the mark stands at every p-th place and nowhere else, if there is one."""
+    period = values.index(mark) + 1 if mark in values else len(values) + 1
+    regular = all((value == mark) == ((place + 1) % period == 0) for place, value in enumerate(values))
+    return period if regular else None

@@ -1,30 +1,30 @@
 """A family: names, configs and tensor headers of its members, and whether they fit together.
 
-Reads config.json and the headers of the safetensors files; no weight is loaded.
+Reads config.json and the headers of the safetensors files; no weight is loaded. What a member is
+called, and where its files are, is checkpoint.py's.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from gptailor_merge.errors import FamilyError, Problem
-from gptailor_merge.recipe.depth import per_layer_keys
+from gptailor_merge.mergekit_plugin import can_convert
+from gptailor_merge.recipe.architecture import Architecture, Kind
+from gptailor_merge.recipe.checkpoint import Header, ModelId, directory_of, headers_in, read
+from gptailor_merge.recipe.depth import DEPTH, inconsistencies, per_layer_lists
 from gptailor_merge.recipe.operations import Plan
 from gptailor_merge.recipe.recipe import Recipe
 
 BASE_NAME = "base"
-_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "*.txt"]
-_FORM = ("architectures", "model_type", "num_hidden_layers", "tie_word_embeddings")
+_FORM = ("architectures", "model_type", DEPTH, "tie_word_embeddings")
 _BEHAVIOUR = ("rope_parameters", "rms_norm_eps", "hidden_act", "sliding_window")
 """Config values that a layer was trained with and that the base's config overrides."""
 
@@ -33,47 +33,14 @@ _BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attention.bias")
 
 
 @dataclass(frozen=True)
-class ModelId:
-    """A local directory, or a Hub id with an optional revision (`org/name@revision`)."""
-
-    text: str
-    is_local: bool
-
-    @classmethod
-    def parse(cls, text: str) -> ModelId:
-        """An existing path is local, whatever characters are in it; so is what looks like a path."""
-        looks_like_path = text.startswith(("/", "./", "../", "~")) or text.count("/") > 1
-        return cls(text, Path(text).exists() or looks_like_path)
-
-    @property
-    def repo(self) -> str:
-        """The Hub id without its revision."""
-        return self.text.split("@")[0]
-
-    @property
-    def revision(self) -> str | None:
-        """The revision behind the @, if there is one."""
-        return self.text.split("@")[1] if "@" in self.text else None
-
-
-@dataclass(frozen=True)
-class Header:
-    """Of one tensor in a safetensors file: dtype ("BF16"), shape, and the file it is in."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-
-
-@dataclass(frozen=True)
 class Member:
     """One model of a family.
 
     Attributes:
         name: "base", or the variant's name.
-        model: directory or Hub id, as in recipes.
-        config: the content of config.json.
-        headers: tensor name -> header.
+        model: as recipes name it.
+        config: the content of config.json, with transformers' defaults filled in.
+        headers: tensor name -> header, as the checkpoint lays its tensors out.
     """
 
     name: str
@@ -84,11 +51,16 @@ class Member:
     @property
     def depth(self) -> int:
         """Number of layers."""
-        return int(self.config["num_hidden_layers"])
+        return int(self.config[DEPTH])
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Its layers and tensors, as transformers lays them out."""
+        return Architecture.of(self.config)
 
     @cached_property
     def layers_prefix(self) -> str:
-        """What stands before the layer index in tensor names, e.g. `model.layers.`."""
+        """What stands before the layer index in the checkpoint's names, e.g. `model.layers.`."""
         prefixes = {name[: name.index(".0.") + 1] for name in self.headers if ".0." in name}
         found = [p for p in prefixes if any(n.startswith(f"{p}{self.depth - 1}.") for n in self.headers)]
         if not found:
@@ -96,27 +68,34 @@ class Member:
         return min(found, key=len)
 
     def layer_tensors(self, index: int) -> dict[str, str]:
-        """name inside the layer -> full name, for one layer."""
+        """name inside the layer -> full name, for one layer of the checkpoint."""
         prefix = f"{self.layers_prefix}{index}."
         return {name.removeprefix(prefix): name for name in self.headers if name.startswith(prefix)}
 
     @cached_property
     def outer_tensors(self) -> tuple[str, ...]:
-        """Names of the tensors outside the layers: embeddings, final norm, head."""
+        """Names of the checkpoint's tensors outside the layers: embeddings, final norm, head."""
         return tuple(name for name in self.headers if not name.startswith(self.layers_prefix))
+
+    def sources(self, name: str, layer: int | None) -> tuple[str, ...]:
+        """The checkpoint's tensors that a tensor of the model may be made from.
+
+        One of the same name is it; else those of its layer, of which transformers' conversions
+        (single experts into one tensor, old names into new ones) pick.
+        """
+        if name in self.headers:
+            return (name,)
+        return self.outer_tensors if layer is None else tuple(self.layer_tensors(layer).values())
 
     @cached_property
     def directory(self) -> Path:
-        """The directory with the weights; downloads a Hub model when first asked."""
-        model = ModelId.parse(self.model)
-        if model.is_local:
-            return Path(self.model)
-        try:
-            return Path(
-                huggingface_hub.snapshot_download(model.repo, revision=model.revision, allow_patterns=_FILES)
-            )
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise FamilyError(f"{self.model}: cannot be downloaded: {error}") from None
+        """The directory with the weights; downloads a Hub model, merges an adapter, when first asked."""
+        return directory_of(ModelId.parse(self.model))
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        """tensor name -> the file that holds it."""
+        return {name: self.directory / header.file for name, header in headers_in(self.directory).items()}
 
 
 @dataclass(frozen=True)
@@ -154,19 +133,25 @@ class Family:
         """Whether the head is the embedding matrix."""
         return bool(self.base.config.get("tie_word_embeddings", False))
 
-    def parameters(self, layers: int) -> int:
-        """Number of parameters of a pruned model of so many layers, by the base's headers."""
-        return self.outer_parameters + layers * self.layer_parameters
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kind of each layer; a layer can take the place of one of the same kind."""
+        return self.base.architecture.kinds
+
+    def parameters(self, layers: Sequence[int]) -> int:
+        """Number of parameters of the pruned model of these layers."""
+        return self.outer_parameters + sum(self.layer_sizes[layer] for layer in layers)
 
     @cached_property
-    def layer_parameters(self) -> int:
-        """Parameters of one layer: of layer 0, as all layers of an architecture that we take."""
-        return sum(_count(self.base.headers[name]) for name in self.base.layer_tensors(0).values())
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Parameters of each layer."""
+        return tuple(sum(map(math.prod, layer.values())) for layer in self.base.architecture.layers)
 
     @cached_property
     def outer_parameters(self) -> int:
         """Parameters outside the layers."""
-        return sum(_count(self.base.headers[name]) for name in self.base.outer_tensors)
+        outer = self.base.architecture
+        return sum(map(math.prod, (*outer.before.values(), *outer.after.values())))
 
     @classmethod
     def load(cls, base: str, variants: Mapping[str, str]) -> Family:
@@ -197,12 +182,10 @@ class Family:
         return cls.load(recipe.base_model, {m: m for m in recipe.models if m != recipe.base_model})
 
     def component_problems(self, plan: Plan) -> list[Problem]:
-        """What is wrong with where a plan takes embeddings and head from.
-
-        Embeddings and head must fit each other and the base's config, whose tokenizer the model gets.
-        """
+        """What is wrong with where a plan takes embeddings, head and tokenizer from; they must fit."""
         found = []
-        size = self._vocabulary(self.base)
+        tokenizer = self.by_model(plan.tokenizer)
+        size = self._vocabulary(tokenizer)
         for key, (models, _) in (("embeddings", plan.embeddings), ("head", plan.head)):
             for model in models:
                 member = self.by_model(model)
@@ -210,8 +193,9 @@ class Family:
                     found.append(
                         Problem(
                             ("parameters", key),
-                            f"{model} has a vocabulary of {self._vocabulary(member)}, the base of {size}; "
-                            "only members with the base's vocabulary can give it",
+                            f"{model} has a vocabulary of {self._vocabulary(member)}, and {tokenizer.model}, "
+                            f"whose tokenizer the model gets, one of {size}; embeddings, head and tokenizer "
+                            "must come from members with vocabularies of one size",
                         )
                     )
         if self.tied and plan.embeddings != plan.head:
@@ -228,37 +212,8 @@ class Family:
         return int(member.config["vocab_size"])
 
 
-def depth_on_disk(model: str) -> int | None:
-    """Layers of a model whose config is on this machine; None where that takes the network."""
-    config = _config_on_disk(ModelId.parse(model))
-    if config is None:
-        return None
-    try:
-        return int(json.loads(config.read_text(encoding="utf-8"))["num_hidden_layers"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _config_on_disk(model: ModelId) -> Path | None:
-    if model.is_local:
-        return Path(model.text) / "config.json"
-    try:
-        cached = huggingface_hub.try_to_load_from_cache(model.repo, "config.json", revision=model.revision)
-    except HFValidationError:
-        return None
-    return Path(cached) if isinstance(cached, str) else None
-
-
-def _count(header: Header) -> int:
-    total = 1
-    for size in header.shape:
-        total *= size
-    return total
-
-
 def _read(name: str, model: str) -> Member:
-    parsed = ModelId.parse(model)
-    config_file, headers = _read_local(parsed) if parsed.is_local else _read_hub(parsed)
+    config_file, headers = read(ModelId.parse(model))
     if not config_file.exists():
         raise FamilyError(f"{model}: no config.json; expected a transformers model directory")
     try:
@@ -266,68 +221,46 @@ def _read(name: str, model: str) -> Member:
         config = AutoConfig.from_pretrained(config_file.parent, trust_remote_code=False).to_dict()
     except (OSError, ValueError, KeyError) as error:
         raise FamilyError(f"{config_file}: cannot be read: {error}") from None
-    for key in ("num_hidden_layers", "vocab_size"):
+    for key in (DEPTH, "vocab_size"):
         if not isinstance(config.get(key), int):
             raise FamilyError(f"{config_file}: {key} is missing; only decoder-only text models are supported")
-    depends = per_layer_keys(config)
-    if depends:
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
         raise FamilyError(
-            f"{model}: {config.get('model_type')} is not supported yet: its config says {depends[0]} "
-            "layer by layer, which removing layers would make wrong"
+            f"{model}: quantised ({method}); quantised tensors cannot be merged, take the model in 16 or 32 bits"
         )
-    return Member(name, model, config, headers)
-
-
-def _read_local(model: ModelId) -> tuple[Path, dict[str, Header]]:
-    directory = Path(model.text)
-    if not directory.is_dir():
-        raise FamilyError(f"{model.text}: no such directory")
-    files = sorted(directory.glob("*.safetensors"))
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            files = sorted({directory / f for f in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError):
-            raise FamilyError(f"{index}: cannot be read as an index of shards") from None
-    if not files:
-        raise FamilyError(f"{model.text}: no *.safetensors file; other formats are not read")
-    headers = {}
-    for file in files:
-        try:
-            with safe_open(file, "pt") as tensors:
-                for tensor in tensors.keys():  # noqa: SIM118 - not iterable itself
-                    view = tensors.get_slice(tensor)
-                    headers[tensor] = Header(view.get_dtype(), tuple(view.get_shape()), file.name)
-        except (OSError, SafetensorError) as error:
-            raise FamilyError(f"{file}: cannot be read: {error}") from None
-    return directory / "config.json", headers
-
-
-def _read_hub(model: ModelId) -> tuple[Path, dict[str, Header]]:
-    """Config and headers of a Hub model: from the cache if it is there, else ranged reads."""
+    if contradictions := inconsistencies(config):
+        raise FamilyError([Problem((), f"{config_file}: {text}") for text in contradictions])
+    member = Member(name, model, config, headers)
     try:
-        cached = huggingface_hub.snapshot_download(
-            model.repo, revision=model.revision, allow_patterns=_FILES, local_files_only=True
-        )
-        if any(Path(cached).glob("*.safetensors")):
-            return _read_local(ModelId(cached, is_local=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass
-    try:
-        config = huggingface_hub.hf_hub_download(model.repo, "config.json", revision=model.revision)
-        metadata = huggingface_hub.get_safetensors_metadata(model.repo, revision=model.revision)
-    except HFValidationError:
-        raise FamilyError(
-            f"{model.text}: neither a directory here nor a Hub id like org/name or org/name@revision"
-        ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FamilyError(f"{model.text}: cannot be read from the Hub: {error}") from None
-    headers = {
-        name: Header(info.dtype, tuple(info.shape), file)
-        for file, part in metadata.files_metadata.items()
-        for name, info in part.tensors.items()
-    }
-    return Path(config), headers
+        problems = [Problem((), f"{model}: {text}") for text in _lacks(member)]
+    except FamilyError as error:
+        raise FamilyError(f"{model}: {config.get('model_type')} is not supported: {error}") from None
+    if problems:
+        raise FamilyError(problems)
+    return member
+
+
+def _lacks(member: Member) -> Iterator[str]:
+    """What the config's model has and the checkpoint does not, or has in another shape."""
+    architecture = member.architecture
+    wanted = [
+        (name, shape, None) for name, shape in (*architecture.before.items(), *architecture.after.items())
+    ]
+    layers = [
+        (f"{architecture.prefix}{index}.{inner}", shape, index)
+        for index, layer in enumerate(architecture.layers)
+        for inner, shape in layer.items()
+    ]
+    for name, shape, index in (*wanted, *layers):
+        sources = member.sources(name, index)
+        if sources == (name,):
+            if member.headers[name].shape != shape:
+                found = list(member.headers[name].shape)
+                yield f"tensor {name} has the shape {found}, by config.json it should have {list(shape)}"
+                return
+        elif not can_convert(str(member.config["model_type"]), sources, name):
+            yield f"the checkpoint has no tensor {name}"
+            return  # one tells the story
 
 
 def _differences(base: Member, member: Member) -> list[str]:
@@ -340,6 +273,10 @@ def _differences(base: Member, member: Member) -> list[str]:
     if set(base.outer_tensors) != set(member.outer_tensors) and not base.config.get("tie_word_embeddings"):
         odd = sorted(set(base.outer_tensors) ^ set(member.outer_tensors))
         return [f"{label}: tensor {odd[0]} is in only one of it and the base"]
+    lists, theirs_lists = per_layer_lists(base.config), per_layer_lists(member.config)
+    for key in sorted({*lists, *theirs_lists}):
+        if lists.get(key) != theirs_lists.get(key):
+            return [f"{label}: {key} differs from the base's, so its layers are of other kinds"]
     found = []
     for index in range(base.depth):
         ours_in, theirs_in = base.layer_tensors(index), member.layer_tensors(index)

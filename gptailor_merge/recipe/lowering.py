@@ -7,28 +7,54 @@ final norm and lm_head from those of the last.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from gptailor_merge.mergekit_plugin import SLOT, TAILOR, Operation
-from gptailor_merge.recipe.family import ModelId
+from gptailor_merge.mergekit_plugin import CONFIG, SLOT, TAILOR, Operation
+from gptailor_merge.recipe.checkpoint import ModelId
 from gptailor_merge.recipe.operations import Plan
 
 
-def lower(plan: Plan, *, chat_template: str | None = None) -> dict[str, Any]:
-    """The configuration as mergekit's MergeConfiguration reads it."""
+def lower(
+    plan: Plan, *, chat_template: str | None = None, directories: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
+    """The configuration as mergekit's MergeConfiguration reads it.
+
+    Its base_model is the model that the tokenizer comes from; the config's model stands beside.
+
+    Args:
+        directories: model -> where its weights are, for models that mergekit is not to look for.
+    """
+
+    def reference(model: str) -> str | dict[str, Any]:
+        return _reference(str((directories or {}).get(model, model)))
+
+    def slice_of(sources: list[tuple[str, int, int]], operation: Operation) -> dict[str, Any]:
+        return {
+            "sources": [
+                {"model": reference(model), "layer_range": [first, last]} for model, first, last in sources
+            ],
+            "parameters": {SLOT: operation.to_json()},
+        }
+
     embeddings, head = plan.embeddings, plan.head
     # mergekit pairs the head's sources with the *first* slice's (plan.py, plan_module), dropping
     # what exceeds them: pad the first slice. TailorMethod ignores sources its operation lacks.
     padding = [model for model in head[0] if model not in embeddings[0]]
     missing = max(0, len(head[0]) - len(embeddings[0]))
-    slices = [_slice([(m, 0, 0) for m in (*embeddings[0], *padding[:missing])], embeddings[1])]
+    slices = [slice_of([(m, 0, 0) for m in (*embeddings[0], *padding[:missing])], embeddings[1])]
     slices += [
-        _slice([(model, layer, layer + 1) for model, layer in slot.layers], slot.operation)
+        slice_of([(model, layer, layer + 1) for model, layer in slot.layers], slot.operation)
         for slot in plan.slots
     ]
-    slices.append(_slice([(model, 0, 0) for model in head[0]], head[1]))
-    document: dict[str, Any] = {"merge_method": TAILOR, "base_model": _reference(plan.base_model)}
+    slices.append(slice_of([(model, 0, 0) for model in head[0]], head[1]))
+    document: dict[str, Any] = {
+        "merge_method": TAILOR,
+        "base_model": reference(plan.tokenizer),
+        "parameters": {CONFIG: json.dumps(reference(plan.base_model))},
+    }
     optional = {"dtype": plan.dtype, "out_dtype": plan.out_dtype, "chat_template": chat_template}
     document |= {name: value for name, value in optional.items() if value is not None}
     return {**document, "slices": slices}
@@ -42,17 +68,21 @@ def is_lowered(document: Mapping[str, Any]) -> bool:
     )
 
 
-def _slice(sources: list[tuple[str, int, int]], operation: Operation) -> dict[str, Any]:
-    return {
-        "sources": [
-            {"model": _reference(model), "layer_range": [first, last]} for model, first, last in sources
-        ],
-        "parameters": {SLOT: operation.to_json()},
-    }
+def config_base(parameters: Mapping[str, Any]) -> str | dict[str, Any]:
+    """The model whose config a lowered configuration takes, as mergekit's ModelReference reads it."""
+    return json.loads(parameters[CONFIG])  # type: ignore[no-any-return]
 
 
 def _reference(model: str) -> str | dict[str, Any]:
     """A model as mergekit reads it: spelt out where mergekit would misread a path with @ or +."""
-    if not ModelId.parse(model).is_local or not set(model) & set("@+"):
+    parsed = ModelId.parse(model)
+    if not set(model) & set("@+"):
         return model
-    return {"model": {"path": model}}
+    path: dict[str, Any] = {"model": _path(parsed.model)}
+    return {"model": path | ({"lora": _path(parsed.adapter)} if parsed.adapter else {})}
+
+
+def _path(model: ModelId) -> dict[str, Any]:
+    if model.is_local:
+        return {"path": model.path}
+    return {"path": model.repo, "revision": model.revision}

@@ -56,14 +56,21 @@ class Plan:
         slots: the layers of the tailored model, first to last.
         embeddings: (models, operation) of the token embeddings.
         head: (models, operation) of the final norm and lm_head.
+        tokenizer: the model whose tokenizer, special tokens and generation config the model gets.
     """
 
     base_model: str
     slots: tuple[Slot, ...]
     embeddings: tuple[tuple[str, ...], Operation]
     head: tuple[tuple[str, ...], Operation]
+    tokenizer: str
     dtype: str | None
     out_dtype: str | None
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """For each slot the layer whose kind it is of: that of its first source."""
+        return tuple(slot.layers[0][1] for slot in self.slots)
 
     @property
     def digest(self) -> str:
@@ -75,6 +82,8 @@ class Plan:
             self.dtype,
             self.out_dtype,
         ]
+        if self.tokenizer != self.base_model:
+            parts.append(self.tokenizer)
         text = json.dumps(parts, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -181,6 +190,7 @@ def plan(recipe: Recipe) -> Plan:
         slots=tuple(slots),
         embeddings=_component(recipe, recipe.parameters.embeddings),
         head=_component(recipe, recipe.parameters.head),
+        tokenizer=recipe.resolve(recipe.parameters.tokenizer),
         dtype=recipe.dtype,
         out_dtype=recipe.out_dtype,
     )
@@ -201,7 +211,12 @@ def problems(recipe: Recipe) -> list[Problem]:
     for index, part in enumerate(recipe.slices):
         found += [Problem(("slices", index, *p.path), p.message) for p in _slice_problems(recipe, part)]
     found += _removal_problems(recipe)
-    for name, component in (("embeddings", recipe.parameters.embeddings), ("head", recipe.parameters.head)):
+    components = {
+        "embeddings": recipe.parameters.embeddings,
+        "head": recipe.parameters.head,
+        "tokenizer": Component(weights=((recipe.parameters.tokenizer, 1.0),)),
+    }
+    for name, component in components.items():
         found += [
             Problem(("parameters", name, *p.path), p.message) for p in _component_problems(recipe, component)
         ]

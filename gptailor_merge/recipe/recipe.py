@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from gptailor_merge.errors import InputError, KeyPath, Problem, RecipeError
 
 BASE = "base"
-"""In `embeddings` and `head`: the recipe's base_model."""
+"""In `embeddings`, `head` and `tokenizer`: the recipe's base_model."""
 
 
 class Frozen(BaseModel):
@@ -166,10 +166,11 @@ class GlobalParameters(Frozen):
 
     embeddings: ComponentField = FROM_BASE
     head: ComponentField = FROM_BASE
+    tokenizer: ModelName = BASE
     defaults: Settings = ()
 
 
-_OWN = ("embeddings", "head")
+_OWN = ("embeddings", "head", "tokenizer")
 
 
 def _read_globals(value: Any) -> Any:
@@ -193,7 +194,7 @@ class Recipe(Frozen):
     """The whole plan of a tailored model.
 
     Equality is equality of the document; two documents that make the same model have the same
-    digest (see lowering.digest).
+    digest (see operations.Plan).
     """
 
     merge_method: Literal["tailor"] = "tailor"
@@ -215,11 +216,12 @@ class Recipe(Frozen):
             *(source.model for part in self.slices for source in part.sources),
             *(part.base_model for part in self.slices if part.base_model),
             *(self.resolve(name) for part in parts for name, _ in part.weights),
+            self.resolve(self.parameters.tokenizer),
         ]
         return tuple(dict.fromkeys(named))
 
     def resolve(self, member: str) -> str:
-        """The model behind a name in `embeddings` or `head`."""
+        """The model behind a name in `embeddings`, `head` or `tokenizer`."""
         return self.base_model if member == BASE else member
 
     @classmethod

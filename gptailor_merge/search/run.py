@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -145,8 +146,10 @@ def execute(
         if session.held_out is not None:
             on_step("scoring on the held-out set")
             _score_held_out(plans, session, journal, best, device)
-        journal.set_meta("parameters", f"{plans.family.outer_parameters} {plans.family.layer_parameters}")
-        journal.set_meta("depth", str(plans.family.depth))
+        family, kept = plans.family, plan(best.parsed).kept
+        layers = {"base": range(family.depth), FOUND: kept}
+        sizes = {name: (len(some), family.parameters(some)) for name, some in layers.items()}
+        journal.set_meta("sizes", json.dumps(sizes))
     return summarize(run)
 
 
@@ -170,14 +173,7 @@ def summarize(run: RunDirectory) -> Summary:
         best = journal.best()
         if best is None:
             raise ConfigError(f"{run.path}: no candidate has been scored yet")
-        sizes = {}
-        if (stored := journal.meta("parameters")) and (depth := journal.meta("depth")):
-            outer, per_layer = map(int, stored.split())
-            kept = len(plan(best.parsed).slots)
-            sizes = {
-                name: (layers, outer + layers * per_layer)
-                for name, layers in (("base", int(depth)), (FOUND, kept))
-            }
+        sizes = json.loads(journal.meta("sizes") or "{}")
         return Summary(
             digest=best.digest,
             recipe=run.best,
@@ -185,7 +181,7 @@ def summarize(run: RunDirectory) -> Summary:
             scores=natural(best.scores),
             counts=journal.counts(),
             held_out={model: natural(scores) for model, scores in journal.held_out().items()},
-            sizes=sizes,
+            sizes={name: (layers, parameters) for name, (layers, parameters) in sizes.items()},
         )
 
 

@@ -96,7 +96,7 @@ def prepare(config: SearchConfig) -> Plans:
     optimizers.check(config.search.optimizer, racing=config.search.racing)
     family = Family.load(config.family.base, config.family.variants)
     target = config.target.model_dump()
-    kept = target_layers(family.depth, target, family.outer_parameters, family.layer_parameters)
+    kept = target_layers(target, family.outer_parameters, family.layer_sizes)
     protect = config.operations.protect
     space = Space(
         models=tuple(member.model for member in family.members),
@@ -112,8 +112,7 @@ def prepare(config: SearchConfig) -> Plans:
 
 def stored_dtype(member: Member) -> str:
     """The dtype that a member's first layer is stored in, as recipes name it."""
-    name = next(iter(member.layer_tensors(0).values()))
-    stored = member.headers[name].dtype
+    stored = next(member.headers[name].dtype for name in member.layer_tensors(0).values())
     if stored not in _DTYPES:
         raise FamilyError(f"{member.model}: stored as {stored}; expected one of {', '.join(_DTYPES)}")
     return _DTYPES[stored]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import nevergrad as ng
@@ -343,14 +343,20 @@ def _unscale(value: Any) -> float:
     return (float(value) - low) / (high - low)
 
 
-def target_layers(depth: int, target: Mapping[str, Any], outer: int, per_layer: int) -> int:
+def target_layers(target: Mapping[str, Any], outer: int, layers: Sequence[int]) -> int:
     """Layers to keep for a target of layers, of layers to remove, or of a fraction of parameters.
 
-    A fraction gives the most layers whose parameters are no more than that fraction of the base's.
+    A fraction gives the most layers whose parameters are no more than that fraction of the base's,
+    whichever layers these are.
+
+    Args:
+        outer: parameters outside the layers.
+        layers: parameters of each layer.
     """
     if target.get("layers") is not None:
         return int(target["layers"])
     if target.get("remove") is not None:
-        return depth - int(target["remove"])
-    allowed = float(target["parameters"]) * (outer + depth * per_layer)
-    return max(0, int((allowed - outer) // per_layer))
+        return len(layers) - int(target["remove"])
+    allowed = float(target["parameters"]) * (outer + sum(layers)) - outer
+    largest_first = accumulate(sorted(layers, reverse=True))
+    return sum(parameters <= allowed for parameters in largest_first)

@@ -10,7 +10,8 @@ import torch
 
 from gptailor_merge.errors import FamilyError, RecipeError
 from gptailor_merge.recipe.check import check, check_with_family
-from gptailor_merge.recipe.family import Family, ModelId, depth_on_disk
+from gptailor_merge.recipe.checkpoint import ModelId, depth_on_disk
+from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import DEPTH, VOCABULARY, MakeFamily, recipe_of, write_member
 
@@ -37,8 +38,8 @@ def test_headers_and_configs_are_read(family: dict[str, str]) -> None:
 def test_parameters_are_counted(family: dict[str, str]) -> None:
     loaded = load(family)
     full = sum(torch.Size(h.shape).numel() for h in loaded.base.headers.values())
-    assert loaded.parameters(DEPTH) == full
-    assert loaded.parameters(3) == full - 2 * loaded.layer_parameters
+    assert loaded.parameters(range(DEPTH)) == full
+    assert loaded.parameters([0, 1, 3]) == full - 2 * loaded.layer_sizes[0]
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_every_method_of_mergekit_can_be_searched() -> None:
     [({"layers": 9}, 9), ({"remove": 3}, 9), ({"parameters": 0.75}, 8), ({"parameters": 0.999}, 11)],
 )
 def test_targets(target: dict[str, float], layers: int) -> None:
-    assert target_layers(12, target, outer=100, per_layer=100) == layers
+    assert target_layers(target, outer=100, layers=[100] * 12) == layers
 
 
 def test_the_first_and_last_layers_are_protected() -> None:

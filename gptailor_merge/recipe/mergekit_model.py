@@ -1,0 +1,81 @@
+"""Tells mergekit what a tailored model looks like: its tensors and its config.
+
+mergekit 0.1.5 knows architectures from lists of its own, which say that all layers hold the same
+tensors, and writes the base's config with another number of layers. Neither holds for models whose
+layers differ. `register` has `mergekit.merge` ask us instead, for configurations of the method
+`tailor` only; all others pass untouched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mergekit.merge
+from mergekit.architecture.base import ModelArchitecture, ModuleArchitecture, ModuleDefinition, WeightInfo
+from mergekit.common import ModelReference
+from mergekit.config import MergeConfiguration
+from mergekit.merge_methods import registry
+from transformers import PreTrainedConfig
+
+from gptailor_merge.mergekit_plugin import TAILOR, TailorMethod
+from gptailor_merge.recipe.architecture import Architecture, Shape, pruned
+from gptailor_merge.recipe.lowering import config_base
+
+
+class TailorModule(ModuleArchitecture):  # type: ignore[misc]  # mergekit has no types
+    """The tensors of a model as transformers builds it from a config, layer by layer."""
+
+    def pre_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
+        """The embeddings."""
+        return [_weight(name, shape, config) for name, shape in _of(config).before.items()]
+
+    def layer_weights(self, index: int, config: PreTrainedConfig) -> list[WeightInfo]:
+        """The tensors of one layer; layers of one kind list them in the same order."""
+        own = _of(config)
+        return [WeightInfo(name=f"{own.prefix}{index}.{inner}") for inner in own.layers[index]]
+
+    def post_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
+        """Final norm and head."""
+        return [_weight(name, shape, config) for name, shape in _of(config).after.items()]
+
+
+def register() -> None:
+    """Make `tailor` known to mergekit; a second call does nothing."""
+    if TAILOR in {method.spec.name for method in registry.registered_methods()}:
+        return
+    registry.register(TailorMethod())
+    architecture_of, config_of = mergekit.merge.get_architecture_info, mergekit.merge._model_out_config
+
+    def get_architecture_info(config: MergeConfiguration, options: Any) -> ModelArchitecture:
+        if config.merge_method != TAILOR:
+            return architecture_of(config, options)
+        return ModelArchitecture(
+            modules={"default": ModuleDefinition(architecture=TailorModule())},
+            architectures=[],
+            model_type="",
+        )
+
+    def model_out_config(config: MergeConfiguration, *arguments: Any, **named: Any) -> PreTrainedConfig:
+        if config.merge_method != TAILOR:
+            return config_of(config, *arguments, **named)
+        donor = config.base_model.config()
+        base = config.model_copy(update={"base_model": ModelReference.parse(config_base(config.parameters))})
+        result = config_of(base, *arguments, **named)
+        # The first and the last slice hold no layers, see lowering.py.
+        kept = [part.sources[0].layer_range[0] for part in config.slices[1:-1]]
+        own = base.base_model.config().to_dict()
+        for key, value in pruned(own, kept, donor.to_dict()).items():
+            if own.get(key) != value:
+                setattr(result, key, value)
+        return result
+
+    mergekit.merge.get_architecture_info = get_architecture_info
+    mergekit.merge._model_out_config = model_out_config
+
+
+def _of(config: PreTrainedConfig) -> Architecture:
+    return Architecture.of(config.to_dict())
+
+
+def _weight(name: str, shape: Shape, config: PreTrainedConfig) -> WeightInfo:
+    return WeightInfo(name=name, vocabulary_axis=0 if shape[:1] == (config.vocab_size,) else None)

@@ -1,0 +1,71 @@
+"""Tiny random families of the architectures that people merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+DEPTH = 8
+MEMBERS = ("base", "math", "code")
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+_WINDOW = {"sliding_window": 4}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+_FULL_AT = ["full_attention" if i in (1, 2, 5) else "sliding_attention" for i in range(DEPTH)]
+
+ZOO: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {}),
+    "mistral": ("Mistral", _WINDOW),
+    "qwen2": ("Qwen2", {**_WINDOW, "use_sliding_window": True, "max_window_layers": 3}),
+    "qwen3": ("Qwen3", {**_WINDOW, "use_sliding_window": True, "layer_types": _FULL_AT}),
+    "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "mlp_only_layers": [0, 5]}),
+    "gemma2": ("Gemma2", _WINDOW),
+    "gemma3": ("Gemma3Text", _WINDOW),
+    "phi3": ("Phi3", {"sliding_window": None}),
+    "smollm3": ("SmolLM3", {}),
+    "olmo2": ("Olmo2", {}),
+    "olmo3": ("Olmo3", _WINDOW),
+    "gpt_oss": ("GptOss", {**_WINDOW, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "cohere2": ("Cohere2", _WINDOW),
+    "granite": ("Granite", {}),
+    "lfm2": ("Lfm2", {"full_attn_idxs": [1, 2, 5], "block_multiple_of": 8}),
+    "gpt_neox": ("GPTNeoX", {}),
+    "starcoder2": ("Starcoder2", _WINDOW),
+}
+"""name -> (transformers' name of the classes, config values besides the common ones)."""
+
+
+def config_of(name: str, **more: Any) -> Any:
+    """The tiny config of an architecture."""
+    classes, values = ZOO[name]
+    return getattr(transformers, f"{classes}Config")(**{**_SHAPE, **values, **more})
+
+
+def write_family(root: Path, name: str, dtype: torch.dtype = torch.bfloat16, **more: Any) -> dict[str, str]:
+    """name -> directory of base, math and code."""
+    classes, _ = ZOO[name]
+    model_class = getattr(transformers, f"{classes.removesuffix('Text')}ForCausalLM")
+    family = {}
+    for seed, member in enumerate(MEMBERS):
+        torch.manual_seed(seed)
+        model = model_class(config_of(name, **more))
+        for parameter in model.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        model.to(dtype).save_pretrained(root / member)
+        family[member] = str(root / member)
+    return family
