@@ -174,8 +174,8 @@ class Bank:
                 stored: partial(self._read, member.files[stored], stored, where)
                 for stored in member.sources(name, layer)
             }
-            if name in sources:
-                tensor = sources[name]()
+            if len(sources) == 1:
+                tensor = next(iter(sources.values()))()
             else:
                 converted = convert(str(member.config["model_type"]), sources, name)
                 assert converted is not None  # Family.load has looked

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import no_init_weights
 
 from gptailor_merge.errors import FamilyError
@@ -38,6 +40,7 @@ class Architecture:
             the embedding matrix is not listed.
         layers: for each layer, name inside the layer -> shape.
         kinds: for each layer its kind; a layer can stand in the place of one of the same kind.
+        stored: name -> what checkpoints call the tensor, where that is another name.
     """
 
     prefix: str
@@ -45,6 +48,7 @@ class Architecture:
     after: Mapping[str, Shape]
     layers: tuple[Mapping[str, Shape], ...]
     kinds: tuple[Kind, ...]
+    stored: Mapping[str, str]
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Architecture:
@@ -151,6 +155,7 @@ def _built(text: str) -> Architecture:
     entries = [{key: str(values[i]) for key, values in lists.items()} for i in range(len(layers))]
     settings = [dict(_settings(layer)) for layer in layers]
     indices = _indices(settings)
+    names_stored = {name: _stored_name(model, name) for name in names}
     return Architecture(
         prefix=prefix,
         before=before,
@@ -162,6 +167,7 @@ def _built(text: str) -> Architecture:
             frozenset({k: v for k, v in {**own, **said}.items() if k not in indices}.items())
             for own, said in zip(settings, entries, strict=True)
         ),
+        stored={name: stored for name, stored in names_stored.items() if stored != name},
     )
 
 
@@ -174,6 +180,14 @@ def _empty(text: str) -> PreTrainedModel:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FamilyError(f"transformers cannot build this model: {str(error).splitlines()[0]}") from None
     return model
+
+
+def _stored_name(model: PreTrainedModel, name: str) -> str:
+    """What save_pretrained calls a tensor, as far as it only renames it."""
+    for transform in reversed(get_model_conversion_mapping(model, add_legacy=False)):
+        if isinstance(transform, WeightRenaming):
+            name, _ = transform.reverse_transform().rename_source_key(name)
+    return name
 
 
 def _settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -123,6 +123,6 @@ def _missing_directories(recipe: Recipe) -> Iterator[Problem]:
         ]
     for path, model in named:
         parsed = ModelId.parse(model)
-        for part in (parsed.model, parsed.adapter):
-            if part is not None and part.is_local and not Path(part.path).is_dir():
-                yield Problem(path, f"no such directory, found {part.path!r}")
+        for named_part in (parsed.model, parsed.adapter):
+            if named_part and named_part.is_local and not Path(named_part.path).is_dir():
+                yield Problem(path, f"no such directory, found {named_part.path!r}")

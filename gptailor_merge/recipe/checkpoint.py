@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -105,8 +104,8 @@ def read(model: ModelId) -> tuple[Path, dict[str, Header]]:
     Raises:
         FamilyError: a model or an adapter that is not there or cannot be read.
     """
-    if model.adapter is not None:
-        _check_adapter(model)
+    if model.adapter is not None and model.adapter.is_local:
+        _check_adapter(model.text, Path(model.adapter.path))
     if model.model.is_local:
         return _read_local(model.model)
     return _read_hub(model.model)
@@ -191,45 +190,38 @@ def _download(model: ModelId, files: list[str]) -> Path:
         raise FamilyError(f"{model.path}: cannot be downloaded: {error}") from None
 
 
-def _check_adapter(model: ModelId) -> None:
-    adapter = model.adapter
-    assert adapter is not None
-    if adapter.is_local:
-        for file in ("adapter_config.json", _ADAPTER):
-            if not (Path(adapter.path) / file).exists():
-                raise FamilyError(
-                    f"{model.text}: {adapter.path} holds no {file}; expected a LoRA adapter of peft"
-                )
+def _check_adapter(name: str, directory: Path) -> None:
+    for file in ("adapter_config.json", _ADAPTER):
+        if not (directory / file).exists():
+            raise FamilyError(f"{name}: {directory} holds no {file}; expected a LoRA adapter of peft")
 
 
 def _merged(model: ModelId) -> Path:
     """The directory of a model with its adapter merged into it, made once for the same files."""
-    adapter = model.adapter
-    assert adapter is not None
-    base = directory_of(model.model)
-    lora = Path(adapter.path) if adapter.is_local else _download(adapter, ["adapter_config.json", _ADAPTER])
-    _check_adapter(ModelId(model.text, model.path, True, ModelId(str(lora), str(lora), True)))
-    merged = Path(constants.HF_HOME) / "gptailor" / "adapters" / _content_digest(base, lora)
-    if not merged.exists():
-        merged.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=merged.parent, prefix=".") as beside:
-            try:
-                made = merge_adapter(base, lora, Path(beside))
-            except Exception as error:
-                raise FamilyError(f"{model.text}: the adapter cannot be merged: {error}") from error
-            for file in base.iterdir():  # tokenizer and the like, which merging leaves out
-                if (
-                    file.is_file()
-                    and not file.name.endswith(".safetensors")
-                    and not (made / file.name).exists()
-                ):
-                    if file.name != "model.safetensors.index.json":
-                        shutil.copy(file, made / file.name)
-            try:
-                os.rename(made, merged)
-            except OSError:  # another process was faster
-                if not merged.exists():
-                    raise
+    assert model.adapter is not None
+    base, adapter = directory_of(model.model), Path(model.adapter.path)
+    if not model.adapter.is_local:
+        adapter = _download(model.adapter, ["adapter_config.json", _ADAPTER])
+    _check_adapter(model.text, adapter)
+    merged = Path(constants.HF_HOME) / "gptailor" / "adapters" / _content_digest(base, adapter)
+    if merged.exists():
+        return merged
+    merged.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=merged.parent, prefix=".") as beside:
+        try:
+            made = merge_adapter(base, adapter, Path(beside))
+        except Exception as error:
+            raise FamilyError(f"{model.text}: the adapter cannot be merged: {error}") from error
+        for file in base.iterdir():
+            # The tokenizer and the like, which merging leaves out.
+            is_weights = ".safetensors" in file.name or file.suffix in (".bin", ".pt", ".pth")
+            if file.is_file() and not is_weights and not (made / file.name).exists():
+                shutil.copy(file, made / file.name)
+        try:
+            made.rename(merged)
+        except OSError:
+            if not merged.exists():  # else another process was faster
+                raise
     return merged
 
 

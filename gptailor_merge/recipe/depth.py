@@ -37,9 +37,7 @@ def per_layer_lists(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     depth = int(config[DEPTH])
     found = {}
     for key, value in config.items():
-        named = _PER_LAYER.search(key) or key in _PER_LAYER_IF_LIST
-        # SmolLM3 allows no_rope_layers to be longer than the model is deep.
-        if isinstance(value, (list, tuple)) and named and not _is_indices(key) and len(value) >= depth:
+        if isinstance(value, (list, tuple)) and _is_per_layer(key) and len(value) >= depth:
             found[key] = list(value[:depth])
     return found
 
@@ -88,9 +86,9 @@ def inconsistencies(config: Mapping[str, Any]) -> list[str]:
             beyond = [layer for layer in value if not 0 <= layer < depth]
             if beyond:
                 found.append(f"{key} names layer {beyond[0]}, the model has {depth} layers")
-        elif _PER_LAYER.search(key) or key in _PER_LAYER_IF_LIST:
-            if len(value) < depth or (len(value) > depth and key != "no_rope_layers"):
-                found.append(f"{key} has {len(value)} entries, the model has {depth} layers")
+        elif _is_per_layer(key) and len(value) != depth and (key != "no_rope_layers" or len(value) < depth):
+            # SmolLM3 allows no_rope_layers to be longer than the model is deep.
+            found.append(f"{key} has {len(value)} entries, the model has {depth} layers")
     for key in (*_FIRST, *_LAST):
         value = config.get(key)
         # max_window_layers is 28 by default, whatever the depth.
@@ -115,9 +113,10 @@ def choose(
     """
     must = set(needed)
     # best[s]: (cost, layers) of the first s slots, filled from the layers seen so far.
-    best: list[tuple[float, tuple[int, ...]] | None] = [(0.0, ()), *([None] * len(pattern))]
+    best: list[tuple[float, tuple[int, ...]] | None] = [None] * (len(pattern) + 1)
+    best[0] = (0.0, ())
     for layer, kind in enumerate(kinds):
-        after = list(best) if layer not in must else [None] * len(best)
+        after = [None if layer in must else so_far for so_far in best]
         for slot, wanted in enumerate(pattern):
             so_far = best[slot]
             if kind == wanted and so_far is not None:
@@ -131,6 +130,10 @@ def choose(
 
 def _is_indices(key: str) -> bool:
     return _INDICES.search(key) is not None
+
+
+def _is_per_layer(key: str) -> bool:
+    return not _is_indices(key) and (_PER_LAYER.search(key) is not None or key in _PER_LAYER_IF_LIST)
 
 
 def _period(values: Sequence[Any], mark: Any) -> int | None:

@@ -80,11 +80,12 @@ class Member:
     def sources(self, name: str, layer: int | None) -> tuple[str, ...]:
         """The checkpoint's tensors that a tensor of the model may be made from.
 
-        One of the same name is it; else those of its layer, of which transformers' conversions
-        (single experts into one tensor, old names into new ones) pick.
+        One alone is it; else those of its layer, of which transformers' conversions pick, e.g.
+        single experts that become one tensor.
         """
-        if name in self.headers:
-            return (name,)
+        for own in (name, self.architecture.stored.get(name, name)):
+            if own in self.headers:
+                return (own,)
         return self.outer_tensors if layer is None else tuple(self.layer_tensors(layer).values())
 
     @cached_property
@@ -226,7 +227,8 @@ def _read(name: str, model: str) -> Member:
             raise FamilyError(f"{config_file}: {key} is missing; only decoder-only text models are supported")
     if method := (config.get("quantization_config") or {}).get("quant_method"):
         raise FamilyError(
-            f"{model}: quantised ({method}); quantised tensors cannot be merged, take the model in 16 or 32 bits"
+            f"{model}: quantised ({method}), and quantised tensors cannot be merged; "
+            "take the model in 16 or 32 bits"
         )
     if contradictions := inconsistencies(config):
         raise FamilyError([Problem((), f"{config_file}: {text}") for text in contradictions])
@@ -253,9 +255,9 @@ def _lacks(member: Member) -> Iterator[str]:
     ]
     for name, shape, index in (*wanted, *layers):
         sources = member.sources(name, index)
-        if sources == (name,):
-            if member.headers[name].shape != shape:
-                found = list(member.headers[name].shape)
+        if len(sources) == 1:
+            if member.headers[sources[0]].shape != shape:
+                found = list(member.headers[sources[0]].shape)
                 yield f"tensor {name} has the shape {found}, by config.json it should have {list(shape)}"
                 return
         elif not can_convert(str(member.config["model_type"]), sources, name):

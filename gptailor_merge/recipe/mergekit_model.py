@@ -32,7 +32,7 @@ class TailorModule(ModuleArchitecture):  # type: ignore[misc]  # mergekit has no
     def layer_weights(self, index: int, config: PreTrainedConfig) -> list[WeightInfo]:
         """The tensors of one layer; layers of one kind list them in the same order."""
         own = _of(config)
-        return [WeightInfo(name=f"{own.prefix}{index}.{inner}") for inner in own.layers[index]]
+        return [_weight(f"{own.prefix}{index}.{n}", s, config) for n, s in own.layers[index].items()]
 
     def post_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
         """Final norm and head."""
@@ -78,4 +78,9 @@ def _of(config: PreTrainedConfig) -> Architecture:
 
 
 def _weight(name: str, shape: Shape, config: PreTrainedConfig) -> WeightInfo:
-    return WeightInfo(name=name, vocabulary_axis=0 if shape[:1] == (config.vocab_size,) else None)
+    stored = _of(config).stored.get(name)
+    return WeightInfo(
+        name=name,
+        aliases=(stored,) if stored else None,
+        vocabulary_axis=0 if shape[:1] == (config.vocab_size,) else None,
+    )
