@@ -20,7 +20,7 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import no_init_weights
 
 from gptailor_merge.errors import FamilyError
-from gptailor_merge.recipe.depth import changes, choose, per_layer_lists
+from gptailor_merge.recipe.depth import DEPTH, PERIODS, changes, choose, per_layer_lists
 
 Shape = tuple[int, ...]
 Kind = frozenset[tuple[str, Any]]
@@ -96,13 +96,20 @@ def misfits(config: Mapping[str, Any], kept: Sequence[int]) -> list[tuple[int, s
     """(slot, reason) where the pruned config describes another kind of layer than the one kept.
 
     This is so where the model computes a layer's kind from its index alone.
+
+    Raises:
+        FamilyError: a tensor outside the layers has another shape in the pruned model.
     """
-    source, target = Architecture.of(config).kinds, Architecture.of(pruned(config, kept)).kinds
-    found = []
-    for slot, layer in enumerate(kept):
-        if source[layer] != target[slot]:
-            found.append((slot, difference(source[layer], target[slot])))
-    return found
+    source, target = Architecture.of(config), Architecture.of(pruned(config, kept))
+    theirs = {**target.before, **target.after}
+    for name, shape in {**source.before, **source.after}.items():
+        if theirs.get(name) != shape:
+            raise FamilyError(f"the shape of {name}, {list(shape)}, depends on the number of layers")
+    return [
+        (slot, difference(source.kinds[layer], target.kinds[slot]))
+        for slot, layer in enumerate(kept)
+        if source.kinds[layer] != target.kinds[slot]
+    ]
 
 
 def pattern(config: Mapping[str, Any], layers: int) -> tuple[Kind, ...] | None:
@@ -144,8 +151,10 @@ def difference(first: Kind, second: Kind) -> str:
 def _built(text: str) -> Architecture:
     model = _empty(text)
     layers = layers_of(model)
+    if len(layers) != json.loads(text)[DEPTH]:
+        raise FamilyError("its depth is said in a part of its config; only text models are supported")
     prefix = next(name for name, module in model.named_modules() if module is layers) + "."
-    tied = set(model.all_tied_weights_keys) if model.config.tie_word_embeddings else set()
+    tied = set(model.all_tied_weights_keys) if getattr(model.config, "tie_word_embeddings", False) else set()
     tensors = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
     names = list(tensors)
     first = next(place for place, name in enumerate(names) if name.startswith(prefix))
@@ -177,8 +186,9 @@ def _empty(text: str) -> PreTrainedModel:
         config: PreTrainedConfig = AutoConfig.for_model(document.pop("model_type"), **document)
         with torch.device("meta"), no_init_weights():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FamilyError(f"transformers cannot build this model: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # models fail at odd configs in every possible way
+        reason = " ".join(str(error).split())
+        raise FamilyError(f"transformers cannot build this model: {reason}") from None
     return model
 
 
@@ -196,7 +206,8 @@ def _settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:
         dot = f"{path}." if path else ""
         yield path or "layer", type(module).__name__
         for name, value in vars(module).items():
-            if isinstance(value, (bool, int, float, str, type(None))) and not name.startswith("_"):
+            is_plain = isinstance(value, (bool, int, float, str, type(None)))
+            if is_plain and not name.startswith("_") and name not in PERIODS:
                 yield dot + name, value
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:

@@ -7,7 +7,7 @@ config describes the same layers is for architecture.py to verify.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 DEPTH = "num_hidden_layers"
@@ -23,7 +23,7 @@ _LAST = ("num_kv_shared_layers",)
 """Numbers of layers at the end that differ from the others."""
 _BEYOND = ("num_nextn_predict_layers", "num_mtp_layers")
 """Numbers of layers behind the last, for predicting several tokens; no causal model runs them."""
-_PERIODS = {
+PERIODS = {
     "sliding_window_pattern": ("layer_types", "full_attention"),
     "full_attention_interval": ("layer_types", "full_attention"),
     "global_attn_every_n_layers": ("layer_types", "full_attention"),
@@ -62,6 +62,8 @@ def changes(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
             changed[key] = sum(layer >= depth - value for layer in kept)
         elif key in _BEYOND and value:
             changed[key] = 0
+    for key, by_layer in _by_index(config).items():
+        changed[key] = {slot: by_layer[layer] for slot, layer in enumerate(kept) if layer in by_layer}
     if config.get("decoder_sparse_step", 1) != 1 and "mlp_only_layers" in config:
         # Which layers are dense is computed from the index, and can be listed instead.
         step, dense = config["decoder_sparse_step"], config["mlp_only_layers"] or ()
@@ -69,7 +71,7 @@ def changes(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
         changed["mlp_only_layers"] = [
             slot for slot, layer in enumerate(kept) if layer in dense or (layer + 1) % step
         ]
-    for key, (listed, mark) in _PERIODS.items():
+    for key, (listed, mark) in PERIODS.items():
         if isinstance(config.get(key), int) and listed in changed:
             changed[key] = _period(changed[listed], mark) or config[key]
     return changed
@@ -89,6 +91,9 @@ def inconsistencies(config: Mapping[str, Any]) -> list[str]:
         elif _is_per_layer(key) and len(value) != depth and (key != "no_rope_layers" or len(value) < depth):
             # SmolLM3 allows no_rope_layers to be longer than the model is deep.
             found.append(f"{key} has {len(value)} entries, the model has {depth} layers")
+    for key, by_layer in _by_index(config).items():
+        if max(by_layer, default=0) >= depth:
+            found.append(f"{key} names layer {max(by_layer)}, the model has {depth} layers")
     for key in (*_FIRST, *_LAST):
         value = config.get(key)
         # max_window_layers is 28 by default, whatever the depth.
@@ -98,7 +103,7 @@ def inconsistencies(config: Mapping[str, Any]) -> list[str]:
 
 
 def choose(
-    kinds: Sequence[Hashable], pattern: Sequence[Hashable], costs: Sequence[float], needed: Sequence[int]
+    kinds: Sequence[Hashable], pattern: Sequence[Hashable], costs: Sequence[float], needed: Collection[int]
 ) -> list[int] | None:
     """The cheapest layers that give a pattern of kinds, in ascending order.
 
@@ -111,12 +116,11 @@ def choose(
     Returns:
         One layer per slot, or None where there is no such choice.
     """
-    must = set(needed)
     # best[s]: (cost, layers) of the first s slots, filled from the layers seen so far.
     best: list[tuple[float, tuple[int, ...]] | None] = [None] * (len(pattern) + 1)
     best[0] = (0.0, ())
     for layer, kind in enumerate(kinds):
-        after = [None if layer in must else so_far for so_far in best]
+        after = [None if layer in needed else so_far for so_far in best]
         for slot, wanted in enumerate(pattern):
             so_far = best[slot]
             if kind == wanted and so_far is not None:
@@ -126,6 +130,15 @@ def choose(
                     after[slot + 1] = taken
         best = after
     return list(best[-1][1]) if best[-1] is not None else None
+
+
+def _by_index(config: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
+    """The mappings of a config from some layers' indices to what they have of their own."""
+    return {
+        key: {int(index): own for index, own in value.items()}
+        for key, value in config.items()
+        if isinstance(value, Mapping) and "layer" in key and all(str(index).isdigit() for index in value)
+    }
 
 
 def _is_indices(key: str) -> bool:

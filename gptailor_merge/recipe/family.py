@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from gptailor_merge.errors import FamilyError, Problem
@@ -220,8 +221,8 @@ def _read(name: str, model: str) -> Member:
     try:
         # transformers fills in the defaults of the model type, as it will when it loads the model
         config = AutoConfig.from_pretrained(config_file.parent, trust_remote_code=False).to_dict()
-    except (OSError, ValueError, KeyError) as error:
-        raise FamilyError(f"{config_file}: cannot be read: {error}") from None
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise FamilyError(f"{config_file}: cannot be read: {' '.join(str(error).split())}") from None
     for key in (DEPTH, "vocab_size"):
         if not isinstance(config.get(key), int):
             raise FamilyError(f"{config_file}: {key} is missing; only decoder-only text models are supported")

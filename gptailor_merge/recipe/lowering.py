@@ -78,8 +78,8 @@ def _reference(model: str) -> str | dict[str, Any]:
     parsed = ModelId.parse(model)
     if not set(model) & set("@+"):
         return model
-    path: dict[str, Any] = {"model": _path(parsed.model)}
-    return {"model": path | ({"lora": _path(parsed.adapter)} if parsed.adapter else {})}
+    adapter = {"lora": _path(parsed.adapter)} if parsed.adapter else {}
+    return {"model": _path(parsed.model), **adapter}
 
 
 def _path(model: ModelId) -> dict[str, Any]:

@@ -22,8 +22,13 @@ def one_shot(space: Space, losses: Mapping[int, float]) -> set[int]:
         losses: loss of the base without each layer alone; a layer that is not there is kept if
             possible.
     """
-    order = sorted(space.removable, key=lambda layer: (losses.get(layer, float("inf")), layer))
-    return set(order[: space.depth - space.kept])
+    dearest_first = sorted(
+        range(space.depth), key=lambda layer: (losses.get(layer, float("inf")), layer), reverse=True
+    )
+    keys = [0.0] * space.depth
+    for rank, layer in enumerate(dearest_first):
+        keys[layer] = float(rank)
+    return set(range(space.depth)) - set(space.keep(keys))
 
 
 def first_generation(

@@ -17,6 +17,7 @@ from gptailor_merge.composing.bank import Bank, Precision, belongs_on_host, cach
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import DatasetConfig, ObjectiveConfig, SearchConfig
 from gptailor_merge.errors import ConfigError, FamilyError, InputError, Problem
+from gptailor_merge.recipe.architecture import pattern
 from gptailor_merge.recipe.family import Family, Member
 from gptailor_merge.scoring.batching import Batch, layout
 from gptailor_merge.scoring.calibration import TextSource, TokenSet, load_tokenizer, tokenize
@@ -106,6 +107,8 @@ def prepare(config: SearchConfig) -> Plans:
         methods=config.operations.merge,
         dtype=config.dtype,
         out_dtype=config.out_dtype or stored_dtype(family.base),
+        layer_kinds=family.kinds,
+        pattern=pattern(family.base.config, kept) if 0 < kept < family.depth else None,
     )
     return Plans(config, family, space)
 

@@ -12,7 +12,7 @@ Removed layers keep their other entries, so that a layer that comes back is as i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from typing import Any
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from gptailor_merge.errors import ConfigError, Problem
 from gptailor_merge.mergekit_plugin import SELECT, method_names, method_spec
+from gptailor_merge.recipe.depth import choose
 from gptailor_merge.recipe.operations import Slot, plan
 from gptailor_merge.recipe.recipe import Recipe
 
@@ -47,6 +48,9 @@ class Space:
         kept: layers of the pruned model.
         removable: indices of the layers that may be removed.
         methods: mergekit methods that may merge a layer.
+        layer_kinds: of each layer its kind, and
+        pattern: the kinds that the pruned model's slots must have, see recipe.architecture.pattern;
+            None where layers of any kinds may follow each other.
     """
 
     models: tuple[str, ...]
@@ -56,6 +60,8 @@ class Space:
     methods: tuple[str, ...]
     dtype: str | None = None
     out_dtype: str | None = None
+    layer_kinds: tuple[Hashable, ...] = ()
+    pattern: tuple[Hashable, ...] | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -73,6 +79,12 @@ class Space:
             if not 0 <= layer < self.depth:
                 message = f"layer out of range, found {layer} of {self.depth} layers"
                 problems.append(Problem(("operations", "removable"), message))
+        if not problems and self.pattern is not None and self._cheapest([0.0] * self.depth) is None:
+            message = (
+                f"no {self.kept} layers keep the pattern of layers that this architecture computes from "
+                "their index (operations.protect and operations.removable narrow the choice)"
+            )
+            problems.append(Problem(("target",), message))
         for index, name in enumerate(self.methods):
             text = self._method_problem(name)
             if text:
@@ -110,8 +122,23 @@ class Space:
 
     def kept_layers(self, point: Point) -> list[int]:
         """The source layers that a point keeps, ascending."""
-        order = sorted(self.removable, key=lambda layer: (-point["removal"][layer], layer))
-        return sorted(set(range(self.depth)) - set(order[: self.depth - self.kept]))
+        return self.keep(point["removal"].tolist())
+
+    def keep(self, keys: Sequence[float]) -> list[int]:
+        """The layers that stay when those with the highest keys are removed, ascending.
+
+        Where the slots' kinds are fixed, the choice with the lowest sum of keys that has them.
+        """
+        if self.pattern is None:
+            order = sorted(self.removable, key=lambda layer: (-keys[layer], layer))
+            return sorted(set(range(self.depth)) - set(order[: self.depth - self.kept]))
+        chosen = self._cheapest(keys)
+        assert chosen is not None  # __post_init__ has looked
+        return chosen
+
+    def _cheapest(self, keys: Sequence[float]) -> list[int] | None:
+        protected = set(range(self.depth)) - set(self.removable)
+        return choose(self.layer_kinds, self.pattern or (), keys, protected)
 
     def decode(self, point: Point) -> Recipe:
         """The recipe of a point; total."""
@@ -137,8 +164,9 @@ class Space:
         point = {name: np.zeros(shape) for name, shape in self._shapes().items()}
         point["kind"][:] = (member + 0.5) / self.kinds
         point["removal"][sorted(removed)] = 1.0
-        others = set(self.removable) | removed
-        return replace(self, kept=self.depth - len(removed), removable=tuple(sorted(others))).decode(point)
+        others = tuple(sorted(set(self.removable) | removed))
+        left = self.depth - len(removed)
+        return replace(self, kept=left, removable=others, pattern=None).decode(point)
 
     def _slice(self, point: Point, layer: int) -> dict[str, Any]:
         """The slice of one kept layer, without its layer range."""

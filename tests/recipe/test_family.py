@@ -14,6 +14,7 @@ from gptailor_merge.recipe.checkpoint import ModelId, depth_on_disk
 from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import DEPTH, VOCABULARY, MakeFamily, recipe_of, write_member
+from tests.zoo import write_family as write_zoo
 
 
 def load(family: dict[str, str]) -> Family:
@@ -63,7 +64,7 @@ def test_a_variant_may_have_more_tokens(family: dict[str, str], tmp_path: Path) 
     padded = str(write_member(tmp_path / "padded", 9, vocabulary=VOCABULARY + 1))
     grown = {**family, "math": padded}
     check_with_family(Recipe.from_mapping(recipe_of(grown)))
-    with pytest.raises(RecipeError, match="has a vocabulary of 65, the base of 64"):
+    with pytest.raises(RecipeError, match=r"has a vocabulary of 65, and .*base, whose tokenizer"):
         check_with_family(Recipe.from_mapping(recipe_of(grown, parameters={"head": padded})))
 
 
@@ -106,7 +107,7 @@ def test_unreadable_members_are_named(
 
 
 def test_names_of_models() -> None:
-    assert ModelId.parse("org/name@v1.0") == ModelId("org/name@v1.0", is_local=False)
+    assert ModelId.parse("org/name@v1.0") == ModelId("org/name@v1.0", "org/name@v1.0", is_local=False)
     assert (ModelId.parse("org/name@v1.0").repo, ModelId.parse("org/name@v1.0").revision) == (
         "org/name",
         "v1.0",
@@ -148,20 +149,40 @@ def test_sharded_checkpoints_are_read(family: dict[str, str], tmp_path: Path) ->
     assert {n: h.shape for n, h in sharded.headers.items()} == {n: h.shape for n, h in whole.headers.items()}
 
 
-def test_architectures_with_settings_per_layer_are_refused(tmp_path: Path) -> None:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+def test_members_whose_layers_are_of_other_kinds_do_not_fit(tmp_path: Path) -> None:
+    family = write_zoo(tmp_path, "qwen3")
+    config_file = tmp_path / "math" / "config.json"
+    config = json.loads(config_file.read_text())
+    config["layer_types"][0] = "full_attention"
+    config_file.write_text(json.dumps(config))
+    with pytest.raises(FamilyError, match="layer_types differs from the base's, so its layers are of other"):
+        load(family)
 
-    config = Qwen2Config(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(FamilyError, match="qwen2 is not supported yet: its config says layer_types layer by"):
-        Family.load(str(tmp_path), {})
+
+def broken(directory: Path, **changes: object) -> str:
+    """The directory, after its config.json was changed."""
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return str(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_types": ["full_attention"] * 3}, "config.json: cannot be read"),
+        ({"no_rope_layers": [1, 0]}, "no_rope_layers has 2 entries, the model has 8 layers"),
+        ({"intermediate_size": 32}, "by config.json it should have [32, 16]"),
+        ({"attention_bias": True}, "the checkpoint has no tensor model.layers.0.self_attn.q_proj.bias"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantised (mxfp4)"),
+    ],
+)
+def test_configs_that_contradict_their_checkpoint_are_refused(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    family = write_zoo(tmp_path, "smollm3", tie_word_embeddings=False)
+    with pytest.raises(FamilyError) as caught:
+        Family.load(broken(Path(family["base"]), **changes), {})
+    assert message in str(caught.value)
 
 
 def test_local_models_are_compared_when_a_recipe_is_checked(family: dict[str, str], tmp_path: Path) -> None:
