@@ -259,7 +259,11 @@ def environment() -> dict[str, str]:
 
 
 def _absolute(model: str, directory: Path) -> str:
-    """A path as seen from the config's directory, where there is one; else a Hub id as it is."""
+    """A model as the config names it; what exists beside the config is a path, each side of a plus."""
     path = Path(os.path.expanduser(model))
-    candidate = directory / path
-    return str(candidate.resolve()) if candidate.exists() or path.is_absolute() else model
+    candidate = path if path.is_absolute() else directory / path
+    if candidate.exists() or (path.is_absolute() and "+" not in model):
+        return str(candidate.resolve())
+    if model.count("+") == 1:
+        return "+".join(_absolute(part, directory) for part in model.split("+"))
+    return model
