@@ -179,6 +179,30 @@ def score(
 
 
 @app.command()
+def check(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory.")],
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="Also convert it with llama.cpp and read the layers back.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Whether a directory is a sound model: files, config, weights, tokenizer, running it.
+
+    Exits with 1 where it is not.
+    """
+    from gptailor_merge.publish.soundness import examine
+
+    quiet_libraries()
+    report = examine(model, gguf=gguf)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        _print_report(report)
+    if not report.sound:
+        raise typer.Exit(1)
+
+
+@app.command()
 def show(
     run: Annotated[Path, typer.Argument(help="A run directory of gptailor-evolve.")], as_json: Json = False
 ) -> None:
@@ -250,6 +274,30 @@ def _print_table(title: str, columns: list[str], rows: dict[str, list[float]]) -
     for name, values in rows.items():
         table.add_row(name, *(f"{v:,}" if isinstance(v, int) else f"{v:.4f}" for v in values))
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _print_report(report: Any) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    table = Table(box=box.SIMPLE, show_header=False)
+    for finding in report.findings:
+        verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
+        table.add_row(finding.name, verdict, escape(finding.sentence))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    totals = report.totals
+    layer = f"{totals.smallest_layer:,}"
+    if totals.largest_layer != totals.smallest_layer:
+        layer += f" to {totals.largest_layer:,}"
+    typer.echo(
+        f"{totals.layers} layers of {layer} parameters, {totals.embeddings:,} in embeddings and head, "
+        f"{totals.parameters:,} in all"
+    )
+    for file, dtypes in totals.dtypes.items():
+        typer.echo(f"{file}  {', '.join(dtypes)}")
+    typer.echo(f"{report.directory}: {'sound' if report.sound else 'not sound'}")
 
 
 @contextmanager

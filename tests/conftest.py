@@ -106,6 +106,7 @@ def recipe_of(
     return {
         "merge_method": "tailor",
         "base_model": base,
+        "dtype": "float32",
         "slices": [
             {"sources": [{"model": math, "layer_range": [0, 1]}], "parameters": {"op": "select"}},
             {"sources": [{"model": base, "layer_range": [1, 2]}], "parameters": {"op": "remove"}},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -148,6 +150,29 @@ def test_merge_then_score(run: Run, family: dict[str, str], texts: dict[str, str
     assert set(without["files"]["x"]) == {"nll", "perplexity", "tokens"}
 
 
+def test_check(run: Run, family: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, printed, _ = run("check", family["base"])
+    assert (code, printed.splitlines()[-1]) == (0, f"{family['base']}: sound")
+    assert "5 layers of 1,952 parameters, 2,048 in embeddings and head, 11,824 in all" in printed
+    code, printed, _ = run("check", family["base"], "--json")
+    report = json.loads(printed)
+    assert (code, report["sound"], report["totals"]["layers"]) == (0, True, 5)
+    assert set(report["findings"][0]) == {"name", "verdict", "sentence"}
+
+    broken = Path(shutil.copytree(family["base"], tmp_path / "broken"))
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "eos_token_id": 64}))
+    code, printed, _ = run("check", broken)
+    assert (code, printed.splitlines()[-1]) == (1, f"{broken}: not sound")
+    assert re.search(r"special tokens +fail +config.json: eos_token_id is 64; expected 0 to 63", printed)
+    code, printed, _ = run("check", broken, "--json")
+    assert (code, json.loads(printed)["sound"]) == (1, False)
+
+    monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    code, printed, error = run("check", family["base"], "--gguf")
+    assert (code, printed, error.startswith(f"Error: LLAMA_CPP is {tmp_path}; expected")) == (2, "", True)
+
+
 def test_the_table_is_for_people(run: Run, family: dict[str, str], texts: dict[str, str]) -> None:
     code, printed, _ = run("score", family["base"], "--data", texts["sums"])
     assert code == 0
@@ -197,6 +222,7 @@ def test_bad_arguments_exit_with_2(run: Run, config: Path, family: dict[str, str
         (["score", family["base"], "--data", tmp_path / "none.txt"], False, "none.txt: no such file"),
         (["score", tmp_path / "none", "--data", "x.txt"], False, "none: no such file"),
         (["recipe", "lint", config], False, "merge_method"),
+        (["check", tmp_path], False, "no config.json; expected a transformers model directory"),
         ([config, "--out", config], True, "cannot be made a directory: File exists"),
     ]
     for arguments, evolve, message in cases:

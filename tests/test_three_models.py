@@ -66,7 +66,6 @@ def merge_by(method: str, family: dict[str, str], first: int, last: int) -> dict
 
 METHODS = ["linear", "task_arithmetic", "slerp", "ties", "dare_ties", "della", "model_stock", "nearswap"]
 DTYPES: list[dict[str, str]] = [
-    {},
     {"dtype": "float32", "out_dtype": "bfloat16"},
     {"dtype": "float32"},
     {"dtype": "bfloat16"},

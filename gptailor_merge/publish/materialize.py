@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
-from transformers import AutoModelForCausalLM
 
 from gptailor_merge.errors import ConfigError, MergeFailedError
+from gptailor_merge.publish.reload import not_finite, reload
 from gptailor_merge.recipe.check import check_with_family
 from gptailor_merge.recipe.checkpoint import ModelId
 from gptailor_merge.recipe.family import Family
@@ -84,21 +83,17 @@ def verify(directory: Path, plan: Plan) -> None:
             not finite.
     """
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            directory, dtype="auto", trust_remote_code=False, output_loading_info=True
-        )
+        reloaded = reload(directory)
     except Exception as error:
         raise MergeFailedError(f"{directory}: the written model does not load: {error}") from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[kind]:
-            raise MergeFailedError(f"{directory}: reloading finds {kind}: {sorted(map(str, report[kind]))}")
-    if model.config.num_hidden_layers != len(plan.slots):
-        raise MergeFailedError(
-            f"{directory}: {model.config.num_hidden_layers} layers, the recipe has {len(plan.slots)}"
-        )
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise MergeFailedError(f"{directory}: {name} holds values that are not finite")
+    if reloaded.problems:
+        raise MergeFailedError(f"{directory}: {reloaded.problems[0]}")
+    depth = reloaded.model.config.num_hidden_layers
+    if depth != len(plan.slots):
+        raise MergeFailedError(f"{directory}: {depth} layers, the recipe has {len(plan.slots)}")
+    name = not_finite(directory.glob("*.safetensors"))
+    if name:
+        raise MergeFailedError(f"{directory}: {name} holds values that are not finite")
 
 
 def _merge(plan: Plan, recipe: Recipe, family: Family, directory: Path) -> None:

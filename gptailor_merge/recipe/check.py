@@ -47,7 +47,7 @@ def check_with_family(recipe: Recipe, *, file: Path | str | None = None) -> tupl
         raise FamilyError(error.problems, file=file) from None
     depths = {member.model: member.depth for member in family.members}
     found = depth_problems(recipe, depths.get) + family.component_problems(resolved)
-    found = found or kind_problems(recipe, resolved, family)
+    found = found or kind_problems(recipe, resolved, family) + dtype_problems(recipe, family)
     if found:
         raise RecipeError(found, file=file)
     return resolved, family
@@ -112,6 +112,25 @@ def kind_problems(recipe: Recipe, resolved: Plan, family: Family) -> list[Proble
             )
         )
     return found
+
+
+def dtype_problems(recipe: Recipe, family: Family) -> list[Problem]:
+    """Merges that nobody asked to be calculated in 16 bits, which mergekit does where no dtype is given."""
+    merged = {s.model for part in recipe.slices if part.parameter("op") == "merge" for s in part.sources}
+    for component in (recipe.parameters.embeddings, recipe.parameters.head):
+        if component.method is not None:
+            merged |= {recipe.resolve(member) for member, _ in component.weights}
+    stored = {dtype for model in merged for dtype in family.by_model(model).dtypes}
+    if recipe.dtype is not None or not stored & {"BF16", "F16"}:
+        return []
+    name = "bfloat16" if "BF16" in stored else "float16"
+    return [
+        Problem(
+            ("dtype",),
+            f"is missing, and merges would be calculated in {name}, as the models are stored; write dtype: "
+            f"float32 with out_dtype: {name}, which is more accurate, or dtype: {name} if it is meant",
+        )
+    ]
 
 
 def _missing_directories(recipe: Recipe) -> Iterator[Problem]:

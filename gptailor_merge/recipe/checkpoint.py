@@ -23,6 +23,7 @@ from gptailor_merge.errors import FamilyError
 from gptailor_merge.mergekit_plugin import merge_adapter
 
 _FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "*.txt"]
+INDEX = "model.safetensors.index.json"
 _ADAPTER = "adapter_model.safetensors"
 
 
@@ -127,7 +128,7 @@ def directory_of(model: ModelId) -> Path:
 def headers_in(directory: Path) -> dict[str, Header]:
     """The headers of all tensors in a model directory, sharded or not."""
     files = sorted(directory.glob("*.safetensors"))
-    index = directory / "model.safetensors.index.json"
+    index = directory / INDEX
     if index.exists():
         try:
             files = sorted({directory / f for f in json.loads(index.read_text())["weight_map"].values()})
@@ -135,16 +136,26 @@ def headers_in(directory: Path) -> dict[str, Header]:
             raise FamilyError(f"{index}: cannot be read as an index of shards") from None
     if not files:
         raise FamilyError(f"{directory}: no *.safetensors file; other formats are not read")
-    headers = {}
+    headers: dict[str, Header] = {}
     for file in files:
         try:
-            with safe_open(file, "pt") as tensors:
-                for tensor in tensors.keys():  # noqa: SIM118 - not iterable itself
-                    view = tensors.get_slice(tensor)
-                    headers[tensor] = Header(view.get_dtype(), tuple(view.get_shape()), file.name)
+            headers |= headers_of(file)
         except (OSError, SafetensorError) as error:
             raise FamilyError(f"{file}: cannot be read: {error}") from None
     return headers
+
+
+def headers_of(file: Path) -> dict[str, Header]:
+    """The headers of the tensors in one safetensors file.
+
+    Raises:
+        OSError, SafetensorError: a file that cannot be read.
+    """
+    with safe_open(file, "pt") as tensors:
+        views = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not iterable itself
+        return {
+            name: Header(view.get_dtype(), tuple(view.get_shape()), file.name) for name, view in views.items()
+        }
 
 
 def _read_local(model: ModelId) -> tuple[Path, dict[str, Header]]:

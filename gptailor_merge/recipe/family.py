@@ -60,6 +60,11 @@ class Member:
         return Architecture.of(self.config)
 
     @cached_property
+    def dtypes(self) -> frozenset[str]:
+        """The dtypes that its tensors are stored in, as safetensors calls them, e.g. "BF16"."""
+        return frozenset(header.dtype for header in self.headers.values())
+
+    @cached_property
     def layers_prefix(self) -> str:
         """What stands before the layer index in the checkpoint's names, e.g. `model.layers.`."""
         prefixes = {name[: name.index(".0.") + 1] for name in self.headers if ".0." in name}

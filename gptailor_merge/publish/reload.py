@@ -1,0 +1,62 @@
+"""Loading a written model as its users will, and what that finds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+_KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys")
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """A model that loaded.
+
+    Attributes:
+        problems: one sentence per kind of tensor that is not in its place: transformers loads such a
+            model all the same, with random values where tensors are missing.
+    """
+
+    model: PreTrainedModel
+    problems: tuple[str, ...]
+
+
+def reload(directory: Path) -> Reloaded:
+    """Load a model directory from safetensors, without remote code, in its own dtype.
+
+    Raises:
+        Exception: whatever transformers raises where it refuses the model; it has no common base.
+    """
+    model, report = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype="auto",
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+        # Else the first tensor of a wrong shape is an error that hides all others.
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    return Reloaded(
+        model,
+        tuple(f"reloading finds {kind}: {sorted(map(str, report[kind]))}" for kind in _KINDS if report[kind]),
+    )
+
+
+def not_finite(files: Iterable[Path]) -> str | None:
+    """The first tensor in safetensors files that holds infinities or NaN."""
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not iterable itself
+                tensor = tensors.get_tensor(name)
+                if tensor.is_floating_point():
+                    # isfinite is not implemented for every dtype of 8 bits
+                    tensor = tensor.float() if tensor.element_size() == 1 else tensor
+                    if not bool(torch.isfinite(tensor).all()):
+                        return str(name)
+    return None
