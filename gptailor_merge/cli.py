@@ -227,6 +227,38 @@ def lint(recipe: Annotated[Path, typer.Argument(help="A recipe, merge_method: ta
     typer.echo(f"{recipe}: sound; {len(plan.slots)} layers, digest {plan.digest}")
 
 
+@recipe_app.command()
+def export(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, merge_method: tailor.")],
+    out: Annotated[Path, typer.Option(help="The directory to make.")],
+    plain: Annotated[
+        bool, typer.Option("--plain", help="For a mergekit without this package; the only form so far.")
+    ] = False,
+) -> None:
+    """Write the same model as plain mergekit configurations, with what they need beside."""
+    from gptailor_merge.errors import ConfigError
+    from gptailor_merge.publish.materialize import refuse_existing, staging
+    from gptailor_merge.recipe.check import check_with_family
+    from gptailor_merge.recipe.exporting import RECIPE
+    from gptailor_merge.recipe.exporting import export as write
+    from gptailor_merge.recipe.recipe import Recipe
+
+    if not plain:
+        raise ConfigError("say what to export the recipe as: --plain, for a mergekit without this package")
+    quiet_libraries()
+    loaded = Recipe.load(recipe)
+    resolved, family = check_with_family(loaded, file=recipe)
+    refuse_existing(out)
+    with staging(out) as directory:
+        in_parts = write(resolved, family, directory, chat_template=loaded.chat_template)
+    command = (
+        f"mergekit-multi {RECIPE} --out-path MODEL --intermediate-dir ./parts"
+        if in_parts
+        else f"mergekit-yaml {RECIPE} MODEL"
+    )
+    typer.echo(f"{out}: run  cd {out} && {command}")
+
+
 def quiet_libraries() -> None:
     """Progress bars and notices of the libraries would stand between ours."""
     import logging
