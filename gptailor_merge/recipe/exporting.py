@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from mergekit.architecture import arch_info_for_config
 from safetensors.torch import save_file
 from transformers import AutoConfig
@@ -27,6 +26,7 @@ from gptailor_merge.recipe.checkpoint import ModelId
 from gptailor_merge.recipe.depth import DEPTH
 from gptailor_merge.recipe.family import Family, Member
 from gptailor_merge.recipe.operations import Plan, Slot
+from gptailor_merge.recipe.recipe import write_yaml
 
 RECIPE = "recipe.yml"
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json")
@@ -72,8 +72,7 @@ def export(plan: Plan, family: Family, out: Path, *, chat_template: str | None =
         last = {"chat_template": chat_template if stage.name is None else None}
         document |= {key: value for key, value in {**dtypes, **last}.items() if value is not None}
         documents.append({**document, "slices": list(stage.slices)})
-    text = yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True, width=120)
-    (out / RECIPE).write_text(text, encoding="utf-8")
+    (out / RECIPE).write_text(write_yaml(*documents), encoding="utf-8")
     return len(documents) > 1
 
 

@@ -250,7 +250,7 @@ class Recipe(Frozen):
 
     def to_yaml(self) -> str:
         """The recipe as mergekit YAML."""
-        return yaml.dump(self.to_mapping(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=160)
+        return write_yaml(self.to_mapping())
 
 
 class _Dumper(yaml.SafeDumper):
@@ -276,6 +276,11 @@ def _represent_dict(dumper: _Dumper, data: Mapping[str, Any]) -> yaml.Node:
 _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(tuple, _represent_list)
 _Dumper.add_representer(dict, _represent_dict)
+
+
+def write_yaml(*documents: Mapping[str, Any]) -> str:
+    """Documents as people write them; several are parted by `---`."""
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=160)
 
 
 def read_yaml(file: Path, error: type[InputError]) -> Any:
