@@ -17,7 +17,6 @@ from gptailor_merge.errors import KeyPath, Problem, RecipeError
 from gptailor_merge.mergekit_plugin import (
     SELECT,
     Operation,
-    Settings,
     chat_template_names,
     method_names,
     method_spec,
@@ -356,41 +355,55 @@ def _expand(
 
 def _component_problems(recipe: Recipe, component: Component) -> Iterator[Problem]:
     used = {source.model for part in recipe.slices for source in part.sources} | {recipe.base_model}
-    for member, _ in component.weights:
+    named = [member for member, _ in component.weights]
+    for member in [*named, *([component.base_model] if component.base_model else [])]:
         if recipe.resolve(member) not in used:
             names = ["base", *sorted(used)]
             yield Problem((), f"unknown member, found {member!r}{suggest(member, names)}")
     if component.method is None:
         return
-    spec = method_spec(component.method)
-    if spec is None or [p.name for p in spec.parameters if p.required] != ["weight"]:
-        weighted = [
-            name
-            for name in method_names()
-            if (s := method_spec(name)) and [p.name for p in s.parameters if p.required] == ["weight"]
-        ]
-        yield Problem(
-            ("method",),
-            f"expected a method that takes a weight for each source, found {component.method!r}"
-            f"{suggest(component.method, weighted)}",
-        )
-    models = [recipe.resolve(member) for member, _ in component.weights]
-    if not models:
-        yield Problem(("weights",), "is empty")
-    if len(set(models)) < len(models):
-        yield Problem(("weights",), f"a model appears twice ({BASE} is {recipe.base_model})")
+    key = "members" if any(weight is None for _, weight in component.weights) else "weights"
+    if not named:
+        yield Problem((key,), "is empty")
+        return
+    if len({recipe.resolve(member) for member in named}) < len(named):
+        yield Problem((key,), f"a model appears twice ({BASE} is {recipe.base_model})")
+        return
+    # The same merge as a slice: the same rules hold. What each source lacks is said once.
+    found = OPERATIONS["merge"].problems(_without_defaults(recipe), _as_slice(recipe, component))
+    for problem in {(p.path[:1], p.message): p for p in found}.values():
+        head, *rest = problem.path or ("",)
+        if head == "sources":
+            yield Problem((key,), problem.message)
+        elif head == "parameters" and rest == ["method"]:
+            yield Problem(("method",), problem.message)
+        else:
+            yield problem
 
 
 def _component(recipe: Recipe, component: Component) -> tuple[tuple[str, ...], Operation]:
-    models = [recipe.resolve(member) for member, _ in component.weights]
     if component.method is None:
-        return tuple(models), Operation(SELECT, ((),))
-    spec = method_spec(component.method)
-    assert spec is not None
-    inputs: list[Settings] = [(("weight", weight),) for _, weight in component.weights]
-    base = None
-    if spec.contract.base is BasePolicy.REQUIRED:
-        if recipe.base_model not in models:
-            models, inputs = [recipe.base_model, *models], [(), *inputs]
-        base = models.index(recipe.base_model)
-    return tuple(models), Operation(component.method, tuple(inputs), base=base)
+        return (recipe.resolve(component.weights[0][0]),), Operation(SELECT, ((),))
+    # What the recipe's slices take by default is not meant for embeddings and head.
+    (slot,) = OPERATIONS["merge"].slots(_without_defaults(recipe), _as_slice(recipe, component))
+    return tuple(model for model, _ in slot.layers), slot.operation
+
+
+def _as_slice(recipe: Recipe, component: Component) -> Slice:
+    """A slice that merges as the component does."""
+    sources = tuple(
+        Source(
+            model=recipe.resolve(member),
+            layer_range=(0, 1),
+            parameters=() if weight is None else (("weight", weight),),
+        )
+        for member, weight in component.weights
+    )
+    parameters = (("op", "merge"), ("method", component.method), *component.parameters)
+    base = None if component.base_model is None else recipe.resolve(component.base_model)
+    return Slice(sources=sources, base_model=base, parameters=parameters)
+
+
+def _without_defaults(recipe: Recipe) -> Recipe:
+    parameters = recipe.parameters.model_copy(update={"defaults": ()})
+    return recipe.model_copy(update={"parameters": parameters})

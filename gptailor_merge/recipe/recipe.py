@@ -124,37 +124,60 @@ class Component(Frozen):
     """Where the embeddings, or the final norm and head, come from: one member or a merge.
 
     Attributes:
-        weights: member (a model of the recipe, or "base") -> weight in the merge.
-        method: a mergekit method that takes a weight for each source; None for a single member.
+        weights: member (a model of the recipe, or "base") -> weight in the merge, or None for
+            methods that take no weights.
+        method: a mergekit method; None for a single member.
+        base_model: the method's base, where it is not the recipe's.
+        parameters: of the method as a whole.
     """
 
-    weights: tuple[tuple[str, float], ...]
+    weights: tuple[tuple[str, float | None], ...]
     method: str | None = None
+    base_model: ModelName | None = None
+    parameters: Settings = ()
 
 
 def _read_component(value: Any) -> Any:
     if isinstance(value, str):
         return Component(weights=((value, 1.0),))
-    if isinstance(value, Mapping):
-        if set(value) != {"method", "weights"} or not isinstance(value["weights"], Mapping):
-            raise ValueError(
-                "expected the name of a member or {method: …, weights: {member: number, …}}, "
-                f"found the keys {sorted(map(str, value))}"
-            )
-        for member, weight in value["weights"].items():
+    if not isinstance(value, Mapping):
+        if isinstance(value, Component):
+            return value
+        raise ValueError(f"expected the name of a member or a mapping, found {value!r}")
+    allowed = {"method", "weights", "members", "base_model", "parameters"}
+    if "method" not in value or len({"weights", "members"} & set(value)) != 1 or set(value) - allowed:
+        raise ValueError(
+            "expected the name of a member, {method: …, weights: {member: number, …}} or {method: …, "
+            f"members: [member, …], parameters: {{…}}}}, found the keys {sorted(map(str, value))}"
+        )
+    given = value.get("weights")
+    weights: list[tuple[str, float | None]]
+    if "members" in value:
+        if not isinstance(value["members"], (list, tuple)):
+            raise ValueError(f"members: expected a list, found {value['members']!r}")
+        weights = [(str(member), None) for member in value["members"]]
+    elif not isinstance(given, Mapping):
+        raise ValueError(f"weights: expected a mapping, found {given!r}")
+    else:
+        for member, weight in given.items():
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
                 raise ValueError(f"weights.{member}: expected a finite number, found {weight!r}")
-        weights = tuple((str(member), float(weight)) for member, weight in value["weights"].items())
-        return Component(method=value["method"], weights=weights)
-    if not isinstance(value, Component):
-        raise ValueError(f"expected the name of a member or a mapping, found {value!r}")
-    return value
+        weights = [(str(member), float(weight)) for member, weight in given.items()]
+    rest = {key: value[key] for key in ("method", "base_model", "parameters") if key in value}
+    return {"weights": tuple(weights), **rest}
 
 
 def _write_component(value: Component) -> Any:
     if value.method is None:
         return value.weights[0][0]
-    return {"method": value.method, "weights": dict(value.weights)}
+    weights = dict(value.weights)
+    written: dict[str, Any] = {"method": value.method}
+    written |= {"members": list(weights)} if None in weights.values() else {"weights": weights}
+    if value.base_model is not None:
+        written["base_model"] = value.base_model
+    if value.parameters:
+        written["parameters"] = _thaw_parameters(value.parameters)
+    return written
 
 
 ComponentField = Annotated[Component, BeforeValidator(_read_component), PlainSerializer(_write_component)]
@@ -216,6 +239,7 @@ class Recipe(Frozen):
             *(source.model for part in self.slices for source in part.sources),
             *(part.base_model for part in self.slices if part.base_model),
             *(self.resolve(name) for part in parts for name, _ in part.weights),
+            *(self.resolve(part.base_model) for part in parts if part.base_model),
             self.resolve(self.parameters.tokenizer),
         ]
         return tuple(dict.fromkeys(named))

@@ -145,7 +145,7 @@ TWO = (source("a", 0, 1, weight=0.5), source("b", 0, 1, weight=0.5))
         (
             [SELECT],
             {"parameters": {"head": {"method": "slerp", "weights": {"m": 1, "base": 1}}}},
-            ["parameters.head.method: expected a method that takes a weight for each source, found 'slerp'"],
+            ["parameters.head.weights: unknown parameter of slerp; known are t"],
         ),
         (
             [part(*TWO, op="merge", method="linear", normalize="maybe")],
