@@ -51,14 +51,19 @@ def _run(command: typer.Typer) -> None:
         raise SystemExit(error.exit_code) from None
 
 
+_LISTS = ("--data", "--candidates", "--start")
+"""Options that take several values."""
+
+
 def _spread(arguments: list[str]) -> list[str]:
     """`--data a b` -> `--data a --data b`; click takes one value for an option."""
     spread: list[str] = []
-    in_data = False
+    listing = None
     for argument in arguments:
-        if in_data and not argument.startswith("-") and spread[-1] != "--data":
-            spread.append("--data")
-        in_data = argument == "--data" or (in_data and not argument.startswith("-"))
+        if listing and not argument.startswith("-") and spread[-1] != listing:
+            spread.append(listing)
+        if argument.startswith("-"):
+            listing = argument if argument in _LISTS else None
         spread.append(argument)
     return spread
 
@@ -225,6 +230,31 @@ def lint(recipe: Annotated[Path, typer.Argument(help="A recipe, merge_method: ta
 
     plan = check(Recipe.load(recipe), file=recipe)
     typer.echo(f"{recipe}: sound; {len(plan.slots)} layers, digest {plan.digest}")
+
+
+@recipe_app.command(name="import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A mergekit configuration, or one that the paper published.")],
+    out: Annotated[Path, typer.Option(help="The recipe to write.")],
+    base: Annotated[str | None, typer.Option(help="The base model; overrides the file's.")] = None,
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(help="For the paper's configurations: the models called candidate 0, 1, …"),
+    ] = None,
+) -> None:
+    """Make a recipe of a stack of layers that somebody else wrote."""
+    from gptailor_merge.errors import ConfigError
+    from gptailor_merge.recipe.importing import load
+    from gptailor_merge.recipe.operations import plan
+    from gptailor_merge.search.run import write_beside
+
+    if out.exists():
+        raise ConfigError(f"{out} exists; choose another name or remove it")
+    imported = load(file, base=base, candidates=candidates or ())
+    write_beside(out, imported.recipe.to_yaml())
+    for note in imported.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{out}: {len(plan(imported.recipe).slots)} layers; check it with  gptailor recipe lint {out}")
 
 
 @recipe_app.command()

@@ -357,7 +357,8 @@ def _component_problems(recipe: Recipe, component: Component) -> Iterator[Proble
     used = {source.model for part in recipe.slices for source in part.sources} | {recipe.base_model}
     named = [member for member, _ in component.weights]
     for member in [*named, *([component.base_model] if component.base_model else [])]:
-        if recipe.resolve(member) not in used:
+        # Not every member gives layers; what looks like a model may be one.
+        if recipe.resolve(member) not in used and "/" not in member:
             names = ["base", *sorted(used)]
             yield Problem((), f"unknown member, found {member!r}{suggest(member, names)}")
     if component.method is None:

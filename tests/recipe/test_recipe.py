@@ -89,7 +89,10 @@ def test_the_digest_is_stable_across_versions_of_this_package() -> None:
         ({"base_model": 3}, "base_model: input should be a valid string, found 3"),
         ({"merge_method": "tailer"}, "merge_method: input should be 'tailor', found 'tailer'"),
         ({"tokenizer_source": "union"}, "tokenizer_source: unknown key"),
-        ({"parameters": {"head": {"method": "linear"}}}, "parameters.head: expected the name of a member, {method"),
+        (
+            {"parameters": {"head": {"method": "linear"}}},
+            "parameters.head: expected the name of a member, {method",
+        ),
         ({"slices": [{"sources": [{"model": "m", "layer_range": [0]}]}]}, "slices[0].sources[0].layer_range"),
         ({"slices": None}, "slices: expected a list, found None"),
         ({"slices": [None]}, "slices[0]: expected a mapping, found None"),
