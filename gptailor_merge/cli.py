@@ -96,6 +96,9 @@ def evolve(
     racing: Annotated[
         bool | None, typer.Option("--racing/--no-racing", help="Replaces search.racing.")
     ] = None,
+    start: Annotated[
+        list[Path] | None, typer.Option(help="Recipes to start from; replaces search.start.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="Write the recipe, not the model.")] = False,
 ) -> None:
@@ -107,7 +110,7 @@ def evolve(
     from gptailor_merge.search.session import pick_device
 
     quiet_libraries()
-    settings = SearchConfig.load(config).override(budget=budget, seed=seed, racing=racing)
+    settings = SearchConfig.load(config).override(budget=budget, seed=seed, racing=racing, start=start or ())
     run = RunDirectory(out)
     chosen = pick_device(device)
     with _progress(settings.search.budget) as (on_step, on_candidate):

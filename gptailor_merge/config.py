@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gptailor_merge.errors import ConfigError, KeyPath, Problem
-from gptailor_merge.recipe.recipe import ModelName, explain, read_yaml
+from gptailor_merge.recipe.recipe import ModelName, Recipe, explain, read_yaml
 
 VERSIONED = ("gptailor-merge", "mergekit", "torch", "transformers", "nevergrad", "numpy")
 
@@ -125,10 +125,18 @@ class ObjectiveConfig(Section):
         return self.teacher or "base"
 
 
+class StartRecipe(Section):
+    """A recipe that the search starts from, whole, so that a run holds all that it depends on."""
+
+    file: str
+    recipe: dict[str, Any]
+
+
 class SearchSection(Section):
     """How the space is searched.
 
     Attributes:
+        start: recipe files that the first generation begins with.
         budget: candidates that are proposed, duplicates included.
         population: candidates in a generation.
         max_failures: so many failed candidates in a row stop the run.
@@ -141,6 +149,7 @@ class SearchSection(Section):
     population: Positive = 16
     max_failures: Positive = 16
     racing: bool | None = None
+    start: tuple[str | StartRecipe, ...] = Field(default=(), strict=False)
 
 
 class SearchConfig(Section):
@@ -186,10 +195,21 @@ class SearchConfig(Section):
         return resolved
 
     def override(
-        self, *, budget: int | None = None, seed: int | None = None, racing: bool | None = None
+        self,
+        *,
+        budget: int | None = None,
+        seed: int | None = None,
+        racing: bool | None = None,
+        start: Sequence[Path] = (),
     ) -> SearchConfig:
-        """The config with what the command line says otherwise."""
-        given = {name: v for name, v in (("budget", budget), ("racing", racing)) if v is not None}
+        """The config with what the command line says otherwise.
+
+        Raises:
+            RecipeError: a start that is no recipe.
+        """
+        read = tuple(_start(file) for file in start) or None
+        options = {"budget": budget, "racing": racing, "start": read}
+        given = {name: value for name, value in options.items() if value is not None}
         search = self.search.model_copy(update=given)
         return self.model_copy(update={"search": search, "seed": self.seed if seed is None else seed})
 
@@ -245,6 +265,10 @@ class SearchConfig(Section):
         family = document["family"]
         family["base"] = _absolute(family["base"], directory)
         family["variants"] = {n: _absolute(m, directory) for n, m in family["variants"].items()}
+        document["search"]["start"] = [
+            _start(directory / start).model_dump() if isinstance(start, str) else start
+            for start in document["search"]["start"]
+        ]
         for objective in (*document["objectives"], *document["held_out"]):
             objective["data"] = {
                 name: str(directory / source) if isinstance(source, str) else source
@@ -256,6 +280,21 @@ class SearchConfig(Section):
 def environment() -> dict[str, str]:
     """Versions of what a result depends on."""
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
+
+
+def _start(file: Path) -> StartRecipe:
+    """A recipe's file; its models are named as a search config's are."""
+    document = Recipe.load(file).to_mapping()
+
+    def named(value: Any) -> Any:
+        if isinstance(value, list):
+            return [named(item) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+        is_model = ("model", "base_model")
+        return {k: _absolute(v, Path.cwd()) if k in is_model else named(v) for k, v in value.items()}
+
+    return StartRecipe(file=str(file), recipe=named(document))
 
 
 def _absolute(model: str, directory: Path) -> str:

@@ -55,8 +55,8 @@ def write(path: Path, document: Any) -> Path:
 
 def test_options_of_the_engine_reach_it(run: Run, config: Path, tmp_path: Path) -> None:
     options = ("--device", "cpu", "--no-model", "--no-racing", "--bank", "host")
-    code, _, _ = run(config, "--out", tmp_path / "run", *options, evolve=True)
-    assert code == 0
+    code, _, error = run(config, "--out", tmp_path / "run", *options, evolve=True)
+    assert (code, error.count("Error")) == (0, 0), error
     assert yaml.safe_load((tmp_path / "run" / "config.yml").read_text())["search"]["racing"] is False
     code, printed, _ = run("show", tmp_path / "run", "--json")
     shown = json.loads(printed)
@@ -278,3 +278,95 @@ def test_the_version_and_the_help_take_no_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0.1.0", "0", "False"]
+
+
+def start_of(family: dict[str, str], **weights: float) -> dict[str, Any]:
+    """Three of five layers, one of them merged."""
+    document: dict[str, Any] = recipe_of(family)
+    document["slices"][2] = {
+        "sources": [{"model": family["code"], "layer_range": [2, 3]}],
+        "parameters": {"op": "remove"},
+    }
+    sources = [
+        {"model": family[name], "layer_range": [3, 4], "parameters": {"weight": weight}}
+        for name, weight in weights.items()
+    ]
+    merge = {"sources": sources, "parameters": {"op": "merge", "method": "task_arithmetic"}}
+    document["slices"].insert(3, merge)
+    return document
+
+
+def test_a_search_starts_from_given_recipes_and_resumes_with_them(
+    run: Run, config: Path, family: dict[str, str], tmp_path: Path
+) -> None:
+    document = start_of(family, math=0.638, code=0.25)
+    document["parameters"] = {"head": family["math"]}  # not searched
+    start = write(tmp_path / "start.yml", document)
+    document = yaml.safe_load(config.read_text())
+    document["operations"] = {"merge": ["task_arithmetic"], "protect": {"first": 0, "last": 0}}
+    write(config, document)
+    options = ("--device", "cpu", "--no-model", "--start", start)
+    code, _, error = run(config, "--out", tmp_path / "run", *options, evolve=True)
+    assert (code, error.count("Error")) == (0, 0), error
+    with Journal(tmp_path / "run" / "journal.db") as journal:
+        candidates = [c for c in journal.candidates() if c.status != "probe"]
+        before = [c.digest for c in journal.candidates()]
+    first = candidates[0].parsed
+    merged = next(part for part in first.slices if part.parameter("op") == "merge")
+    weights = {s.model: dict(s.parameters)["weight"] for s in merged.sources if s.parameters}
+    assert weights == {family["math"]: 0.64, family["code"]: 0.25}
+    assert first.parameters.head.weights == (("base", 1.0),)
+    start.unlink()  # the run holds all that it depends on
+    document["search"]["start"] = yaml.safe_load((tmp_path / "run" / "config.yml").read_text())["search"][
+        "start"
+    ]
+    write(config, document)
+    again = ("--device", "cpu", "--no-model", "--resume", "--budget", 14)
+    code, _, error = run(config, "--out", tmp_path / "run", *again, evolve=True)
+    assert (code, error.count("Error")) == (0, 0)
+    with Journal(tmp_path / "run" / "journal.db") as journal:
+        assert [c.digest for c in journal.candidates()][: len(before)] == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merge_method": "slerp"}, "merge_method: input should be 'tailor', found 'slerp'"),
+        ({"parameters": {"density": 0.5}}, "methods or parameters that this space does not have"),
+        ({"slices": []}, "start.yml"),
+    ],
+)
+def test_recipes_that_cannot_be_started_from_are_named(
+    run: Run, config: Path, family: dict[str, str], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    start = write(tmp_path / "start.yml", {**start_of(family, math=0.6, code=0.2), **change})
+    code, _, error = run(config, "--out", tmp_path / "run", "--start", start, evolve=True)
+    assert code == 2
+    assert message in error
+    assert "start.yml" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_foreign_configuration_becomes_a_recipe_and_goes_back_to_plain(
+    run: Run, family: dict[str, str], tmp_path: Path
+) -> None:
+    foreign = {
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [{"model": family["math"], "layer_range": [0, 2]}]},
+            {"sources": [{"model": family["base"], "layer_range": [4, 5]}]},
+        ],
+    }
+    file = write(tmp_path / "foreign.yml", foreign)
+    recipe = tmp_path / "recipe.yml"
+    code, printed, _ = run("recipe", "import", file, "--out", recipe)
+    assert code == 0
+    assert f"note: base_model is missing; {family['math']} gives config and tokenizer" in printed
+    assert f"{recipe}: 3 layers" in printed
+    assert run("recipe", "lint", recipe)[0] == 0
+    code, _, error = run("recipe", "import", file, "--out", recipe)
+    assert (code, "exists; choose another name" in error) == (2, True)
+    assert run("recipe", "export", recipe, "--out", tmp_path / "plain")[0] == 2
+    code, printed, _ = run("recipe", "export", recipe, "--plain", "--out", tmp_path / "plain")
+    assert (code, "mergekit-yaml recipe.yml MODEL" in printed) == (0, True)
+    assert {f.name for f in (tmp_path / "plain").iterdir()} == {"recipe.yml"}

@@ -32,16 +32,21 @@ def one_shot(space: Space, losses: Mapping[int, float]) -> set[int]:
 
 
 def first_generation(
-    space: Space, removed: set[int] | None, size: int, rng: np.random.RandomState
+    space: Space,
+    removed: set[int] | None,
+    size: int,
+    rng: np.random.RandomState,
+    start: Sequence[Recipe] = (),
 ) -> Sequence[Point]:
-    """Each member alone without these layers, the base first, then mutations of these.
+    """The given recipes, each member alone without these layers, the base first, and mutations of all.
 
-    With no layers given, random points.
+    With nothing to start from, random points.
     """
-    if removed is None:
+    starts = [space.encode(recipe, rng, nearest=True) for recipe in start]
+    if removed is not None:
+        members = range(min(size - len(starts), len(space.models)))
+        starts += [space.encode(space.select(member, removed), rng) for member in members]
+    if not starts:
         return [space.random(rng) for _ in range(size)]
-    starts = [
-        space.encode(space.select(member, removed), rng) for member in range(min(size, len(space.models)))
-    ]
     others = [space.mutate(starts[i % len(starts)], rng) for i in range(size - len(starts))]
     return [*starts, *others]

@@ -81,11 +81,13 @@ def search(
     journal: Journal,
     settings: Settings,
     *,
+    start: Sequence[Recipe] = (),
     on_candidate: Callable[[Candidate], None] = lambda candidate: None,
 ) -> Candidate:
     """Propose and score `settings.budget` candidates and return the best.
 
     Args:
+        start: recipes that the first generation begins with, no more than it has candidates.
         on_candidate: called for every candidate, also for those that the journal knew.
 
     Raises:
@@ -99,7 +101,7 @@ def search(
     )
     removed = _probe(space, run)
     rng = np.random.RandomState(settings.seed)
-    first = first_generation(space, removed, settings.population, rng)
+    first = first_generation(space, removed, settings.population, rng, start)
     for point in reversed(first):  # nevergrad takes the last suggestion first
         optimizer.suggest(dict(point))
     while run.asked < settings.budget:

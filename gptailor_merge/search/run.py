@@ -141,7 +141,14 @@ def execute(
         session = start(plans, device, bank=bank, progress=on_step)
     with Journal(run.journal) as journal:
         on_step("searching")
-        best = search(plans.space, session.evaluator, journal, session.settings, on_candidate=on_candidate)
+        best = search(
+            plans.space,
+            session.evaluator,
+            journal,
+            session.settings,
+            start=plans.start,
+            on_candidate=on_candidate,
+        )
         write_beside(run.best, best.recipe)
         if session.held_out is not None:
             on_step("scoring on the held-out set")

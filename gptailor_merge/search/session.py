@@ -19,6 +19,7 @@ from gptailor_merge.config import DatasetConfig, ObjectiveConfig, SearchConfig
 from gptailor_merge.errors import ConfigError, FamilyError, InputError, Problem
 from gptailor_merge.recipe.architecture import pattern
 from gptailor_merge.recipe.family import Family, Member
+from gptailor_merge.recipe.recipe import GlobalParameters, Recipe
 from gptailor_merge.scoring.batching import Batch, layout
 from gptailor_merge.scoring.calibration import TextSource, TokenSet, load_tokenizer, tokenize
 from gptailor_merge.scoring.evaluator import Evaluator
@@ -48,6 +49,7 @@ class Plans:
     config: SearchConfig
     family: Family
     space: Space
+    start: tuple[Recipe, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,33 @@ def prepare(config: SearchConfig) -> Plans:
         layer_kinds=family.kinds,
         pattern=pattern(family.base.config, kept) if 0 < kept < family.depth else None,
     )
-    return Plans(config, family, space)
+    return Plans(config, family, space, _start(config, space))
+
+
+def _start(config: SearchConfig, space: Space) -> tuple[Recipe, ...]:
+    """The recipes that the search starts from: their layers; the rest is the search's own."""
+    given = [start for start in config.search.start if not isinstance(start, str)]
+    if len(given) > config.search.population:
+        message = f"{len(given)} recipes are more than a generation of {config.search.population} holds"
+        raise ConfigError(Problem(("search", "start"), message))
+    recipes = []
+    for start in given:
+        whole = Recipe.from_mapping(start.recipe, file=start.file)
+        parameters = whole.parameters.defaults
+        recipe = whole.model_copy(
+            update={
+                "dtype": space.dtype,
+                "out_dtype": space.out_dtype,
+                "parameters": GlobalParameters(defaults=parameters),
+            }
+        )
+        try:
+            space.encode(recipe, nearest=True)
+        except InputError as error:
+            message = f"{start.file} cannot be searched from: {error}"
+            raise ConfigError(Problem(("search", "start"), message)) from None
+        recipes.append(recipe)
+    return tuple(recipes)
 
 
 def stored_dtype(member: Member) -> str:

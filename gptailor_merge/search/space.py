@@ -23,9 +23,9 @@ from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec
 from numpy.typing import NDArray
 
 from gptailor_merge.errors import ConfigError, Problem
-from gptailor_merge.mergekit_plugin import SELECT, method_names, method_spec
+from gptailor_merge.mergekit_plugin import SELECT, Settings, method_names, method_spec
 from gptailor_merge.recipe.depth import choose
-from gptailor_merge.recipe.operations import Slot, plan
+from gptailor_merge.recipe.operations import Plan, Slot, plan
 from gptailor_merge.recipe.recipe import Recipe
 
 Point = Mapping[str, NDArray[np.float64]]
@@ -209,11 +209,14 @@ class Space:
         chosen = sorted((chosen if len(chosen) >= fewest else order[:fewest])[:at_most])
         return chosen, chosen[0] if spec.contract.base is BasePolicy.REQUIRED else None
 
-    def encode(self, recipe: Recipe, rng: np.random.RandomState | None = None) -> Point:
+    def encode(
+        self, recipe: Recipe, rng: np.random.RandomState | None = None, *, nearest: bool = False
+    ) -> Point:
         """A point that decodes to this recipe.
 
         Args:
             rng: draws the entries that the recipe leaves open; default 1/2 everywhere.
+            nearest: weights may come back rounded to what the space has.
 
         Raises:
             ConfigError: the recipe is not in this space.
@@ -230,7 +233,9 @@ class Space:
             point["removal"][layer] = key if low_half else key + 0.5
         for slot in resolved.slots:
             self._encode_slot(point, slot)
-        if plan(self.decode(point)).digest != resolved.digest:
+        back = plan(self.decode(point))
+        same = _shape(back) == _shape(resolved) if nearest else back.digest == resolved.digest
+        if not same:
             raise ConfigError("the recipe uses layers, methods or parameters that this space does not have")
         return point
 
@@ -334,6 +339,21 @@ def removable_layers(depth: int, first: int, last: int, only: Sequence[int] | No
     """The layers that may go: `only` these, or all, but for the protected first and last."""
     free = range(first, depth - last)
     return tuple(free) if only is None else tuple(sorted(set(only)))
+
+
+def _shape(resolved: Plan) -> list[Any]:
+    """All of a plan's slots but the values of what is searched, and the order of a merge's sources."""
+    shape = []
+    for slot in resolved.slots:
+        operation = slot.operation
+        base = None if operation.base is None else slot.layers[operation.base]
+        sources = zip(slot.layers, map(_fixed, operation.inputs), strict=True)
+        shape.append((operation.method, base, sorted(sources), _fixed(operation.shared)))
+    return shape
+
+
+def _fixed(settings: Settings) -> Settings:
+    return tuple((name, 0.0 if name in SEARCHABLE else value) for name, value in settings)
 
 
 def _grouping(part: tuple[int, dict[str, Any] | None]) -> str:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.mergekit_plugin import SELECT, method_names
 from gptailor_merge.recipe.operations import plan, problems
+from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.search.optimizers import check, create
 from gptailor_merge.search.space import Point, Space, removable_layers, target_layers
 
@@ -191,3 +192,43 @@ def test_an_unknown_optimizer_is_named() -> None:
     assert "search.optimizer: unknown optimizer, found 'OneplusOne'; did you mean 'OnePlusOne'?" in str(
         caught.value
     )
+
+
+@given(seed=st.integers(0, 2**32 - 1), draw=st.data())
+def test_only_layers_that_keep_a_fixed_pattern_are_offered(seed: int, draw: st.DataObject) -> None:
+    """Dense and sparse layers in turn, by the layer's index."""
+    depth, kept = 8, draw.draw(st.integers(2, 7))
+    kinds = "dsdsdsds"
+    rng = np.random.RandomState(seed)
+    made = space(
+        depth, kept, removable=tuple(range(1, depth)), layer_kinds=tuple(kinds), pattern=tuple(kinds[:kept])
+    )
+    point = made.random(rng)
+    for _ in range(4):
+        assert_valid(made, point)
+        assert [kinds[layer] for layer in layers(made, point)] == list(kinds[:kept])
+        recipe = made.decode(point)
+        assert made.decode(made.encode(recipe)) == recipe
+        point = made.mutate(point, rng)
+
+
+def test_a_size_that_no_pattern_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no 3 layers keep the pattern of layers that this architecture"):
+        space(5, 3, removable=(1, 2), layer_kinds=tuple("aabaa"), pattern=tuple("aba"))
+
+
+def test_the_nearest_point_rounds_weights_and_nothing_else() -> None:
+    made = space(5, 3)
+    point = made.random(np.random.RandomState(3))
+    point["kind"][:] = (len(MODELS) + 0.5) / made.kinds  # task_arithmetic
+    recipe = made.decode(point)
+    document = recipe.to_mapping()
+    (source,) = [s for s in document["slices"][0]["sources"] if "parameters" in s][:1]
+    source["parameters"]["weight"] += 0.001
+    near = Recipe.from_mapping(document)
+    with pytest.raises(ConfigError, match="that this space does not have"):
+        made.encode(near)
+    assert made.decode(made.encode(near, nearest=True)) == recipe
+    document["slices"][0]["parameters"]["lambda"] = 0.5
+    with pytest.raises(ConfigError, match="that this space does not have"):
+        made.encode(Recipe.from_mapping(document), nearest=True)
