@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from gptailor_merge import __version__
-from gptailor_merge.errors import TailorError
+from gptailor_merge.errors import TailorError, errors_in
 
 # Commands import what they need: `--help` and errors in arguments then take no seconds.
 
@@ -235,6 +235,41 @@ def lint(recipe: Annotated[Path, typer.Argument(help="A recipe, merge_method: ta
     typer.echo(f"{recipe}: sound; {len(plan.slots)} layers, digest {plan.digest}")
 
 
+@recipe_app.command(name="show")
+def show_recipe(recipe: Annotated[Path, typer.Argument(help="A recipe, merge_method: tailor.")]) -> None:
+    """Draw a recipe: slots by models."""
+    from gptailor_merge.drawing import rows, table
+    from gptailor_merge.recipe.recipe import Recipe
+
+    loaded = Recipe.load(recipe)
+    with errors_in(recipe):
+        drawn = table(rows(loaded), loaded.models, loaded.base_model)
+    _print(drawn)
+
+
+@recipe_app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(help="A recipe.")],
+    second: Annotated[Path, typer.Argument(help="Another recipe.")],
+) -> None:
+    """Draw what differs between two recipes."""
+    from gptailor_merge.drawing import comparison, differences, table
+    from gptailor_merge.recipe.operations import plan
+    from gptailor_merge.recipe.recipe import Recipe
+
+    one, other = Recipe.load(first), Recipe.load(second)
+    for recipe, file in ((one, first), (other, second)):
+        with errors_in(file):
+            digest = plan(recipe).digest
+    if plan(one).digest == digest and one.chat_template == other.chat_template:
+        typer.echo(f"the same model, digest {digest}")
+        return
+    for line in differences(one, other):
+        typer.echo(line)
+    models = list(dict.fromkeys((*one.models, *other.models)))
+    _print(table(comparison(one, other), models, one.base_model, compared=True))
+
+
 @recipe_app.command(name="import")
 def import_(
     file: Annotated[Path, typer.Argument(help="A mergekit configuration, or one that the paper published.")],
@@ -338,7 +373,12 @@ def _print_table(title: str, columns: list[str], rows: dict[str, list[float]]) -
         column.justify = "right"
     for name, values in rows.items():
         table.add_row(name, *(f"{v:,}" if isinstance(v, int) else f"{v:.4f}" for v in values))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    _print(table)
+
+
+def _print(drawn: Any) -> None:
+    """To the terminal, or with room for everything to a file."""
+    Console(width=None if sys.stdout.isatty() else 160).print(drawn)
 
 
 def _print_report(report: Any) -> None:
@@ -351,7 +391,7 @@ def _print_report(report: Any) -> None:
     for finding in report.findings:
         verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
         table.add_row(finding.name, verdict, escape(finding.sentence))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    _print(table)
     totals = report.totals
     layer = f"{totals.smallest_layer:,}"
     if totals.largest_layer != totals.smallest_layer:

@@ -14,7 +14,8 @@ TailorError
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,3 +124,12 @@ def _line_number(file: Path | str, path: KeyPath) -> int | None:
         else:
             break
     return int(line) + 1
+
+
+@contextmanager
+def errors_in(file: Path | None) -> Iterator[None]:
+    """Errors in what a file says name it."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(error.problems, file=error.file or file) from None

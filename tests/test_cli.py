@@ -370,3 +370,21 @@ def test_a_foreign_configuration_becomes_a_recipe_and_goes_back_to_plain(
     code, printed, _ = run("recipe", "export", recipe, "--plain", "--out", tmp_path / "plain")
     assert (code, "mergekit-yaml recipe.yml MODEL" in printed) == (0, True)
     assert {f.name for f in (tmp_path / "plain").iterdir()} == {"recipe.yml"}
+
+
+def test_recipes_are_drawn_and_compared(run: Run, tmp_path: Path) -> None:
+    names = {"base": "org/base", "math": "org/math", "code": "org/code"}
+    one = write(tmp_path / "one.yml", recipe_of(names))
+    other = write(tmp_path / "other.yml", recipe_of(names, out_dtype="bfloat16"))
+    code, printed, _ = run("recipe", "show", one)
+    assert code == 0
+    assert "removed" in printed
+    assert "task_arithmetic" in printed
+    assert run("recipe", "diff", one, one)[1].startswith("the same model, digest ")
+    code, printed, _ = run("recipe", "diff", one, other)
+    assert code == 0
+    assert "out_dtype: not given -> bfloat16" in printed
+    broken = write(tmp_path / "broken.yml", {**recipe_of(names), "dtype": "fp8"})
+    code, _, error = run("recipe", "show", broken)
+    assert code == 2
+    assert f"{broken}:" in error

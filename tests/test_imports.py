@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "gptailor_merge"
 ORDER = (
     "cli",
     "progress",
+    "drawing",
     "publish",
     "search",
     "scoring",

@@ -165,7 +165,7 @@ def _config(raw: Mapping[str, Any], config: PreTrainedConfig | None, refusal: st
     # Layers for multi-token prediction are stored behind the others and not counted among them.
     extra = _value(config, raw, "num_nextn_predict_layers") or 0
     if depth is None:
-        problems.append("num_hidden_layers is missing; only decoder-only text models are supported")
+        problems.append("num_hidden_layers is missing; expected a text model that is a list of layers")
     elif found not in (list(range(depth)), list(range(depth + extra))):
         problems.append(f"num_hidden_layers is {depth}, the safetensors files hold {_layers(found)}")
     if problems:

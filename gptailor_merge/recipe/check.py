@@ -95,7 +95,11 @@ def kind_problems(recipe: Recipe, resolved: Plan, family: Family) -> list[Proble
     if found:
         return found
     base = family.base.config
-    for slot_index, text in misfits(base, resolved.kept)[:1]:
+    try:
+        apart = misfits(base, resolved.kept)
+    except FamilyError as error:
+        raise FamilyError(f"{family.base.model}: {base['model_type']} cannot be pruned: {error}") from None
+    for slot_index, text in apart[:1]:
         layer = resolved.kept[slot_index]
         other_choice = nearest(base, resolved.kept)
         removed = sorted(set(range(family.depth)) - set(other_choice or ()))

@@ -189,7 +189,7 @@ def _architecture_problems(plan: Plan, base: Member) -> Iterator[str]:
     }
     apart = [name for name in sorted(names) if name not in base.headers]
     if apart:
-        yield f"stock mergekit does not make {apart[0]} of what the checkpoint holds in this architecture"
+        yield f"stock mergekit cannot make {apart[0]} of this checkpoint"
         return
     definition = _definition(base)
     if definition is not None:

@@ -230,7 +230,8 @@ def _read(name: str, model: str) -> Member:
         raise FamilyError(f"{config_file}: cannot be read: {' '.join(str(error).split())}") from None
     for key in (DEPTH, "vocab_size"):
         if not isinstance(config.get(key), int):
-            raise FamilyError(f"{config_file}: {key} is missing; only decoder-only text models are supported")
+            text = f"{key} is missing; expected a text model that is a list of layers"
+            raise FamilyError(f"{config_file}: {text}")
     if method := (config.get("quantization_config") or {}).get("quant_method"):
         raise FamilyError(
             f"{model}: quantised ({method}), and quantised tensors cannot be merged; "

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.errors import ConfigError, InputError, ScoringError
+from gptailor_merge.errors import ConfigError, ScoringError, errors_in
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.scoring.objectives import Score, Scores
 from gptailor_merge.search.driver import search
@@ -134,10 +133,10 @@ def execute(
         on_candidate: told of every candidate in order.
     """
     on_step("reading the family")
-    with _errors_in(file):
+    with errors_in(file):
         plans = prepare(config)
     open_run(config, run, resume=resume)
-    with _errors_in(file):
+    with errors_in(file):
         session = start(plans, device, bank=bank, progress=on_step)
     with Journal(run.journal) as journal:
         on_step("searching")
@@ -158,15 +157,6 @@ def execute(
         sizes = {name: (len(some), family.parameters(some)) for name, some in layers.items()}
         journal.set_meta("sizes", json.dumps(sizes))
     return summarize(run)
-
-
-@contextmanager
-def _errors_in(file: Path | None) -> Iterator[None]:
-    """Errors in what a config says name its file."""
-    try:
-        yield
-    except InputError as error:
-        raise type(error)(error.problems, file=error.file or file) from None
 
 
 def summarize(run: RunDirectory) -> Summary:

@@ -1,0 +1,263 @@
+"""What stock mergekit and what `tailor` make of a depth-pruned model, architecture by architecture.
+
+Tiny random families (tests/zoo.py) lose layers 1 and 4 of 8, once by a plain stack of layers, once with
+every layer merged of two members. Stock mergekit runs in a process that knows nothing of this package.
+What comes out is loaded back as its users load it, and its logits are compared with those of the model
+composed in memory from the imported configuration, which the tests prove equal to what is written.
+
+    python benchmarks/architectures.py [--json FILE] [--readme README.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- architectures:begin -->", "<!-- architectures:end -->"
+KEPT = ((0, 1), (2, 4), (5, 8))
+KINDS = ("stack", "merge")
+
+
+def plain(family: dict[str, str], kind: str) -> dict[str, Any]:
+    """The configuration as somebody writes it for stock mergekit."""
+    members = [family["base"]] if kind == "stack" else [family["base"], family["math"]]
+    slices = [{"sources": [{"model": m, "layer_range": list(part)} for m in members]} for part in KEPT]
+    document = {"base_model": family["base"], "dtype": "float32", "slices": slices}
+    if kind == "stack":
+        return {"merge_method": "passthrough", **document}
+    return {"merge_method": "linear", "parameters": {"weight": 0.5}, **document}
+
+
+def run_stock(root: Path) -> None:
+    """In a process of its own: run each configuration below root, write what mergekit said beside."""
+    import torch
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    torch.set_num_threads(1)
+    for file in sorted(root.glob("*/*.json")):
+        said = ""
+        try:
+            configuration = MergeConfiguration.model_validate(json.loads(file.read_text()))
+            run_merge(
+                configuration, str(file.with_suffix("")), MergeOptions(quiet=True, write_model_card=False)
+            )
+        except Exception as error:  # whatever mergekit raises is the result
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        file.with_suffix(".said").write_text(said)
+    assert not any(name.startswith("gptailor_merge") for name in sys.modules)
+
+
+def judge(directory: Path, said: str, reference: Any) -> str:
+    """What became of a model, in a few words."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoModelForCausalLM
+
+    if said:
+        when = "after writing the weights" if list(directory.glob("*.safetensors")) else "before writing"
+        return f"crashes {when}: {shortened(said)}"
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory, dtype="auto", output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+        return f"written, does not load: {shortened(str(error))}"
+    random = len(report["missing_keys"]) + len(report["mismatched_keys"])
+    if random:
+        return f"loads with {random} random tensors"
+    if report["unexpected_keys"]:
+        return f"loads without {len(report['unexpected_keys'])} of its tensors"
+    return "right" if same_logits(model, reference) else "loads, computes something else"
+
+
+def same_logits(model: Any, reference: Any) -> bool:
+    """Bit-equal, past the sliding windows of the zoo; and generation does not depend on the cache."""
+    import torch
+
+    ids = torch.tensor([[3, 14, 15, 9, 2, 6, 5, 35, 8, 9], [2, 7, 18, 28, 1, 8, 2, 8, 45, 9]])
+    with torch.inference_mode():
+        if not torch.equal(model.eval()(ids).logits, reference(ids).logits):
+            return False
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    made = [model.generate(ids, use_cache=cached, **options) for cached in (True, False)]
+    return torch.equal(*made)
+
+
+def shortened(text: str) -> str:
+    """The part that tells, without paths."""
+    for known, short in (
+        ("must be equal to the number of `layer_types`", "`layer_types` has the wrong length"),
+        ("required but not present in model", ""),
+    ):
+        if known in text:
+            return short or f"asks for `{text.split('Tensor ')[1].split(' ')[0]}`"
+    return text.split(": ", 1)[-1][:80]
+
+
+def examine(root: Path, name: str) -> dict[str, Any]:
+    """All of one architecture's row."""
+    from gptailor_merge.errors import TailorError
+    from gptailor_merge.publish.materialize import materialize
+    from gptailor_merge.recipe.check import check_with_family
+    from gptailor_merge.recipe.exporting import export
+    from gptailor_merge.recipe.importing import from_mergekit
+    from tests.test_three_models import compose
+
+    row: dict[str, Any] = {"stock": {}, "tailor": {}, "plain": {}}
+    for kind in KINDS:
+        stem = root / name / kind
+        recipe = from_mergekit(json.loads(stem.with_suffix(".json").read_text())).recipe
+        reference = compose(recipe)
+        row["stock"][kind] = judge(stem, stem.with_suffix(".said").read_text(), reference)
+        out = root / name / f"{kind}-tailor"
+        materialize(recipe, out)
+        row["tailor"][kind] = judge(out, "", reference)
+        directory = root / name / f"{kind}-plain"
+        directory.mkdir()
+        try:
+            export(*check_with_family(recipe), directory)
+            row["plain"][kind] = "with a skeleton" if list(directory.glob("skeleton*")) else "yes"
+        except TailorError as error:
+            row["plain"][kind] = "no: " + str(error).removeprefix(
+                "there is no plain mergekit configuration: "
+            )
+    return row
+
+
+def refused(root: Path) -> dict[str, str]:
+    """Models that are refused, and what is said."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM
+
+    from gptailor_merge.errors import InputError
+    from gptailor_merge.recipe.check import check
+    from gptailor_merge.recipe.importing import from_mergekit
+    from tests.recipe.test_architecture import ERNIE
+    from tests.zoo import config_of
+
+    def write(name: str, config: Any) -> dict[str, Any]:
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
+        return plain({"base": str(root / name)}, "stack")
+
+    def quantised() -> dict[str, Any]:
+        document = write("quantised", config_of("gpt_oss"))
+        file = root / "quantised" / "config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}}))
+        return document
+
+    small: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    cases: dict[str, Callable[[], dict[str, Any]]] = {
+        "ernie4_5_moe, jamba, … where removals shift the pattern": lambda: write(
+            "ernie", transformers.Ernie4_5_MoeConfig(**ERNIE)
+        ),
+        "minimax": lambda: write(
+            "minimax", transformers.MiniMaxConfig(**small, num_local_experts=2, head_dim=4)
+        ),
+        "gemma4 (text) with embeddings per layer": lambda: write(
+            "gemma4",
+            transformers.Gemma4TextConfig(
+                **small,
+                head_dim=8,
+                global_head_dim=8,
+                hidden_size_per_layer_input=4,
+                vocab_size_per_layer_input=64,
+            ),
+        ),
+        "gpt2 and others without a list `layers`": lambda: write(
+            "gpt2", transformers.GPT2Config(n_layer=8, n_embd=16, n_head=4, vocab_size=64)
+        ),
+        "quantised checkpoints": quantised,
+    }
+    said = {}
+    for name, case in cases.items():
+        try:
+            check(from_mergekit(case()).recipe)
+        except InputError as error:
+            said[name] = str(error).replace(str(root) + "/", "")
+        else:
+            raise SystemExit(f"{name} was to be refused, and was not")
+    return said
+
+
+def table(rows: dict[str, dict[str, Any]], said: dict[str, str]) -> str:
+    """The README's table."""
+
+    def cell(results: dict[str, str]) -> str:
+        stack, merge = (results[kind] for kind in KINDS)
+        return stack if stack == merge else f"{stack}; merging: {merge}"
+
+    lines = [
+        "| architecture | stock mergekit 0.1.5 | with `tailor` | `export --plain` |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {n} | {cell(r['stock'])} | {cell(r['tailor'])} | {cell(r['plain'])} |" for n, r in rows.items()
+    ]
+    lines += ["", "| refused | because |", "|---|---|"]
+    lines += [f"| {name} | {text} |" for name, text in said.items()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run everything and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--readme", type=Path, help="replace the table in this file")
+    parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stock:
+        run_stock(arguments.stock)
+        return
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import torch
+    from transformers.utils import logging
+
+    from tests.zoo import ZOO, write_family
+
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        for name in ZOO:
+            family = write_family(root / name, name, torch.float32)
+            for kind in KINDS:
+                (root / name / f"{kind}.json").write_text(json.dumps(plain(family, kind)))
+        command = [sys.executable, __file__, "--stock", str(root)]
+        environment = {**os.environ, "PYDANTIC_DISABLE_PLUGINS": "gptailor"}
+        subprocess.run(
+            command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        rows = {name: examine(root, name) for name in ZOO}
+        said = refused(root / "refused")
+    text = table(rows, said)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"architectures": rows, "refused": said}, indent=1))
+    if arguments.readme:
+        readme = arguments.readme.read_text(encoding="utf-8")
+        before, rest = readme.split(BEGIN)
+        _, after = rest.split(END)
+        arguments.readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
