@@ -141,7 +141,6 @@ def refused(root: Path) -> dict[str, str]:
     from gptailor_merge.errors import InputError
     from gptailor_merge.recipe.check import check
     from gptailor_merge.recipe.importing import from_mergekit
-    from tests.recipe.test_architecture import ERNIE
     from tests.zoo import config_of
 
     def write(name: str, config: Any) -> dict[str, Any]:
@@ -166,7 +165,7 @@ def refused(root: Path) -> dict[str, str]:
     }
     cases: dict[str, Callable[[], dict[str, Any]]] = {
         "ernie4_5_moe, jamba, … where removals shift the pattern": lambda: write(
-            "ernie", transformers.Ernie4_5_MoeConfig(**ERNIE)
+            "ernie", config_of("ernie4_5_moe")
         ),
         "minimax": lambda: write(
             "minimax", transformers.MiniMaxConfig(**small, num_local_experts=2, head_dim=4)

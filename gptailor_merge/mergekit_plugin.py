@@ -211,7 +211,7 @@ class TailorMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit has no t
         reference_url="https://arxiv.org/abs/2506.20480",
         parameters=(
             ParameterSpec(SLOT, str, ParameterScope.SHARED),
-            ParameterSpec(CONFIG, str, ParameterScope.SHARED),
+            ParameterSpec(CONFIG, str, ParameterScope.SHARED, default=""),
         ),
         contract=InputContract(base=BasePolicy.IGNORED),
     )

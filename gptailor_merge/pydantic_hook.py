@@ -42,7 +42,7 @@ def _lower_in_place(document: dict[str, Any]) -> None:
     from gptailor_merge.errors import InputError
     from gptailor_merge.recipe.check import check
     from gptailor_merge.recipe.lowering import is_lowered, lower
-    from gptailor_merge.recipe.mergekit_model import register
+    from gptailor_merge.recipe.mergekit_model import refuse, register
     from gptailor_merge.recipe.recipe import Recipe
 
     register()
@@ -54,16 +54,9 @@ def _lower_in_place(document: dict[str, Any]) -> None:
         recipe = Recipe.from_mapping(document, file=file)
         lowered = lower(check(recipe, file=file), chat_template=recipe.chat_template)
     except InputError as error:
-        if context is None:
-            raise
-        # mergekit's commands are click's: this ends them with one clear message and exit code 2.
-        raise _exception(click)(str(error)) from None
+        refuse(error)
     document.clear()
     document.update(lowered)
-
-
-def _exception(click: Any) -> Any:
-    return type("RecipeException", (click.ClickException,), {"exit_code": 2})
 
 
 plugin = _Plugin()

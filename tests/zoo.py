@@ -49,16 +49,32 @@ ZOO: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """name -> (transformers' name of the classes, config values besides the common ones)."""
 
+FIXED: dict[str, tuple[str, dict[str, Any]]] = {
+    # Dense and sparse layers in turn, computed from the index; no list says so.
+    "ernie4_5_moe": (
+        "Ernie4_5_Moe",
+        {
+            "moe_num_experts": 2,
+            "moe_k": 1,
+            "moe_intermediate_size": 8,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 7,
+            "moe_layer_interval": 2,
+        },
+    ),
+}
+"""The same of architectures whose pattern of layers is fixed by the index."""
+
 
 def config_of(name: str, **more: Any) -> Any:
     """The tiny config of an architecture."""
-    classes, values = ZOO[name]
+    classes, values = {**ZOO, **FIXED}[name]
     return getattr(transformers, f"{classes}Config")(**{**_SHAPE, **values, **more})
 
 
 def write_family(root: Path, name: str, dtype: torch.dtype = torch.bfloat16, **more: Any) -> dict[str, str]:
     """name -> directory of base, math and code."""
-    classes, _ = ZOO[name]
+    classes, _ = {**ZOO, **FIXED}[name]
     model_class = getattr(transformers, f"{classes.removesuffix('Text')}ForCausalLM")
     family = {}
     for seed, member in enumerate(MEMBERS):

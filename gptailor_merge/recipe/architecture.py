@@ -138,6 +138,49 @@ def nearest(config: Mapping[str, Any], kept: Sequence[int]) -> list[int] | None:
     return chosen if chosen is not None and not misfits(config, chosen) else None
 
 
+def unlike(config: Mapping[str, Any], layers: Sequence[tuple[str, int]]) -> str | None:
+    """Why layers cannot be merged with each other, if they are not all of one kind.
+
+    Args:
+        layers: (model, layer index) of each source.
+    """
+    kinds = Architecture.of(config).kinds
+    model, layer = layers[0]
+    for other, other_layer in layers[1:]:
+        if kinds[other_layer] != kinds[layer]:
+            text = difference(kinds[other_layer], kinds[layer])
+            return (
+                f"layers of unlike kinds: of layer {other_layer} of {other} {text} as of layer {layer} of "
+                f"{model}; only layers of one kind can be merged"
+            )
+    return None
+
+
+def shifted(config: Mapping[str, Any], kept: Sequence[int]) -> tuple[int, str] | None:
+    """(slot, what is wrong) of the first layer that would become one of another kind; see misfits.
+
+    Raises:
+        FamilyError: see misfits.
+    """
+    name = config["model_type"]
+    try:
+        apart = misfits(config, kept)
+    except FamilyError as error:
+        raise FamilyError(f"{name} cannot be pruned: {error}") from None
+    if not apart:
+        return None
+    slot, text = apart[0]
+    possible = nearest(config, kept)
+    cure = f"no model of {len(kept)} layers keeps it"
+    if possible is not None:
+        removed = sorted(set(range(len(Architecture.of(config).kinds))) - set(possible))
+        cure = f"removing the layers {removed} keeps it"
+    return slot, (
+        f"layer {kept[slot]} would be in slot {slot}, where {name} computes another kind of layer from the "
+        f"index ({text}): removals shift this pattern; {cure}"
+    )
+
+
 def difference(first: Kind, second: Kind) -> str:
     """`x is a, not b` for what two kinds differ in, e.g. `self_attn.sliding_window is 8, not None`."""
     ours, theirs = dict(first - second), dict(second - first)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gptailor_merge.errors import FamilyError, KeyPath, Problem, RecipeError
-from gptailor_merge.recipe.architecture import difference, misfits, nearest
+from gptailor_merge.recipe.architecture import shifted, unlike
 from gptailor_merge.recipe.checkpoint import ModelId, depth_on_disk
 from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.operations import Plan, plan, problems
@@ -76,45 +76,17 @@ def depth_problems(recipe: Recipe, depth_of: Callable[[str], int | None]) -> lis
 
 def kind_problems(recipe: Recipe, resolved: Plan, family: Family) -> list[Problem]:
     """Layers of unlike kinds that are merged, or that the pruned model would have in unlike places."""
-    kinds = family.kinds
-    found = []
+    config = family.base.config
     slices = [i for i, part in enumerate(recipe.slices) if part.parameter("op") != "remove"]
     owners = [i for i in slices for _ in range(recipe.slices[i].sources[0].length)]
-    for index, slot in zip(owners, resolved.slots, strict=True):
-        (model, layer), *others = slot.layers
-        for other, other_layer in others:
-            if kinds[other_layer] != kinds[layer]:
-                text = difference(kinds[other_layer], kinds[layer])
-                found.append(
-                    Problem(
-                        ("slices", index, "sources"),
-                        f"layers of unlike kinds: of layer {other_layer} of {other} {text} as of layer "
-                        f"{layer} of {model}; only layers of one kind can be merged",
-                    )
-                )
-    if found:
-        return found
-    base = family.base.config
-    try:
-        apart = misfits(base, resolved.kept)
-    except FamilyError as error:
-        raise FamilyError(f"{family.base.model}: {base['model_type']} cannot be pruned: {error}") from None
-    for slot_index, text in apart[:1]:
-        layer = resolved.kept[slot_index]
-        other_choice = nearest(base, resolved.kept)
-        removed = sorted(set(range(family.depth)) - set(other_choice or ()))
-        cure = (
-            f"removing the layers {removed} keeps it"
-            if other_choice is not None
-            else f"no model of {len(resolved.kept)} layers keeps it"
-        )
-        found.append(
-            Problem(
-                ("slices", owners[slot_index]),
-                f"layer {layer} would be in slot {slot_index}, where a {base['model_type']} computes another "
-                f"kind of layer from the index ({text}): removals shift this pattern; {cure}",
-            )
-        )
+    found = [
+        Problem(("slices", index, "sources"), text)
+        for index, slot in zip(owners, resolved.slots, strict=True)
+        if (text := unlike(config, slot.layers))
+    ]
+    if not found and (apart := shifted(config, resolved.kept)):
+        slot_index, text = apart
+        found.append(Problem(("slices", owners[slot_index]), text))
     return found
 
 

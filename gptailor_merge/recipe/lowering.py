@@ -22,7 +22,8 @@ def lower(
 ) -> dict[str, Any]:
     """The configuration as mergekit's MergeConfiguration reads it.
 
-    Its base_model is the model that the tokenizer comes from; the config's model stands beside.
+    Its base_model is the model that the tokenizer comes from; where the config is another's, that one
+    stands beside.
 
     Args:
         directories: model -> where its weights are, for models that mergekit is not to look for.
@@ -50,11 +51,9 @@ def lower(
         for slot in plan.slots
     ]
     slices.append(slice_of([(model, 0, 0) for model in head[0]], head[1]))
-    document: dict[str, Any] = {
-        "merge_method": TAILOR,
-        "base_model": reference(plan.tokenizer),
-        "parameters": {CONFIG: json.dumps(reference(plan.base_model))},
-    }
+    document: dict[str, Any] = {"merge_method": TAILOR, "base_model": reference(plan.tokenizer)}
+    if plan.tokenizer != plan.base_model:
+        document["parameters"] = {CONFIG: json.dumps(reference(plan.base_model))}
     optional = {"dtype": plan.dtype, "out_dtype": plan.out_dtype, "chat_template": chat_template}
     document |= {name: value for name, value in optional.items() if value is not None}
     return {**document, "slices": slices}
@@ -68,9 +67,9 @@ def is_lowered(document: Mapping[str, Any]) -> bool:
     )
 
 
-def config_base(parameters: Mapping[str, Any]) -> str | dict[str, Any]:
-    """The model whose config a lowered configuration takes, as mergekit's ModelReference reads it."""
-    return json.loads(parameters[CONFIG])  # type: ignore[no-any-return]
+def config_base(parameters: Mapping[str, Any] | None) -> str | dict[str, Any] | None:
+    """The model whose config a lowered configuration takes, as mergekit reads it; None is its base_model."""
+    return json.loads(parameters[CONFIG]) if parameters and CONFIG in parameters else None
 
 
 def _reference(model: str) -> str | dict[str, Any]:

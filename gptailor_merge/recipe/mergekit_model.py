@@ -8,8 +8,9 @@ layers differ. `register` has `mergekit.merge` ask us instead, for configuration
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
+import click
 import mergekit.merge
 from mergekit.architecture.base import ModelArchitecture, ModuleArchitecture, ModuleDefinition, WeightInfo
 from mergekit.common import ModelReference
@@ -17,8 +18,9 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registry
 from transformers import PreTrainedConfig
 
+from gptailor_merge.errors import InputError, Problem, RecipeError
 from gptailor_merge.mergekit_plugin import TAILOR, TailorMethod
-from gptailor_merge.recipe.architecture import Architecture, Shape, pruned
+from gptailor_merge.recipe.architecture import Architecture, Shape, pruned, shifted, unlike
 from gptailor_merge.recipe.lowering import config_base
 
 
@@ -58,19 +60,41 @@ def register() -> None:
     def model_out_config(config: MergeConfiguration, *arguments: Any, **named: Any) -> PreTrainedConfig:
         if config.merge_method != TAILOR:
             return config_of(config, *arguments, **named)
-        donor = config.base_model.config()
-        base = config.model_copy(update={"base_model": ModelReference.parse(config_base(config.parameters))})
-        result = config_of(base, *arguments, **named)
+        donor = config.base_model
+        base = ModelReference.model_validate(config_base(config.parameters) or donor)
+        result = config_of(config.model_copy(update={"base_model": base}), *arguments, **named)
+        own = base.config().to_dict()
         # The first and the last slice hold no layers, see lowering.py.
-        kept = [part.sources[0].layer_range[0] for part in config.slices[1:-1]]
-        own = base.base_model.config().to_dict()
-        for key, value in pruned(own, kept, donor.to_dict()).items():
+        slots = [[(str(s.model), s.layer_range[0]) for s in part.sources] for part in config.slices[1:-1]]
+        kept = [sources[0][1] for sources in slots]
+        _check(own, slots, kept)
+        for key, value in pruned(own, kept, donor.config().to_dict()).items():
             if own.get(key) != value:
                 setattr(result, key, value)
         return result
 
     mergekit.merge.get_architecture_info = get_architecture_info
     mergekit.merge._model_out_config = model_out_config
+
+
+def _check(config: dict[str, Any], slots: list[list[tuple[str, int]]], kept: list[int]) -> None:
+    """What check.py could not see where the models were not on this machine yet."""
+    try:
+        texts = [text for sources in slots if (text := unlike(config, sources))]
+        if not texts and (apart := shifted(config, kept)):
+            texts.append(apart[1])
+        if texts:
+            raise RecipeError([Problem((), text) for text in texts])
+    except InputError as error:
+        refuse(error)
+
+
+def refuse(error: InputError) -> NoReturn:
+    """mergekit's commands are click's: end them with one clear message and exit code 2."""
+    if click.get_current_context(silent=True) is None:
+        raise error
+    clean = type("RecipeException", (click.ClickException,), {"exit_code": error.exit_code})
+    raise clean(str(error)) from None
 
 
 def _of(config: PreTrainedConfig) -> Architecture:

@@ -1,27 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoModelForCausalLM, Ernie4_5_MoeConfig, GPT2Config, MiniMaxConfig
+from transformers import AutoModelForCausalLM, GPT2Config, MiniMaxConfig
 
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.recipe.architecture import Architecture, difference, misfits, nearest, pattern, pruned
 from tests.zoo import DEPTH, ZOO, config_of
-
-ERNIE = Ernie4_5_MoeConfig(
-    vocab_size=64,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=8,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    moe_num_experts=2,
-    moe_k=1,
-    moe_intermediate_size=8,
-    moe_layer_start_index=1,
-    moe_layer_end_index=7,
-    moe_layer_interval=2,
-).to_dict()
-"""Dense and sparse layers in turn, computed from the index; no list says so."""
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -63,6 +47,9 @@ def test_any_layers_in_any_order_can_be_kept_where_the_config_lists_them(name: s
     assert misfits(config, kept) == []
     whole, cut = Architecture.of(config), Architecture.of(pruned(config, kept))
     assert cut.layers == tuple(whole.layers[layer] for layer in kept)
+
+
+ERNIE = config_of("ernie4_5_moe").to_dict()
 
 
 def test_a_pattern_computed_from_the_index_allows_only_what_keeps_it() -> None:
