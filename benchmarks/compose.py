@@ -29,8 +29,8 @@ from transformers.utils import logging as transformers_logging
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.mergekit_plugin import register
 from gptailor_merge.recipe.lowering import lower
+from gptailor_merge.recipe.mergekit_model import register
 from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.search.session import prepare
 

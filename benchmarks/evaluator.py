@@ -44,9 +44,9 @@ from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.prefixes import path_of
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.mergekit_plugin import register
 from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.lowering import lower
+from gptailor_merge.recipe.mergekit_model import register
 from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.scoring.batching import layout
 from gptailor_merge.scoring.calibration import TokenSet
