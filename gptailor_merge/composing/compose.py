@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gptailor_merge.composing.bank import Bank, Layer
 from gptailor_merge.mergekit_plugin import Operation
-from gptailor_merge.recipe.architecture import layers_of, tokens_of
+from gptailor_merge.recipe.architecture import INDEX_NAMES, layers_of, tokens_of
 from gptailor_merge.recipe.depth import changes
 from gptailor_merge.recipe.operations import Plan
 
@@ -26,7 +26,6 @@ class Composer:
     """Makes models of plans. Selecting a layer copies nothing; the model's own forward runs.
 
     Composed models share modules and tensors with each other: run them, do not train them.
-
     """
 
     def __init__(self, bank: Bank) -> None:
@@ -103,8 +102,8 @@ class Composer:
             module = _copy_tree(self._layers[source_index])
             _fill(module, layer.tensors)
             for part in module.modules():
-                if hasattr(part, "layer_idx"):
-                    setattr(part, "layer_idx", position)  # noqa: B010 - typed as Tensor | Module
+                for name in INDEX_NAMES & vars(part).keys():
+                    setattr(part, name, position)
             layer.modules[position] = module
         return layer.modules[position]
 

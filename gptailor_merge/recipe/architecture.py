@@ -26,7 +26,8 @@ Shape = tuple[int, ...]
 Kind = frozenset[tuple[str, Any]]
 """All that tells one layer from another: its modules, their settings and the shapes of its tensors."""
 
-_INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number")
+INDEX_NAMES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number"})
+"""What modules call the index of their layer, which the KV cache goes by."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ def _settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _indices(settings: Sequence[Mapping[str, Any]]) -> set[str]:
     """The settings that hold nothing but the layer's index, which belongs to its place."""
-    names = {name for own in settings for name in own if name.rpartition(".")[2] in _INDEX_NAMES}
+    names = {name for own in settings for name in own if name.rpartition(".")[2] in INDEX_NAMES}
     if len(settings) > 1:
         for name in set.union(*(set(own) for own in settings)):
             values = [own.get(name) for own in settings]

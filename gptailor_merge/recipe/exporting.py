@@ -19,7 +19,7 @@ from mergekit.architecture import arch_info_for_config
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from gptailor_merge.errors import RecipeError
+from gptailor_merge.errors import Problem, RecipeError
 from gptailor_merge.mergekit_plugin import SELECT, Filtered, Operation, Scalar, Settings, name_in_layer
 from gptailor_merge.recipe.architecture import pruned
 from gptailor_merge.recipe.checkpoint import ModelId
@@ -29,6 +29,8 @@ from gptailor_merge.recipe.operations import Plan, Slot
 from gptailor_merge.recipe.recipe import write_yaml
 
 RECIPE = "recipe.yml"
+SKELETON = "./skeleton"
+"""Where the configurations look for the last one's, and with a suffix for the others'."""
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json")
 _TEMPLATES = ("chat_template.*", "generation_config.json")
 _RANDOM = ("dare", "della")
@@ -67,7 +69,14 @@ def export(plan: Plan, family: Family, out: Path, *, chat_template: str | None =
     documents = []
     for stage in found:
         document: dict[str, Any] = {} if stage.name is None else {"name": stage.name}
-        document |= {"merge_method": stage.method, "base_model": _base(stage, plan, family, out)}
+        base = _base(stage, plan, family, out)
+        if base.startswith(SKELETON) and chat_template == "auto":
+            raise RecipeError(
+                Problem(
+                    ("chat_template",), "auto would count the skeleton's template as well; name a template"
+                )
+            )
+        document |= {"merge_method": stage.method, "base_model": base}
         dtypes = {"dtype": plan.dtype, "out_dtype": plan.out_dtype if stage.name is None else None}
         last = {"chat_template": chat_template if stage.name is None else None}
         document |= {key: value for key, value in {**dtypes, **last}.items() if value is not None}
@@ -153,7 +162,7 @@ def _base(stage: Stage, plan: Plan, family: Family, out: Path) -> str:
     depends = {key for key in config if config[key] != own.get(key)} - {DEPTH}
     if not depends and donor is family.base and _definition(family.base) is not None:
         return _model(plan.base_model)
-    name = "skeleton" if stage.name is None else f"skeleton-{stage.name}"
+    name = SKELETON if stage.name is None else f"{SKELETON}-{stage.name}"
     directory = out / name
     directory.mkdir()
     AutoConfig.for_model(**config).save_pretrained(directory)
@@ -162,7 +171,7 @@ def _base(stage: Stage, plan: Plan, family: Family, out: Path) -> str:
             shutil.copy(file, directory / file.name)
     # mergekit opens the weights of every model that it is told of.
     save_file({"skeleton": torch.zeros(1)}, directory / "model.safetensors")
-    return f"./{name}"
+    return name
 
 
 def _problems(plan: Plan) -> Iterator[str]:

@@ -166,3 +166,10 @@ def test_what_has_no_plain_form_is_refused(
     recipe = Recipe.from_mapping(recipe_of(family, merged_by(method, family, **shared)))
     with pytest.raises(RecipeError, match=message):
         write_plain(recipe, tmp_path / "plain")
+
+
+def test_the_most_common_template_is_not_counted_with_a_skeleton(tmp_path: Path) -> None:
+    recipe = pruning(write_family(tmp_path, "qwen3"))
+    (tmp_path / "plain").mkdir()
+    with pytest.raises(RecipeError, match="chat_template: auto would count the skeleton's template as well"):
+        export(*check_with_family(recipe), tmp_path / "plain", chat_template="auto")
