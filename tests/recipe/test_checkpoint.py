@@ -68,6 +68,9 @@ def test_stock_mergekit_merges_the_same_adapter(adapted: dict[str, str], tmp_pat
     materialize(Recipe.from_mapping(document), tmp_path / "ours")
     options = MergeOptions(lora_merge_cache=str(tmp_path / "lora"), write_model_card=False, quiet=True)
     run_merge(MergeConfiguration.model_validate(dict(document)), str(tmp_path / "stock"), options)
+    configuration = MergeConfiguration.model_validate(dict(document))
+    with pytest.raises(RecipeError, match="only with --lora-merge-cache DIR; gptailor merge needs none"):
+        run_merge(configuration, str(tmp_path / "no"), MergeOptions(quiet=True))
     ours, stock = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "stock"))
     assert ours.keys() == stock.keys()
     assert all(torch.equal(ours[name], stock[name]) for name in ours)
