@@ -51,11 +51,12 @@ def register() -> None:
     def get_architecture_info(config: MergeConfiguration, options: Any) -> ModelArchitecture:
         if config.merge_method != TAILOR:
             return architecture_of(config, options)
-        return ModelArchitecture(
-            modules={"default": ModuleDefinition(architecture=TailorModule())},
-            architectures=[],
-            model_type="",
-        )
+        adapted = [str(model) for model in config.referenced_models() if model.lora]
+        if adapted and not options.lora_merge_cache:
+            text = f"mergekit merges {adapted[0]} only with --lora-merge-cache DIR; gptailor merge needs none"
+            refuse(RecipeError(text))
+        module = ModuleDefinition(architecture=TailorModule())
+        return ModelArchitecture(modules={"default": module}, architectures=[], model_type="")
 
     def model_out_config(config: MergeConfiguration, *arguments: Any, **named: Any) -> PreTrainedConfig:
         if config.merge_method != TAILOR:
