@@ -21,7 +21,7 @@ from transformers import AutoConfig
 
 from gptailor_merge.errors import Problem, RecipeError
 from gptailor_merge.mergekit_plugin import SELECT, Filtered, Operation, Scalar, Settings, name_in_layer
-from gptailor_merge.recipe.architecture import pruned
+from gptailor_merge.recipe.architecture import misfits, pruned
 from gptailor_merge.recipe.checkpoint import ModelId
 from gptailor_merge.recipe.depth import DEPTH
 from gptailor_merge.recipe.family import Family, Member
@@ -29,6 +29,8 @@ from gptailor_merge.recipe.operations import Plan, Slot
 from gptailor_merge.recipe.recipe import write_yaml
 
 RECIPE = "recipe.yml"
+Layer = tuple[str, int, Settings]
+"""A model, a layer of it, and what passthrough takes for it."""
 SKELETON = "./skeleton"
 """Where the configurations look for the last one's, and with a suffix for the others'."""
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json")
@@ -105,32 +107,34 @@ def stages(plan: Plan) -> list[Stage]:
             made.append(
                 Stage(ends[end], operation.method, (0,), (_slice([(m, 0, 1) for m in models], operation),))
             )
-    layers = [places.get(slot) or (_model(slot.layers[0][0]), slot.layers[0][1]) for slot in plan.slots]
+    layers: list[Layer] = []
+    for slot in plan.slots:
+        model, place = places.get(slot) or (_model(slot.layers[0][0]), slot.layers[0][1])
+        scale = slot.operation.inputs[0] if slot.operation.method == SELECT else ()
+        layers.append((model, place, scale))
     stacked = [_part(ends["embeddings"], 0, 0), *_runs(layers), _part(ends["head"], 0, 0)]
     return [*made, Stage(None, SELECT, plan.kept, tuple(stacked))]
 
 
-def _runs(layers: Sequence[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+def _runs(layers: Sequence[Layer]) -> Iterator[dict[str, Any]]:
     """One slice for layers that follow each other in one model."""
     begun = 0
     for place in range(1, len(layers) + 1):
-        model, first = layers[begun]
-        if place == len(layers) or layers[place] != (model, first + place - begun):
-            yield _part(model, first, first + place - begun)
+        model, first, scale = layers[begun]
+        if place == len(layers) or layers[place] != (model, first + place - begun, scale):
+            yield _part(model, first, first + place - begun, scale)
             begun = place
 
 
-def _part(model: str, first: int, last: int) -> dict[str, Any]:
-    return {"sources": [{"model": model, "layer_range": [first, last]}]}
+def _part(model: str, first: int, last: int, settings: Settings = ()) -> dict[str, Any]:
+    parameters = {"parameters": _parameters(settings)} if settings else {}
+    return {"sources": [{"model": model, "layer_range": [first, last], **parameters}]}
 
 
 def _slice(sources: Sequence[tuple[str, int, int]], operation: Operation) -> dict[str, Any]:
     written: dict[str, Any] = {"sources": []}
     for (model, first, last), settings in zip(sources, operation.inputs, strict=True):
-        (source,) = _part(_model(model), first, last)["sources"]
-        if settings:
-            source["parameters"] = _parameters(settings)
-        written["sources"].append(source)
+        written["sources"] += _part(_model(model), first, last, settings)["sources"]
     if operation.base is not None:
         written["base_model"] = _model(sources[operation.base][0])
     if operation.shared:
@@ -183,7 +187,8 @@ def _problems(plan: Plan) -> Iterator[str]:
     for models, operation in (plan.embeddings, plan.head):
         if len(models) > 1 and operation.method == SELECT:
             yield "embeddings or head of several models"
-    for model in {m for slot in plan.slots for m, _ in slot.layers}:
+    layers = {model for slot in plan.slots for model, _ in slot.layers}
+    for model in sorted({plan.base_model, plan.tokenizer, *plan.embeddings[0], *plan.head[0], *layers}):
         if ModelId.parse(model).is_local and set(_model(model)) & set("@+"):
             yield f"mergekit misreads {model!r}, which has an @ or a + in it; rename the directory"
 

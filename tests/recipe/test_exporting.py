@@ -24,7 +24,7 @@ from gptailor_merge.recipe.check import check_with_family
 from gptailor_merge.recipe.exporting import RECIPE, export
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import recipe_of
-from tests.test_architectures import pruning
+from tests.test_architectures import pruning, stack
 from tests.zoo import ZOO, write_family
 
 
@@ -173,3 +173,29 @@ def test_the_most_common_template_is_not_counted_with_a_skeleton(tmp_path: Path)
     (tmp_path / "plain").mkdir()
     with pytest.raises(RecipeError, match="chat_template: auto would count the skeleton's template as well"):
         export(*check_with_family(recipe), tmp_path / "plain", chat_template="auto")
+
+
+def test_scaled_layers_stay_scaled(
+    family: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document: dict[str, Any] = recipe_of(family, out_dtype="bfloat16")
+    document["slices"][2] = {
+        "sources": [{"model": family["math"], "layer_range": [2, 4]}],
+        "parameters": {
+            "op": "select",
+            "scale": [{"filter": "down_proj", "value": [0.5, 0.0]}, {"value": 1.0}],
+        },
+    }
+    recipe = Recipe.from_mapping(document)
+    assert not write_plain(recipe, tmp_path / "plain")
+    run_plain(tmp_path / "plain", tmp_path / "stock", monkeypatch)
+    materialize(recipe, tmp_path / "ours")
+    assert_same_model(tmp_path / "ours", tmp_path / "stock")
+    written = load_file(tmp_path / "ours" / "model.safetensors")
+    assert not written["model.layers.2.mlp.down_proj.weight"].any()
+
+
+def test_merged_layers_alone_must_keep_a_fixed_pattern(tmp_path: Path) -> None:
+    recipe = stack(write_family(tmp_path, "ernie4_5_moe", torch.float32), [0, 1, 4, 5, 6, 7], (1, 1))
+    with pytest.raises(RecipeError, match="cannot describe the layers that are merged by linear alone"):
+        write_plain(recipe, tmp_path / "plain")
