@@ -195,6 +195,9 @@ def _problems(plan: Plan) -> Iterator[str]:
 
 def _architecture_problems(plan: Plan, base: Member) -> Iterator[str]:
     """Where mergekit's own definition of the architecture is not the model's."""
+    for stage in stages(plan):
+        if misfits(base.config, stage.kept):
+            yield f"the config cannot describe the layers that are merged by {stage.method} alone"
     own = base.architecture
     names = {
         *own.before,

@@ -69,9 +69,7 @@ def from_mergekit(document: Mapping[str, Any], *, base: str | None = None) -> Im
     if not layers:
         raise RecipeError(Problem(("slices",), "hold no layers"))
     written: Document = {"merge_method": TAILOR, "base_model": chosen}
-    written |= {
-        k: document[k] for k in ("dtype", "out_dtype", "chat_template") if document.get(k) is not None
-    }
+    written |= {key: document[key] for key in _COPIED if document.get(key) is not None}
     ends = {
         "embeddings": _component(slices[0], method, chosen, defaults),
         "head": _component(slices[-1], method, chosen, defaults),
