@@ -21,7 +21,7 @@ from gptailor_merge.errors import RecipeError
 from gptailor_merge.publish.materialize import materialize
 from gptailor_merge.recipe.check import check
 from gptailor_merge.recipe.recipe import Recipe
-from tests.conftest import recipe_of
+from tests.conftest import MakeFamily, recipe_of
 
 Change = Callable[[dict[str, Any]], Any]
 MERGE = 2
@@ -124,3 +124,12 @@ def test_embeddings_and_head_are_the_bases_whatever_the_outer_slices_are(
 
 def test_shards_are_of_a_size_that_the_hub_likes() -> None:
     assert MergeOptions().out_shard_size <= 5_000_000_000
+
+
+def test_a_dtype_that_config_json_would_not_name_is_asked_for(make_family: MakeFamily) -> None:
+    """Stored in several dtypes, a model comes back in the one of its config."""
+    mixed = {**make_family(), "math": make_family(dtype=torch.float32)["math"]}
+    select = {"sources": [{"model": mixed["code"], "layer_range": [2, 4]}], "parameters": {"op": "select"}}
+    with pytest.raises(RecipeError, match="out_dtype: is missing, and the members are stored in several"):
+        check(Recipe.from_mapping(recipe_of(mixed, select, dtype=None)))
+    check(Recipe.from_mapping(recipe_of(mixed, select, dtype=None, out_dtype="bfloat16")))

@@ -114,6 +114,9 @@ def _merge(plan: Plan, recipe: Recipe, family: Family, directory: Path) -> None:
     except Exception as error:
         raise MergeFailedError(f"mergekit could not merge: {type(error).__name__}: {error}") from error
     else:
+        given = donor / "generation_config.json"
+        if given.exists() and not (directory / given.name).exists():
+            shutil.copy(given, directory)  # mergekit forgets it where it sets a chat template
         if options.copy_tokenizer and not any((directory / name).exists() for name in _TOKENIZER_FILES):
             raise MergeFailedError("mergekit merged the weights and failed to write the tokenizer")
     finally:

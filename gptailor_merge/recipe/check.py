@@ -91,22 +91,30 @@ def kind_problems(recipe: Recipe, resolved: Plan, family: Family) -> list[Proble
 
 
 def dtype_problems(recipe: Recipe, family: Family) -> list[Problem]:
-    """Merges that nobody asked to be calculated in 16 bits, which mergekit does where no dtype is given."""
-    merged = {s.model for part in recipe.slices if part.parameter("op") == "merge" for s in part.sources}
-    for component in (recipe.parameters.embeddings, recipe.parameters.head):
-        if component.method is not None:
-            merged |= {recipe.resolve(member) for member, _ in component.weights}
-    stored = {dtype for model in merged for dtype in family.by_model(model).dtypes}
-    if recipe.dtype is not None or not stored & {"BF16", "F16"}:
+    """What mergekit would decide without a word where a recipe names no dtype."""
+    if recipe.dtype is not None:
         return []
-    name = "bfloat16" if "BF16" in stored else "float16"
-    return [
-        Problem(
-            ("dtype",),
+    kept = [part for part in recipe.slices if part.parameter("op") != "remove"]
+    used = {source.model for part in kept for source in part.sources}
+    merged = {s.model for part in kept if part.parameter("op") == "merge" for s in part.sources}
+    for component in (recipe.parameters.embeddings, recipe.parameters.head):
+        models = {recipe.resolve(member) for member, _ in component.weights}
+        used |= models
+        merged |= models if component.method is not None else set()
+    narrow = {d for model in merged for d in family.by_model(model).dtypes} & {"BF16", "F16"}
+    if narrow:
+        name = "bfloat16" if "BF16" in narrow else "float16"
+        text = (
             f"is missing, and merges would be calculated in {name}, as the models are stored; write dtype: "
-            f"float32 with out_dtype: {name}, which is more accurate, or dtype: {name} if it is meant",
+            f"float32 with out_dtype: {name}, which is more accurate, or dtype: {name} if it is meant"
         )
-    ]
+        return [Problem(("dtype",), text)]
+    stored = {model: ", ".join(sorted(family.by_model(model).dtypes)) for model in sorted(used)}
+    if recipe.out_dtype is None and len(set(stored.values())) > 1:
+        said = "; ".join(f"{model} {dtypes}" for model, dtypes in stored.items())
+        text = f"is missing, and the members are stored in several ({said}); say which one the model gets"
+        return [Problem(("out_dtype",), text)]
+    return []
 
 
 def _missing_directories(recipe: Recipe) -> Iterator[Problem]:

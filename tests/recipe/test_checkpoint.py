@@ -159,3 +159,4 @@ def test_the_tokenizer_is_the_bases_unless_asked(family: dict[str, str], tmp_pat
         out = tmp_path / f"out{number}"
         materialize(Recipe.from_mapping(recipe_of(family, **top)), out)  # type: ignore[arg-type]
         assert AutoTokenizer.from_pretrained(out).chat_template == template
+        assert (out / "generation_config.json").exists()
