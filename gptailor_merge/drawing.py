@@ -16,6 +16,8 @@ from gptailor_merge.recipe.operations import Slot, plan
 from gptailor_merge.recipe.recipe import Recipe
 
 REMOVED = "removed"
+_SHORT = 20
+"""Characters of "how" that stay on one line however narrow the terminal is."""
 _STYLES = {"-": "red", "+": "green", " ": ""}
 
 
@@ -111,11 +113,19 @@ def table(found: Sequence[Row], models: Sequence[str], base: str, *, compared: b
         for model, name in short_names(models).items()
     ]
     numbers = ["", "first", "second"] if compared else ["slots"]
-    drawn = Table(*numbers, *map(escape, headings), "how", box=box.SIMPLE)
+    # A terminal has 80 columns: little space between cells, and what is too long is broken, never cut.
+    drawn = Table(box=box.SIMPLE, collapse_padding=True, show_edge=False, pad_edge=False)
+    for number in numbers:
+        drawn.add_column(number, no_wrap=True)
+    for heading in headings:
+        drawn.add_column(escape(heading), overflow="fold")
+    longest = max((len(row.how) for row in found), default=0)
+    drawn.add_column("how", overflow="fold", no_wrap=longest <= _SHORT)
     for row in found:
         style = "dim" if row.how == REMOVED else _STYLES[row.mark]
         start = [row.mark, row.label, row.other] if compared else [row.label]
-        drawn.add_row(*start, *(row.cells.get(model, "") for model in models), escape(row.how), style=style)
+        cells = [escape(row.cells.get(model, "")) for model in models]
+        drawn.add_row(*start, *cells, escape(row.how), style=style)
     return drawn
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 
 from gptailor_merge.drawing import comparison, differences, rows, short_names, table
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import recipe_of
 
+RECIPES = Path(__file__).parent.parent / "recipes"
 NAMES = {"base": "org/base", "math": "org/math", "code": "other/math"}
 
 
@@ -18,6 +21,11 @@ def drawn(found: object, width: int = 80) -> list[str]:
     with console.capture() as captured:
         console.print(found)
     return [line.strip() for line in captured.get().splitlines() if line.strip()]
+
+
+def characters(lines: list[str]) -> list[str]:
+    """All that is drawn, in no order: cells that take several lines stand side by side."""
+    return sorted("".join(lines).replace("─", "").replace(" ", ""))
 
 
 def test_slots_removed_layers_embeddings_and_head_are_rows() -> None:
@@ -74,6 +82,34 @@ def test_columns_are_told_apart_and_fit_a_terminal() -> None:
     assert lines[0].split() == ["slots", "base", "org/math", "other/math", "how"]
     assert lines[3].split() == ["0", "0", "select"]
     assert max(map(len, lines)) <= 80
+
+
+def test_a_narrow_terminal_breaks_text_and_never_cuts_it() -> None:
+    names = {"base": "Qwen/Qwen2.5-1.5B", "math": "Qwen/Qwen2.5-1.5B-Math", "code": "Qwen/Qwen2.5-1.5B-Coder"}
+    merge = {
+        "sources": [
+            {"model": names[name], "layer_range": [2, 4], "parameters": {"weight": 0.1234}}
+            for name in ("math", "code")
+        ],
+        "parameters": {
+            "op": "merge",
+            "method": "ties",
+            "density": [{"filter": "[/self_attn.q_proj]", "value": 0.6}, {"value": 0.4}],
+            "normalize": True,
+        },
+    }
+    made = Recipe.from_mapping(recipe_of(names, merge))
+    for compared, found in ((False, rows(made)), (True, comparison(made, made))):
+        shown = table(found, made.models, made.base_model, compared=compared)
+        narrow, wide = drawn(shown), drawn(shown, width=300)
+        assert max(map(len, narrow)) <= 80
+        assert characters(narrow) == characters(wide)
+        assert "density=[/self_attn.q_proj]: 0.6, 0.4" in "\n".join(wide)  # no markup of rich
+    published = Recipe.load(RECIPES / "llama-2-13b-gptailor-2.yml")
+    lines = drawn(table(rows(published), published.models, published.base_model))
+    assert max(map(len, lines)) <= 80
+    assert "1           1 as base    1 × 0.6381" in "\n".join(lines)
+    assert sum("task_arithmetic" in line for line in lines) == 10
 
 
 def test_a_comparison_marks_what_only_one_has() -> None:
