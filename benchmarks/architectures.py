@@ -155,31 +155,12 @@ def refused(root: Path) -> dict[str, str]:
         file.write_text(json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}}))
         return document
 
-    small: dict[str, Any] = {
-        "vocab_size": 64,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
     cases: dict[str, Callable[[], dict[str, Any]]] = {
         "ernie4_5_moe, jamba, … where removals shift the pattern": lambda: write(
             "ernie", config_of("ernie4_5_moe")
         ),
-        "minimax": lambda: write(
-            "minimax", transformers.MiniMaxConfig(**small, num_local_experts=2, head_dim=4)
-        ),
-        "gemma4 (text) with embeddings per layer": lambda: write(
-            "gemma4",
-            transformers.Gemma4TextConfig(
-                **small,
-                head_dim=8,
-                global_head_dim=8,
-                hidden_size_per_layer_input=4,
-                vocab_size_per_layer_input=64,
-            ),
-        ),
+        "minimax": lambda: write("minimax", config_of("minimax")),
+        "gemma4 (text) with embeddings per layer": lambda: write("gemma4", config_of("gemma4")),
         "gpt2 and others without a list `layers`": lambda: write(
             "gpt2", transformers.GPT2Config(n_layer=8, n_embd=16, n_head=4, vocab_size=64)
         ),

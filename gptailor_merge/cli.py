@@ -258,11 +258,12 @@ def diff(
     from gptailor_merge.recipe.recipe import Recipe
 
     one, other = Recipe.load(first), Recipe.load(second)
+    digests = set()
     for recipe, file in ((one, first), (other, second)):
         with errors_in(file):
-            digest = plan(recipe).digest
-    if plan(one).digest == digest and one.chat_template == other.chat_template:
-        typer.echo(f"the same model, digest {digest}")
+            digests.add(plan(recipe).digest)
+    if len(digests) == 1 and one.chat_template == other.chat_template:
+        typer.echo(f"the same model, digest {digests.pop()}")
         return
     for line in differences(one, other):
         typer.echo(line)

@@ -127,7 +127,7 @@ def _line_number(file: Path | str, path: KeyPath) -> int | None:
 
 
 @contextmanager
-def errors_in(file: Path | None) -> Iterator[None]:
+def errors_in(file: Path | str | None) -> Iterator[None]:
     """Errors in what a file says name it."""
     try:
         yield

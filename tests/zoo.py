@@ -11,11 +11,10 @@ import transformers
 DEPTH = 8
 MEMBERS = ("base", "math", "code")
 
-_SHAPE: dict[str, Any] = {
+WIDTHS: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 16,
     "intermediate_size": 24,
-    "num_hidden_layers": DEPTH,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 4,
@@ -62,14 +61,28 @@ FIXED: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_layer_interval": 2,
         },
     ),
+    # The decay of its attention is computed from the number of layers.
+    "minimax": ("MiniMax", {"num_local_experts": 2}),
+    # The width of its second embeddings is that of all layers together.
+    "gemma4": (
+        "Gemma4Text",
+        {
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "hidden_size_per_layer_input": 4,
+            "vocab_size_per_layer_input": 64,
+        },
+    ),
 }
-"""The same of architectures whose pattern of layers is fixed by the index."""
+"""The same of architectures whose layers depend on their index or their number."""
 
 
 def config_of(name: str, **more: Any) -> Any:
     """The tiny config of an architecture."""
     classes, values = {**ZOO, **FIXED}[name]
-    return getattr(transformers, f"{classes}Config")(**{**_SHAPE, **values, **more})
+    return getattr(transformers, f"{classes}Config")(
+        **{**WIDTHS, "num_hidden_layers": DEPTH, **values, **more}
+    )
 
 
 def write_family(root: Path, name: str, dtype: torch.dtype = torch.bfloat16, **more: Any) -> dict[str, str]:

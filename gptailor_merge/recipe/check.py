@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gptailor_merge.errors import FamilyError, KeyPath, Problem, RecipeError
+from gptailor_merge.errors import KeyPath, Problem, RecipeError, errors_in
 from gptailor_merge.recipe.architecture import shifted, unlike
 from gptailor_merge.recipe.checkpoint import ModelId, depth_on_disk
 from gptailor_merge.recipe.family import Family
@@ -41,10 +41,8 @@ def check_with_family(recipe: Recipe, *, file: Path | str | None = None) -> tupl
     if found:
         raise RecipeError(found, file=file)
     resolved = plan(recipe)
-    try:
+    with errors_in(file):
         family = Family.of_recipe(recipe)
-    except FamilyError as error:
-        raise FamilyError(error.problems, file=file) from None
     depths = {member.model: member.depth for member in family.members}
     found = depth_problems(recipe, depths.get) + family.component_problems(resolved)
     found = found or kind_problems(recipe, resolved, family) + dtype_problems(recipe, family)

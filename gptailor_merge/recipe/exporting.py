@@ -64,10 +64,10 @@ def export(plan: Plan, family: Family, out: Path, *, chat_template: str | None =
     Raises:
         RecipeError: what stock mergekit cannot do.
     """
-    problems = [*_problems(plan), *_architecture_problems(plan, family.base)]
+    found = stages(plan)
+    problems = [*_problems(plan), *_architecture_problems(plan, found, family.base)]
     if problems:
         raise RecipeError(f"there is no plain mergekit configuration: {'; '.join(problems)}")
-    found = stages(plan)
     documents = []
     for stage in found:
         document: dict[str, Any] = {} if stage.name is None else {"name": stage.name}
@@ -184,18 +184,15 @@ def _problems(plan: Plan) -> Iterator[str]:
         if method.startswith(_RANDOM):
             yield f"{method} draws random numbers, and mergekit draws others in every run"
             return
-    for models, operation in (plan.embeddings, plan.head):
-        if len(models) > 1 and operation.method == SELECT:
-            yield "embeddings or head of several models"
     layers = {model for slot in plan.slots for model, _ in slot.layers}
     for model in sorted({plan.base_model, plan.tokenizer, *plan.embeddings[0], *plan.head[0], *layers}):
         if ModelId.parse(model).is_local and set(_model(model)) & set("@+"):
             yield f"mergekit misreads {model!r}, which has an @ or a + in it; rename the directory"
 
 
-def _architecture_problems(plan: Plan, base: Member) -> Iterator[str]:
+def _architecture_problems(plan: Plan, found: Sequence[Stage], base: Member) -> Iterator[str]:
     """Where mergekit's own definition of the architecture is not the model's."""
-    for stage in stages(plan):
+    for stage in found:
         if misfits(base.config, stage.kept):
             yield f"the config cannot describe the layers that are merged by {stage.method} alone"
     own = base.architecture

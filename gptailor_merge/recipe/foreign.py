@@ -54,9 +54,7 @@ def _with_removals(slices: Sequence[Document], base: str) -> list[Document]:
     used = {layer for layers in ranges for layer in layers}
     depth = depth_on_disk(base) or max(used) + 1
     unused = [layer for layer in range(depth) if layer not in used]
-    runs = [
-        [layer for _, layer in run] for _, run in groupby(enumerate(unused), lambda pair: pair[1] - pair[0])
-    ]
+    runs = _runs(unused)
     whole: list[Document] = []
     for part in slices:
         first = part["sources"][0]["layer_range"][0]
@@ -66,7 +64,7 @@ def _with_removals(slices: Sequence[Document], base: str) -> list[Document]:
     return [*whole, *(_removal(run, base) for run in runs)]
 
 
-def runs_of(layers: Sequence[int]) -> list[list[int]]:
+def _runs(layers: Sequence[int]) -> list[list[int]]:
     """Ascending layers, those that follow each other together."""
     in_line = groupby(enumerate(layers), lambda pair: pair[1] - pair[0])
     return [[layer for _, layer in run] for _, run in in_line]

@@ -11,7 +11,7 @@ from typing import Any
 
 from mergekit.merge_methods.base import BasePolicy, ParameterScope
 
-from gptailor_merge.errors import KeyPath, Problem, RecipeError
+from gptailor_merge.errors import KeyPath, Problem, RecipeError, errors_in
 from gptailor_merge.mergekit_plugin import SELECT, TAILOR, method_names, method_spec
 from gptailor_merge.recipe.checkpoint import depth_on_disk
 from gptailor_merge.recipe.foreign import Document, Imported, finish
@@ -36,14 +36,12 @@ def load(file: Path, *, base: str | None = None, candidates: Sequence[str] = ())
     document = read_yaml(file, RecipeError)  # JSON is YAML
     if not isinstance(document, Mapping):
         raise RecipeError(f"expected a mapping, found {type(document).__name__}", file=file)
-    try:
+    with errors_in(file):
         if is_published(document):
             return from_published(document, base=base, candidates=candidates)
         if candidates:
             raise RecipeError("candidates are for the paper's configurations, whose keys are remove_idx_*")
         return from_mergekit(document, base=base)
-    except RecipeError as error:
-        raise RecipeError(error.problems, file=file) from None
 
 
 def from_mergekit(document: Mapping[str, Any], *, base: str | None = None) -> Imported:

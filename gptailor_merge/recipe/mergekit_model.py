@@ -29,16 +29,18 @@ class TailorModule(ModuleArchitecture):  # type: ignore[misc]  # mergekit has no
 
     def pre_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
         """The embeddings."""
-        return [_weight(name, shape, config) for name, shape in _of(config).before.items()]
+        own = _of(config)
+        return [_weight(name, shape, own, config) for name, shape in own.before.items()]
 
     def layer_weights(self, index: int, config: PreTrainedConfig) -> list[WeightInfo]:
         """The tensors of one layer; layers of one kind list them in the same order."""
         own = _of(config)
-        return [_weight(f"{own.prefix}{index}.{n}", s, config) for n, s in own.layers[index].items()]
+        return [_weight(f"{own.prefix}{index}.{n}", s, own, config) for n, s in own.layers[index].items()]
 
     def post_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
         """Final norm and head."""
-        return [_weight(name, shape, config) for name, shape in _of(config).after.items()]
+        own = _of(config)
+        return [_weight(name, shape, own, config) for name, shape in own.after.items()]
 
 
 def register() -> None:
@@ -102,8 +104,8 @@ def _of(config: PreTrainedConfig) -> Architecture:
     return Architecture.of(config.to_dict())
 
 
-def _weight(name: str, shape: Shape, config: PreTrainedConfig) -> WeightInfo:
-    stored = _of(config).stored.get(name)
+def _weight(name: str, shape: Shape, own: Architecture, config: PreTrainedConfig) -> WeightInfo:
+    stored = own.stored.get(name)
     return WeightInfo(
         name=name,
         aliases=(stored,) if stored else None,

@@ -30,20 +30,9 @@ from gptailor_merge.publish.reload import Reloaded, reload
 from gptailor_merge.publish.soundness import Report, examine
 from gptailor_merge.publish.stored import Stored
 from tests.conftest import DEPTH, write_member
+from tests.zoo import WIDTHS
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-WIDTHS = {
-    "vocab_size": 64,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 1,
-}
 NAMES = [
     "files", "config", "values", "dtypes", "reload", "forward", "generation",
     "tokenizer", "special tokens", "chat template", "llama.cpp",

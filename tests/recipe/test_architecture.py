@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from transformers import AutoModelForCausalLM, GPT2Config, MiniMaxConfig
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.recipe.architecture import Architecture, difference, misfits, nearest, pattern, pruned
-from tests.zoo import DEPTH, ZOO, config_of
+from tests.zoo import ZOO, config_of
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -66,16 +66,7 @@ def test_a_pattern_computed_from_the_index_allows_only_what_keeps_it() -> None:
 
 
 def test_layers_that_depend_on_the_number_of_layers_cannot_be_pruned() -> None:
-    config = MiniMaxConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=DEPTH,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        num_local_experts=2,
-        head_dim=4,
-    ).to_dict()
+    config = config_of("minimax").to_dict()
     assert nearest(config, list(range(6))) is None
 
 
