@@ -51,7 +51,7 @@ def _run(command: typer.Typer) -> None:
         raise SystemExit(error.exit_code) from None
 
 
-_LISTS = ("--data", "--candidates", "--start")
+_LISTS = ("--data", "--candidates", "--start", "--tasks")
 """Options that take several values."""
 
 
@@ -184,6 +184,42 @@ def score(
     rows = {**result["files"], "total": result["total"]}
     columns = list(result["total"])
     _print_table("", columns, {name: [row[c] for c in columns] for name, row in rows.items()})
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="MODEL_OR_RECIPE", help="A recipe, or a model directory.")],
+    tasks: Annotated[list[str], typer.Option(help="Tasks of lm-eval, or of --include-path.")],
+    include_path: Annotated[
+        Path | None, typer.Option(help="A directory with further tasks, YAML files of lm-eval.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first items of each task only.")] = None,
+    few_shot: Annotated[int | None, typer.Option(min=0, help="Replaces the tasks' own.")] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Put the tokenizer's chat template around items.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests that run together.")] = 16,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run lm-eval's tasks on a model; of a recipe also on its members, with what it retains of them."""
+    from gptailor_merge.search.evaluation import TaskSettings
+    from gptailor_merge.search.evaluation import evaluate as run_tasks
+    from gptailor_merge.search.session import pick_device
+
+    quiet_libraries()
+    settings = TaskSettings(tuple(tasks), include_path, limit, few_shot, chat_template, batch_size)
+    console = Console(stderr=True)
+    evaluation = run_tasks(
+        model,
+        settings,
+        pick_device(device),
+        progress=lambda step: console.print(step, markup=False, highlight=False),
+    )
+    if as_json:
+        typer.echo(json.dumps(evaluation.to_json()))
+    else:
+        _print_evaluation(evaluation)
 
 
 @app.command()
@@ -338,7 +374,8 @@ def quiet_libraries() -> None:
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("mergekit").setLevel(logging.ERROR)
+    for library in ("mergekit", "lm_eval"):
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def _print_summary(summary: Any) -> None:
@@ -404,6 +441,27 @@ def _print_report(report: Any) -> None:
     for file, dtypes in totals.dtypes.items():
         typer.echo(f"{file}  {', '.join(dtypes)}")
     typer.echo(f"{report.directory}: {'sound' if report.sound else 'not sound'}")
+
+
+def _print_evaluation(evaluation: Any) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        "model", "task", "metric", "score", "± s.e.", "items", "% of base", "% of best member", box=box.SIMPLE
+    )
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for model, measures in evaluation.models.items():
+        name = f"{model} (base)" if model == evaluation.base else model
+        for task, metrics in measures.items():
+            for metric, measure in metrics.items():
+                error = "" if measure.error is None else f"{measure.error:.4f}"
+                retained = evaluation.retained(model, task, metric) or ()
+                percents = [f"{percent:.1f}" for percent in retained] or ["", ""]
+                row = (name, task, metric, f"{measure.value:.4f}", error, f"{measure.items:,}", *percents)
+                table.add_row(*row)
+    _print(table)
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def score_path(
         per predicted token, kl only with a reference.
     """
     files = _named(data)
-    model, directory = _open(path, device)
+    model, directory = open_model(path, device)
     sets = token_sets(files, load_tokenizer(directory), tokens, sequence_length)
     rungs = layout(sets, BATCH_TOKENS, device=device)
     objectives: list[Objective] = [Perplexity("nll", sets)]
@@ -92,7 +92,7 @@ def _named(data: Sequence[str]) -> dict[str, str]:
     return files
 
 
-def _open(path: Path, device: torch.device) -> tuple[PreTrainedModel, Path]:
+def open_model(path: Path, device: torch.device) -> tuple[PreTrainedModel, Path]:
     """The live model, and the directory with its tokenizer."""
     if path.is_dir():
         member = Family.load(str(path), {}).base
