@@ -38,11 +38,16 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def config(family: dict[str, str], texts: dict[str, str], tmp_path: Path) -> Path:
+    others = {}
+    for name, file in texts.items():
+        rows = [json.loads(line)["text"] for line in Path(file).read_text().splitlines()]
+        others[name] = str(tmp_path / f"held-out-{name}.jsonl")
+        Path(others[name]).write_text("".join(json.dumps({"text": row[::-1]}) + "\n" for row in rows))
     document = {
         "family": {"base": family["base"], "variants": {n: family[n] for n in ("math", "code")}},
         "target": {"remove": 2},
         "objectives": [{"kind": "kl", "data": texts, "tokens": 64, "sequence_length": 16}],
-        "held_out": [{"kind": "perplexity", "data": texts, "tokens": 64, "sequence_length": 16}],
+        "held_out": [{"kind": "perplexity", "data": others, "tokens": 64, "sequence_length": 16}],
         "search": {"budget": 12, "population": 4},
     }
     return write(tmp_path / "search.yml", document)
@@ -51,6 +56,19 @@ def config(family: dict[str, str], texts: dict[str, str], tmp_path: Path) -> Pat
 def write(path: Path, document: Any) -> Path:
     path.write_text(yaml.safe_dump(document))
     return path
+
+
+def test_a_document_that_is_searched_on_is_not_held_out(run: Run, config: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load(config.read_text())
+    searched = Path(document["objectives"][0]["data"]["stories"])
+    leaked = json.loads(searched.read_text().splitlines()[0])["text"]
+    held_out = Path(document["held_out"][0]["data"]["sums"])
+    held_out.write_text(json.dumps({"text": f"  {leaked}\n"}) + "\n" + held_out.read_text())
+    code, _, error = run(config, "--out", tmp_path / "run", "--device", "cpu", evolve=True)
+    assert code == 2
+    assert "held_out[0].data.sums: 1 of " in error
+    assert f"documents are also searched on (as stories), found {leaked!r}" in error
+    assert not (tmp_path / "run" / "journal.db").exists()
 
 
 def test_options_of_the_engine_reach_it(run: Run, config: Path, tmp_path: Path) -> None:

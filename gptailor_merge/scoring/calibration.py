@@ -79,11 +79,13 @@ class TokenSet:
         name: what the user calls it.
         sequences: tensors of token ids, shape [length]; all of one length but for a short source.
         digest: of the ids; equal for equal content.
+        documents: the texts that were taken, whole or in part, white space evened out.
     """
 
     name: str
     sequences: tuple[torch.Tensor, ...]
     digest: str
+    documents: frozenset[str] = frozenset()
 
     @property
     def scored_tokens(self) -> int:
@@ -114,7 +116,9 @@ def tokenize(
     """
     wanted = max(tokens, 2)
     stream: list[int] = []
+    documents = set()
     for text in source.texts():
+        documents.add(" ".join(text.split()))
         ids = tokenizer(text, verbose=False)["input_ids"]
         if stream and tokenizer.eos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
             stream.append(tokenizer.eos_token_id)
@@ -127,7 +131,8 @@ def tokenize(
         raise DataError(f"{source.location}: fewer than two tokens; nothing can be scored")
     starts = range(0, len(stream) - length + 1, length)
     digest = hashlib.sha256(json.dumps([length, stream]).encode()).hexdigest()[:16]
-    return TokenSet(name, tuple(torch.tensor(stream[at : at + length]) for at in starts), digest)
+    sequences = tuple(torch.tensor(stream[at : at + length]) for at in starts)
+    return TokenSet(name, sequences, digest, frozenset(documents - {""}))
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:

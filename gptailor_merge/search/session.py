@@ -167,9 +167,12 @@ def start(
     compute = compute_dtype(device, out_dtype)
     tokenizer = load_tokenizer(family.base.directory)
     progress("building the calibration set")
+    searched = _sets(config.objectives, "objectives", tokenizer)
+    reported = _sets(config.held_out, "held_out", tokenizer)
+    _refuse_leaks(searched, reported)
     teachers = _Teachers(family, device, compute)
-    calibration = _passes(config.objectives, "objectives", tokenizer, teachers, config.batch_tokens)
-    held_out = _passes(config.held_out, "held_out", tokenizer, teachers, config.batch_tokens)
+    calibration = _passes(config.objectives, searched, teachers, config.batch_tokens)
+    held_out = _passes(config.held_out, reported, teachers, config.batch_tokens)
     teachers.release()
     progress("loading the family")
     on_host = belongs_on_host(family, compute, device) if bank == "auto" else bank == "host"
@@ -264,20 +267,47 @@ class _Teachers:
         gc.collect()
 
 
-def _passes(
-    configs: Sequence[ObjectiveConfig],
-    section: str,
-    tokenizer: PreTrainedTokenizerBase,
-    teachers: _Teachers,
-    batch_tokens: int,
-) -> Passes:
-    kinds = [config.kind for config in configs]
+def _sets(
+    configs: Sequence[ObjectiveConfig], section: str, tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[TokenSet, ...]]:
+    """The token sets of each objective."""
     sets: list[tuple[TokenSet, ...]] = []
     for index, config in enumerate(configs):
         try:
             sets.append(token_sets(config.data, tokenizer, config.tokens, config.sequence_length))
         except InputError as error:
             raise ConfigError(Problem((section, index, "data"), str(error))) from None
+    return sets
+
+
+def _refuse_leaks(searched: Sequence[Sequence[TokenSet]], reported: Sequence[Sequence[TokenSet]]) -> None:
+    """The held-out set holds nothing that is searched on, whatever it is called there.
+
+    Raises:
+        ConfigError: names the data, how many documents, and how the first of them begins.
+    """
+    named = {text: s.name for sets in searched for s in sets for text in s.documents}
+    problems = []
+    for index, sets in enumerate(reported):
+        for token_set in sets:
+            leaked = sorted(token_set.documents & named.keys())
+            if leaked:
+                message = (
+                    f"{len(leaked)} of {len(token_set.documents)} documents are also searched on "
+                    f"(as {named[leaked[0]]}), found {leaked[0][:60]!r}; expected other documents"
+                )
+                problems.append(Problem(("held_out", index, "data", token_set.name), message))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _passes(
+    configs: Sequence[ObjectiveConfig],
+    sets: Sequence[tuple[TokenSet, ...]],
+    teachers: _Teachers,
+    batch_tokens: int,
+) -> Passes:
+    kinds = [config.kind for config in configs]
     rungs = layout([one for some in sets for one in some], batch_tokens, device=teachers.device)
     batches = [batch for rung in rungs for batch in rung]
     objectives: list[Objective] = []
