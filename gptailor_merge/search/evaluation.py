@@ -128,6 +128,11 @@ def evaluate(
         progress(f"evaluating {path}")
         return Evaluation({path.name: _measure(*open_model(path, device), settings, manager)}, None, ())
     recipe = Recipe.load(path)
+    if settings.chat_template and recipe.chat_template is not None:
+        message = "the recipe has a chat template of its own, which mergekit puts into the written model"
+        raise ConfigError(
+            f"--chat-template: {message}; write it with gptailor merge and evaluate that", file=path
+        )
     progress(f"evaluating {path}")
     models = {path.name: _measure(*open_model(path, device), settings, manager)}
     for name in recipe.models:

@@ -102,4 +102,4 @@ def open_model(path: Path, device: torch.device) -> tuple[PreTrainedModel, Path]
     out = recipe.out_dtype or recipe.dtype or stored_dtype(family.base)
     precision = Precision.of(recipe.dtype, recipe.out_dtype, compute_dtype(device, out))
     composer = Composer(Bank(family, precision, device=device))
-    return composer.compose(plan), family.base.directory
+    return composer.compose(plan), family.by_model(plan.tokenizer).directory

@@ -91,6 +91,15 @@ def test_an_unknown_task_is_refused_before_a_model_is_looked_at(tasks: Path) -> 
         evaluate(tasks / "no-model", TaskSettings(("tiny_choise",), tasks), CPU)
 
 
+def test_a_chat_template_that_only_the_written_model_gets_is_refused(
+    family: Mapping[str, str], tasks: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yml"
+    file.write_text(yaml.safe_dump(recipe_of(dict(family), chat_template="chatml")))
+    with pytest.raises(ConfigError, match="chat template of its own"):
+        evaluate(file, TaskSettings(("tiny_choice",), tasks, chat_template=True), CPU)
+
+
 def evaluation(direction: str, found: float, base: float, other: float) -> Evaluation:
     values = {"found": found, "base": base, "other": other}
     made = {name: {"t": {"m": Measure(v, None, direction, 5)}} for name, v in values.items()}
