@@ -27,8 +27,8 @@ from gptailor_merge.cli import quiet_libraries
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.evaluator import Evaluator, Scores
-from gptailor_merge.scoring.objectives import Score
+from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.objectives import Score, Scores
 from gptailor_merge.search.driver import Settings, loss
 from gptailor_merge.search.journal import open_existing
 from gptailor_merge.search.run import FOUND, RunDirectory, summarize

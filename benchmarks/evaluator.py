@@ -52,11 +52,12 @@ from gptailor_merge.scoring.batching import layout
 from gptailor_merge.scoring.calibration import TokenSet
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.objectives import Prediction, Weights, build_kl
-from gptailor_merge.scoring.passes import Passes, Values, extend, predictions_alone, scores
+from gptailor_merge.scoring.passes import Passes, Values, extend, predictions_alone
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.driver import loss, search
 from gptailor_merge.search.journal import Candidate, Journal
-from gptailor_merge.search.session import compute_dtype, load_model, pick_device, prepare, start
+from gptailor_merge.search.measuring import load_model
+from gptailor_merge.search.session import compute_dtype, pick_device, prepare, start
 from gptailor_merge.search.space import Space
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
@@ -96,7 +97,8 @@ class Setup:
         return Composer(bank)
 
     def loss(self, values: Values) -> float:
-        return loss(scores(values), self.weights)
+        measured = {key: [torch.cat(parts).double().cpu().numpy()] for key, parts in values.items()}
+        return loss(self.passes.scores(measured), self.weights)
 
 
 def demo(device: torch.device, tokens: int) -> Setup:

@@ -203,12 +203,12 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Run lm-eval's tasks on a model; of a recipe also on its members, with what it retains of them."""
-    from gptailor_merge.search.evaluation import TaskSettings
+    from gptailor_merge.search.evaluation import EvaluationSettings
     from gptailor_merge.search.evaluation import evaluate as run_tasks
     from gptailor_merge.search.session import pick_device
 
     quiet_libraries()
-    settings = TaskSettings(tuple(tasks), include_path, limit, few_shot, chat_template, batch_size)
+    settings = EvaluationSettings(tuple(tasks), include_path, limit, few_shot, chat_template, batch_size)
     console = Console(stderr=True)
     evaluation = run_tasks(
         model,

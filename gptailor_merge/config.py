@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from gptailor_merge.errors import ConfigError, KeyPath, Problem
 from gptailor_merge.recipe.recipe import ModelName, Recipe, explain, read_yaml
 
-VERSIONED = ("gptailor-merge", "mergekit", "torch", "transformers", "nevergrad", "numpy")
+VERSIONED = ("gptailor-merge", "mergekit", "torch", "transformers", "nevergrad", "numpy", "lm-eval")
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -90,27 +99,31 @@ def _read_source(value: Any) -> Any:
     return value
 
 
-class ObjectiveConfig(Section):
-    """What is measured, and on which texts.
+Data = dict[str, Annotated[str | DatasetConfig, BeforeValidator(_read_source)]]
+Weight = Annotated[float, Field(ge=0)]
+"""Of an objective in the loss; 0 measures it only, for a gate."""
+
+
+class TextConfig(Section):
+    """How a model predicts texts.
 
     Attributes:
         data: name -> file (.jsonl, .txt) or data set.
         teacher: for kl: the member to stay close to, or name -> member; others: the base.
         tokens: in all, shared evenly by the data.
         top_k: for kl: how many of the teacher's likeliest tokens are stored per position.
-        weight: of this objective in the loss.
     """
 
     kind: Literal["kl", "perplexity"]
-    data: dict[str, Annotated[str | DatasetConfig, BeforeValidator(_read_source)]] = Field(min_length=1)
+    data: Data = Field(min_length=1)
     teacher: str | dict[str, str] | None = None
     tokens: Annotated[int, Field(ge=2)] = 32768
     sequence_length: Annotated[int, Field(ge=2)] = 512
     top_k: Positive = 128
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Weight = 1.0
 
     @model_validator(mode="after")
-    def _teacher_of_known_data(self) -> ObjectiveConfig:
+    def _teacher_of_known_data(self) -> TextConfig:
         if self.teacher is not None and self.kind != "kl":
             raise ValueError(f"only kl takes a teacher, found kind: {self.kind}")
         unknown = set(self.teacher if isinstance(self.teacher, dict) else ()) - set(self.data)
@@ -123,6 +136,56 @@ class ObjectiveConfig(Section):
         if isinstance(self.teacher, dict):
             return self.teacher.get(name, "base")
         return self.teacher or "base"
+
+
+class TaskConfig(Section):
+    """A metric of lm-eval's tasks.
+
+    Attributes:
+        tasks: names of tasks or groups.
+        include_path: a directory with further tasks, YAML files of lm-eval.
+        split: of the tasks' data; default the validation split, else the training split.
+        few_shot: examples before each item; default as the tasks have it.
+        limit: so many items of each task, chosen by the seed.
+        metric: one of lm-eval's, or margin; default the tasks' first.
+    """
+
+    kind: Literal["task"]
+    tasks: tuple[str, ...] = Field(min_length=1, strict=False)
+    include_path: str | None = None
+    split: str | None = None
+    few_shot: Annotated[int, Field(ge=0)] | None = None
+    chat_template: bool = False
+    limit: Positive | None = None
+    metric: str | None = None
+    weight: Weight = 1.0
+
+
+_KINDS: dict[str, type[Section]] = {"kl": TextConfig, "perplexity": TextConfig, "task": TaskConfig}
+
+
+def _kind_of(value: Any) -> str | None:
+    """Which of the objectives' classes; brackets mark what is in no document, see recipe.explain."""
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return f"[{_KINDS[kind].__name__}]" if isinstance(kind, str) and kind in _KINDS else None
+
+
+def _known_kind(value: Any) -> Any:
+    if _kind_of(value) is None:
+        found = value.get("kind") if isinstance(value, Mapping) else value
+        raise ValueError(f"expected a mapping with a kind of {', '.join(_KINDS)}, found {found!r}")
+    return value
+
+
+ObjectiveConfig = TextConfig | TaskConfig
+Objectives = tuple[
+    Annotated[
+        Annotated[TextConfig, Tag("[TextConfig]")] | Annotated[TaskConfig, Tag("[TaskConfig]")],
+        Discriminator(_kind_of),
+        BeforeValidator(_known_kind),
+    ],
+    ...,
+]
 
 
 class StartRecipe(Section):
@@ -158,19 +221,21 @@ class SearchConfig(Section):
     Attributes:
         dtype: of merge arithmetic.
         out_dtype: of the written model; default the base's.
+        allow_test_split: search on tasks' test splits, which then tell nothing about other models.
         batch_tokens: about so many tokens go through the model at once.
     """
 
     family: FamilyConfig
     target: Target
-    objectives: tuple[ObjectiveConfig, ...] = Field(min_length=1, strict=False)
+    objectives: Objectives = Field(min_length=1, strict=False)
     operations: Operations = Operations()
-    held_out: tuple[ObjectiveConfig, ...] = Field(default=(), strict=False)
+    held_out: Objectives = Field(default=(), strict=False)
     search: SearchSection = SearchSection()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batch_tokens: Positive = 4096
+    allow_test_split: bool = False
 
     @classmethod
     def load(cls, file: Path) -> SearchConfig:
@@ -201,6 +266,7 @@ class SearchConfig(Section):
         seed: int | None = None,
         racing: bool | None = None,
         start: Sequence[Path] = (),
+        allow_test_split: bool = False,
     ) -> SearchConfig:
         """The config with what the command line says otherwise.
 
@@ -211,7 +277,9 @@ class SearchConfig(Section):
         options = {"budget": budget, "racing": racing, "start": read}
         given = {name: value for name, value in options.items() if value is not None}
         search = self.search.model_copy(update=given)
-        return self.model_copy(update={"search": search, "seed": self.seed if seed is None else seed})
+        allowed = self.allow_test_split or allow_test_split
+        update = {"search": search, "allow_test_split": allowed}
+        return self.model_copy(update=update if seed is None else {**update, "seed": seed})
 
     def to_yaml(self) -> str:
         """Everything resolved, with the versions of the libraries, as `load` reads it back."""
@@ -234,6 +302,12 @@ class SearchConfig(Section):
         for section, objectives in (("objectives", self.objectives), ("held_out", self.held_out)):
             for index, objective in enumerate(objectives):
                 path: KeyPath = (section, index)
+                if isinstance(objective, TaskConfig):
+                    where = objective.include_path
+                    if where is not None and not (directory / where).is_dir():
+                        message = f"no such directory, found {where!r}; looked for {directory / where}"
+                        found.append(Problem((*path, "include_path"), message))
+                    continue
                 for name, source in objective.data.items():
                     if isinstance(source, str) and not (directory / source).is_file():
                         message = f"no such file, found {source!r}; looked for {directory / source}"
@@ -270,10 +344,13 @@ class SearchConfig(Section):
             for start in document["search"]["start"]
         ]
         for objective in (*document["objectives"], *document["held_out"]):
-            objective["data"] = {
-                name: str(directory / source) if isinstance(source, str) else source
-                for name, source in objective["data"].items()
-            }
+            if "data" in objective:
+                objective["data"] = {
+                    name: str(directory / source) if isinstance(source, str) else source
+                    for name, source in objective["data"].items()
+                }
+            if "include_path" in objective:
+                objective["include_path"] = str(directory / objective["include_path"])
         return document
 
 

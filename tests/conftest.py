@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -15,6 +18,36 @@ VOCABULARY = 64
 DEPTH = 5
 
 torch.set_num_threads(1)
+
+TASKS: dict[str, dict[str, Any]] = {
+    "choice": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{options}}",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+    "loglikelihood": {
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{options[0]}}",
+        "metric_list": [{"metric": "perplexity", "higher_is_better": False}],
+    },
+    "rolling": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{question}}",
+        "metric_list": [{"metric": "word_perplexity"}],
+    },
+    "generation": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{options[0]}}",
+        "generation_kwargs": {"until": ["="], "max_gen_toks": 4},
+        "metric_list": [{"metric": "exact_match"}],
+    },
+}
+"""A local task of each kind that lm-eval has, all over the same items."""
 
 
 def write_member(
@@ -89,6 +122,27 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         path.write_text("".join(f'{{"text": "{words[i:] + words[:i]}"}}\n' for i in range(len(words))))
         files[name] = str(path)
     return files
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a local task of each kind over the same 12 items."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    directory = tmp_path / "tasks"
+    directory.mkdir()
+    items = directory / "items.jsonl"
+    rows = [
+        {"question": f"{n}+{n}=", "options": [f"{n}2", "?", "7", "A B"], "label": n % 4} for n in range(11)
+    ]
+    # Longer than the models' context, in tokens that are characters.
+    rows.append({"question": "ONCE UPON A TIME " * 6, "options": ["1", "123", "4", "A"], "label": 1})
+    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, kind in TASKS.items():
+        data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(items)}}}
+        task = {"task": f"tiny_{name}", **data, "test_split": "test", **kind}
+        (directory / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    return directory
 
 
 def recipe_of(

@@ -69,7 +69,7 @@ def test_what_a_run_records_is_read_back(write, tmp_path: Path) -> None:  # type
         ({"objectives": []}, "objectives: "),
         (
             {"objectives": [{"kind": "ppl", "data": {"a": "b"}}]},
-            "objectives[0].kind: input should be 'kl' or",
+            "objectives[0]: expected a mapping with a kind of kl, perplexity, task, found",
         ),
         (
             {"objectives": [{"kind": "kl", "data": {"a": "cal/none.jsonl"}}]},

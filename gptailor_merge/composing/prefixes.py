@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +24,18 @@ from gptailor_merge.recipe.operations import Plan
 Path = tuple[Hashable, ...]
 State = Any
 """What a layer returns: hidden states [sequences, length, width]."""
+
+
+class Branches(NamedTuple):
+    """Where the rows of a batch hold token trees: what each token follows.
+
+    Attributes:
+        positions: of each token in its text, int64 [sequences, length].
+        visible: which tokens each token sees, bool [sequences, 1, length, length].
+    """
+
+    positions: torch.Tensor
+    visible: torch.Tensor
 
 
 def path_of(plan: Plan) -> Path:
@@ -50,7 +62,12 @@ def common(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
 
 
 def advance(
-    model: PreTrainedModel, ids: torch.Tensor, state: State, layers: range, record: set[int]
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    state: State,
+    layers: range,
+    record: set[int],
+    branches: Branches | None = None,
 ) -> list[State]:
     """Run some of a model's layers.
 
@@ -59,7 +76,11 @@ def advance(
         state: what the layer before the first of `layers` gave; of no meaning from layer 0 on.
         layers: consecutive layers; the others compute nothing.
         record: the layers whose outputs are returned, in order.
+        branches: None where each row is one text.
     """
+    named = {}
+    if branches is not None:
+        named = {"position_ids": branches.positions, "attention_mask": branches.visible}
     body = model.base_model
     kept: list[State] = []
     with _replaced(body) as own:
@@ -73,7 +94,7 @@ def advance(
                 stand_ins.append(_Skip(layer))
         body.layers = nn.ModuleList(stand_ins)
         with torch.inference_mode():
-            body(input_ids=ids, use_cache=False)
+            body(input_ids=ids, use_cache=False, **named)
     return kept
 
 
@@ -99,8 +120,8 @@ class PrefixWalk:
         layers_run: layers that were computed.
     """
 
-    def __init__(self, ids: torch.Tensor) -> None:
-        self._ids = ids
+    def __init__(self, ids: torch.Tensor, branches: Branches | None = None) -> None:
+        self._ids, self._branches = ids, branches
         self._steps: list[Hashable] = []
         self._states: list[State] = []
         self.layers_run = 0
@@ -119,7 +140,7 @@ class PrefixWalk:
             return self._states[-1]
         before = self._states[-1] if known else None
         record = {*range(known, keep), depth - 1}
-        states = advance(model, self._ids, before, range(known, depth), record)
+        states = advance(model, self._ids, before, range(known, depth), record, self._branches)
         self.layers_run += depth - known
         kept = max(keep - known, 0)
         self._states += states[:kept]

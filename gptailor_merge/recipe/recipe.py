@@ -364,12 +364,15 @@ def _is_internal(part: str | int) -> bool:
 def _keys_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
     """The keys that are allowed at a place in a document."""
     fields: Any = model
+    candidates: list[type[BaseModel]] = []
     for part in path:
         if isinstance(part, str) and part in getattr(fields, "model_fields", {}):
             candidates = _models_in(fields.model_fields[part].annotation)
             if not candidates:
                 return []
             fields = candidates[0]
+        elif isinstance(part, str) and _is_internal(part):
+            fields = next((c for c in candidates if c.__name__ == part.strip("[]")), fields)
     return [f.alias or name for name, f in getattr(fields, "model_fields", {}).items()]
 
 

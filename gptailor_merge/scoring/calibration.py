@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +89,13 @@ class TokenSet:
     documents: frozenset[str] = frozenset()
 
     @property
-    def scored_tokens(self) -> int:
-        """Tokens that are predicted: all but the first of each sequence."""
+    def units(self) -> int:
+        """What is scored, one by one: tokens that are predicted, all but the first of each sequence."""
         return sum(len(ids) - 1 for ids in self.sequences)
+
+    def rows_until(self, share: float) -> int:
+        """How many sequences this share is, rounded up."""
+        return math.ceil(share * len(self.sequences))
 
 
 def tokenize(

@@ -18,7 +18,7 @@ from gptailor_merge.composing.prefixes import PrefixWalk, State, advance, common
 from gptailor_merge.recipe.operations import Plan
 from gptailor_merge.scoring.batching import Batch
 from gptailor_merge.scoring.objectives import Scores
-from gptailor_merge.scoring.passes import Passes, Values, extend, predictions, scores
+from gptailor_merge.scoring.passes import Measured, Passes, Values, extend, predictions
 from gptailor_merge.scoring.racing import Race, Units
 
 
@@ -70,40 +70,44 @@ class Evaluator:
             race: drops plans that cannot win before they are scored on everything; None scores all.
         """
         with self._clock("bookkeeping"):
-            candidates = [_Candidate(plan, self.passes.no_values()) for plan in plans]
+            candidates = [_Candidate(plan, self.passes.nothing_measured()) for plan in plans]
             order = [candidates[position] for position in trie_order([c.path for c in candidates])]
-        *rungs, last = self.passes.rungs
-        for rung in rungs:
-            self._score_rung(rung, order)
-            if race is not None:
+        for number in range(len(self.passes.rungs)):
+            self._score_rung(number, order)
+            if race is not None and number + 1 < len(self.passes.rungs):
                 with self._clock("bookkeeping"):
                     running = [c for c in candidates if c.runs]
                     hopeless = race.hopeless([self._units(c, race) for c in running], self.passes.totals)
                     for candidate, leaves in zip(running, hopeless, strict=True):
                         candidate.dropped = leaves
-        self._score_rung(last, order)
         with self._clock("bookkeeping"):
             return self._outcomes(candidates, race)
 
     def _outcomes(self, candidates: Sequence[_Candidate], race: Race | None) -> list[Outcome]:
         if race is None:
-            return [candidate.outcome(None, None) for candidate in candidates]
+            return [candidate.outcome(self.passes, None, None) for candidate in candidates]
         units = {n: self._units(c, race) for n, c in enumerate(candidates) if c.cause is None}
         finished = {n: u for n, u in units.items() if not candidates[n].dropped}
         dropped = {n: u for n, u in units.items() if candidates[n].dropped}
         estimates = race.estimates(list(finished.values()), dropped, self.passes.totals)
-        return [c.outcome(finished.get(n), estimates.get(n)) for n, c in enumerate(candidates)]
+        return [c.outcome(self.passes, finished.get(n), estimates.get(n)) for n, c in enumerate(candidates)]
 
     def _units(self, candidate: _Candidate, race: Race) -> Units:
-        return self.passes.units(candidate.values, race.weights)
+        return self.passes.units(candidate.measured, race.weights)
 
-    def _score_rung(self, rung: Sequence[Batch], order: Sequence[_Candidate]) -> None:
-        for batch in rung:
+    def _score_rung(self, number: int, order: Sequence[_Candidate]) -> None:
+        found: dict[_Candidate, Values] = {candidate: {} for candidate in order}
+        for batch in self.passes.rungs[number]:
             candidates = [candidate for candidate in order if candidate.runs]
             for candidate, values in self._score_batch(batch, candidates):
-                extend(candidate.values, values)
+                extend(found[candidate], values)
             for candidate in candidates:
                 candidate.tokens += batch.ids.numel()
+        with self._clock("bookkeeping"):
+            for candidate in order:
+                if candidate.runs:
+                    with candidate.attempt():
+                        self.passes.finish(number, found[candidate], candidate.measured)
 
     def _score_batch(self, batch: Batch, candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, Values]]:
         """The values of a batch for each candidate that did not fail."""
@@ -124,7 +128,7 @@ class Evaluator:
     def _by_paths(
         self, batch: Batch, candidates: Sequence[_Candidate]
     ) -> Iterator[tuple[_Candidate, Values]]:
-        walk = PrefixWalk(batch.ids)
+        walk = PrefixWalk(batch.ids, batch.branches)
         for candidate, after in zip_longest(candidates, candidates[1:]):
             with candidate.attempt(batch):
                 with self._clock("composing"):
@@ -146,7 +150,8 @@ class Evaluator:
                 with self._clock("composing"):
                     model = self._composer.compose(candidate.plan, only=(depth,))
                 with self._clock("forward"):
-                    (after,) = advance(model, batch.ids, before, range(depth, depth + 1), {depth})
+                    layers = range(depth, depth + 1)
+                    (after,) = advance(model, batch.ids, before, layers, {depth}, batch.branches)
                 self.layer_tokens += batch.ids.numel()
                 return after
             for other in candidates:
@@ -179,10 +184,10 @@ class _OutOfMemoryError(Exception):
 class _Candidate:
     """A plan on its way through a generation."""
 
-    def __init__(self, plan: Plan, values: Values) -> None:
+    def __init__(self, plan: Plan, measured: Measured) -> None:
         self.plan = plan
         self.path = path_of(plan)
-        self.values = values
+        self.measured = measured
         self.cause: str | None = None
         self.dropped = False
         self.seconds = 0.0
@@ -194,20 +199,20 @@ class _Candidate:
         return self.cause is None and not self.dropped
 
     @contextmanager
-    def attempt(self, batch: Batch) -> Iterator[None]:
+    def attempt(self, batch: Batch | None = None) -> Iterator[None]:
         """Time a step; what goes wrong in it is the candidate's failure, not the generation's."""
         begun = time.monotonic()
         try:
             yield
         except Exception as error:  # one bad candidate must not end a search of hours
-            if is_out_of_memory(error) and len(batch.ids) > 1:
+            if batch is not None and len(batch.ids) > 1 and is_out_of_memory(error):
                 raise _OutOfMemoryError from None
             self.cause = "".join(traceback.format_exception_only(error)).strip()
         self.seconds += time.monotonic() - begun
 
-    def outcome(self, units: Units | None, estimate: float | None) -> Outcome:
+    def outcome(self, passes: Passes, units: Units | None, estimate: float | None) -> Outcome:
         """Scores, or the failure."""
-        made = {} if self.cause else scores(self.values)
+        made = {} if self.cause else passes.scores(self.measured)
         cause = self.cause or _not_finite(made)
         if cause:
             return Outcome({}, cause, self.seconds, 0)

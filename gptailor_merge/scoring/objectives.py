@@ -1,8 +1,8 @@
 """What is measured on a composed model: perplexity, and KL divergence to a reference.
 
-An objective gives one value per predicted token, so that an evaluation can stop early and candidates
-can be compared token by token. A new one is a class here, and a kind in config.ObjectiveConfig that
-session.build makes it of.
+An objective gives one value per predicted token or per item, so that an evaluation can stop early and
+candidates can be compared one by one. A new one is a class, and a kind in config that session.build
+makes it of.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gptailor_merge.scoring.batching import Batch, Segment
 from gptailor_merge.scoring.calibration import TokenSet
@@ -25,15 +27,17 @@ class Prediction(NamedTuple):
 
     Attributes:
         segment: which rows.
-        next_ids: the tokens to predict [sequences, positions].
-        logits: float32 [sequences, positions, vocabulary].
-        log_normalizer: log Σ exp of the logits [sequences, positions].
+        next_ids: the tokens to predict [sequences, positions]; of items the tokens asked for [asked].
+        logits: float32 [sequences, positions, vocabulary]; of items [places, vocabulary].
+        log_normalizer: log Σ exp of the logits [sequences, positions]; of items [places].
+        at: of items: the place that predicts each token asked for [asked].
     """
 
     segment: Segment
     next_ids: torch.Tensor
     logits: torch.Tensor
     log_normalizer: torch.Tensor
+    at: torch.Tensor | None = None
 
     @staticmethod
     def of(segment: Segment, next_ids: torch.Tensor, logits: torch.Tensor) -> Prediction:
@@ -49,23 +53,39 @@ Weights = Mapping[str, float]
 """Objective name -> its weight in the loss."""
 
 
+UNITS: Mapping[str, Callable[[float], float]] = {
+    "nats": lambda mean: mean,
+    "perplexity": lambda mean: math.exp(mean) if mean < 700 else math.inf,
+    "bits": lambda mean: mean / math.log(2),
+    "negated": lambda mean: -mean,
+}
+"""How users see a mean that is minimised: as it is, as its exponential, in bits, with the other sign."""
+
+
 @dataclass(frozen=True)
 class Score:
-    """A mean over predicted tokens, in nats."""
+    """A mean that is minimised.
+
+    Attributes:
+        mean: in nats, or of whatever an objective counts.
+        count: what it is a mean over: predicted tokens, items, words.
+        unit: how users see it, see UNITS.
+    """
 
     mean: float
-    tokens: int
+    count: float
+    unit: str = "nats"
 
     @property
-    def perplexity(self) -> float:
-        """exp of the mean."""
-        return math.exp(self.mean) if self.mean < 700 else math.inf
+    def natural(self) -> float:
+        """As users see it."""
+        return UNITS[self.unit](self.mean)
 
     @staticmethod
     def total(scores: Sequence[Score]) -> Score:
-        """The mean over all tokens of several scores."""
-        tokens = sum(score.tokens for score in scores)
-        return Score(sum(s.mean * s.tokens for s in scores) / tokens, tokens)
+        """The mean over all that several scores of one objective are means of."""
+        count = sum(score.count for score in scores)
+        return Score(sum(s.mean * s.count for s in scores) / count, count, scores[0].unit)
 
 
 Scores = Mapping[str, Mapping[str, Score]]
@@ -92,26 +112,56 @@ class Objective(Protocol):
         """The token sequences that it is measured on."""
 
     def values(self, set_name: str, prediction: Prediction) -> torch.Tensor:
-        """One value per predicted token of some of a set's rows, float32 [sequences, positions].
+        """What is kept of a prediction on some of a set's rows, float32, of any shape."""
 
-        Lower is better.
+    def units(self, set_name: str, values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
+        """One number per predicted token or item; lower is better.
+
+        Args:
+            values: those of whole items, flat, in the order of the rows.
+            rows: of the set, each once.
         """
+
+    def size(self, set_name: str, units: int) -> float:
+        """The count that the sum of the first so many units is divided by."""
+
+    def score(self, set_name: str, units: NDArray[np.float64]) -> Score:
+        """Of a set's first units."""
+
+
+class PerToken:
+    """What objectives share that give a value per predicted token of a text."""
+
+    unit = "nats"
+
+    def units(self, set_name: str, values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
+        """The values: texts are scored in their order."""
+        return values
+
+    def size(self, set_name: str, units: int) -> float:
+        """All tokens count alike."""
+        return units
+
+    def score(self, set_name: str, units: NDArray[np.float64]) -> Score:
+        """The mean."""
+        return Score(float(units.mean()), len(units), self.unit)
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class Perplexity(PerToken):
     """exp of the mean negative log-likelihood of the next token."""
 
     name: str
     sets: tuple[TokenSet, ...]
     direction: str = "minimize"
+    unit = "perplexity"
 
     @property
     def fingerprint(self) -> str:
-        return _digest(["perplexity", [(s.name, s.digest) for s in self.sets]])
+        return digest(["perplexity", [(s.name, s.digest) for s in self.sets]])
 
     def values(self, set_name: str, prediction: Prediction) -> torch.Tensor:
-        return negative_log_likelihood(prediction)
+        return -log_likelihood(prediction)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +176,9 @@ class Reference:
     indices: torch.Tensor
     log_probabilities: torch.Tensor
 
-    def rows(self, rows: range) -> Reference:
-        """Some of its sequences."""
-        wanted = slice(rows.start, rows.stop)
+    def rows(self, rows: Sequence[int]) -> Reference:
+        """Some of its sequences, neighbours."""
+        wanted = slice(rows[0], rows[-1] + 1)
         return Reference(self.indices[wanted], self.log_probabilities[wanted])
 
     @staticmethod
@@ -139,7 +189,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class KullbackLeibler:
+class KullbackLeibler(PerToken):
     """KL(reference || model) of the next-token distributions, mean per token.
 
     Of the reference its `top_k` likeliest tokens are stored, and all others count as one outcome
@@ -162,7 +212,7 @@ class KullbackLeibler:
     @property
     def fingerprint(self) -> str:
         parts = [(s.name, s.digest, self.teachers[s.name]) for s in self.sets]
-        return _digest(["kl", self.top_k, parts])
+        return digest(["kl", self.top_k, parts])
 
     def values(self, set_name: str, prediction: Prediction) -> torch.Tensor:
         return kl_divergence(self.references[set_name].rows(prediction.segment.rows), prediction)
@@ -194,17 +244,20 @@ def build_kl(
             for prediction in forward(batch):
                 segment = prediction.segment
                 if segment.digest in taught:
-                    found[taught[segment.digest]][segment.rows.start] = reference(prediction, top_k)
+                    found[taught[segment.digest]][segment.rows[0]] = reference(prediction, top_k)
     references = {
         name: Reference.concatenate([parts[row] for row in sorted(parts)]) for name, parts in found.items()
     }
     return KullbackLeibler(name, tuple(sets), top_k, digests, references)
 
 
-def negative_log_likelihood(prediction: Prediction) -> torch.Tensor:
-    """-log p(next token), nats [sequences, positions]."""
+def log_likelihood(prediction: Prediction) -> torch.Tensor:
+    """log p(token asked for), nats, of the shape of `next_ids`."""
+    if prediction.at is not None:
+        of_asked = prediction.logits[prediction.at, prediction.next_ids]
+        return of_asked - prediction.log_normalizer[prediction.at]
     of_next = prediction.logits.gather(-1, prediction.next_ids[..., None])[..., 0]
-    return prediction.log_normalizer - of_next
+    return of_next - prediction.log_normalizer
 
 
 def reference(prediction: Prediction, top_k: int) -> Reference:
@@ -233,5 +286,6 @@ def _log_rest(log_probabilities: torch.Tensor) -> torch.Tensor:
     return torch.log((1 - mass).clamp_min(torch.finfo(torch.float32).eps))
 
 
-def _digest(value: object) -> str:
+def digest(value: object) -> str:
+    """Short, of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from gptailor_merge.composing.prefixes import State, advance, head
 from gptailor_merge.scoring.batching import Batch
-from gptailor_merge.scoring.objectives import Objective, Prediction, Score, Scores, Weights
+from gptailor_merge.scoring.objectives import Objective, Prediction, Scores, Weights
 from gptailor_merge.scoring.racing import Totals, Units
 
 LOGITS_BYTES = {"cpu": 8 * 1024**2}
@@ -18,7 +19,9 @@ LOGITS_BYTES = {"cpu": 8 * 1024**2}
 DEFAULT_LOGITS_BYTES = 1024**3
 
 Values = dict[tuple[str, str], list[torch.Tensor]]
-"""(objective, set name) -> a value per predicted token, float32, in the order of the batches."""
+"""(objective, set name) -> what is kept of predictions, in the order of the batches of a rung."""
+Measured = dict[tuple[str, str], list[NDArray[np.float64]]]
+"""(objective, set name) -> one number per predicted token or item, rung by rung."""
 
 
 def predictions(
@@ -31,16 +34,33 @@ def predictions(
         vocabulary: so many tokens can be predicted; default the model's.
     """
     positions = batch.ids.shape[1] - 1
+    if batch.rows:
+        positions = max(len(row.places) for row in batch.rows)
     row_bytes = positions * int(model.config.get_text_config().vocab_size) * 4
     size = max(1, LOGITS_BYTES.get(batch.ids.device.type, DEFAULT_LOGITS_BYTES) // row_bytes)
-    for start in range(0, len(batch.ids), size):
-        part = batch.rows(start, start + size)
-        logits = head(model, part.ids[:, :-1], state[start : start + size, :-1])[..., :vocabulary]
-        together = logits.float()
+    start = 0
+    for part in batch.cut(size):
+        of_part = state[start : start + len(part.ids)]
+        start += len(part.ids)
+        if part.rows:
+            yield from _asked(model, part, of_part, vocabulary)
+            continue
+        together = head(model, part.ids[:, :-1], of_part[:, :-1])[..., :vocabulary].float()
         log_normalizer = together.logsumexp(-1)
         for segment in part.segments:
             at = slice(segment.at.start, segment.at.stop)
             yield Prediction(segment, part.ids[at, 1:], together[at], log_normalizer[at])
+
+
+def _asked(
+    model: PreTrainedModel, batch: Batch, state: State, vocabulary: int | None
+) -> Iterator[Prediction]:
+    """What is predicted where items ask for it."""
+    places = batch.places
+    logits = head(model, batch.ids[places][None], state[places][None])[0, :, :vocabulary].float()
+    log_normalizer = logits.logsumexp(-1)
+    for segment, at, asked in batch.questions:
+        yield Prediction(segment, asked, logits, log_normalizer, at)
 
 
 def predictions_alone(
@@ -48,7 +68,7 @@ def predictions_alone(
 ) -> Iterator[Prediction]:
     """What a model predicts that shares no work with others."""
     depth = len(model.base_model.layers)
-    (state,) = advance(model, batch.ids, None, range(depth), {depth - 1})
+    (state,) = advance(model, batch.ids, None, range(depth), {depth - 1}, batch.branches)
     return predictions(model, batch, state, vocabulary=vocabulary)
 
 
@@ -57,13 +77,14 @@ class Passes:
 
     Attributes:
         rungs: the batches that each rung adds.
-        totals: digest of a set -> predicted tokens in it.
+        totals: digest of a set -> its predicted tokens, or items.
     """
 
     def __init__(self, objectives: Sequence[Objective], rungs: Sequence[Sequence[Batch]]) -> None:
         self.objectives = objectives
         self.rungs = rungs
-        self.totals: Totals = {s.digest: s.scored_tokens for o in objectives for s in o.sets}
+        self.totals: Totals = {s.digest: s.units for o in objectives for s in o.sets}
+        self._rows = [_rows_of(rung) for rung in rungs]
 
     @property
     def batches(self) -> list[Batch]:
@@ -75,8 +96,8 @@ class Passes:
         """Tokens that go through a model to score it once."""
         return sum(batch.ids.numel() for batch in self.batches)
 
-    def no_values(self) -> Values:
-        """Nothing measured yet, in the order of the objectives and their sets."""
+    def nothing_measured(self) -> Measured:
+        """In the order of the objectives and their sets."""
         return {(o.name, token_set.name): [] for o in self.objectives for token_set in o.sets}
 
     def measure(self, found: Iterable[Prediction]) -> Values:
@@ -91,29 +112,45 @@ class Passes:
                             values.setdefault((objective.name, token_set.name), []).append(made.flatten())
         return values
 
+    def finish(self, rung: int, values: Values, measured: Measured) -> None:
+        """Add what a whole rung came to."""
+        for objective in self.objectives:
+            for token_set in objective.sets:
+                parts = values.get((objective.name, token_set.name))
+                if parts:
+                    made = _on_host(parts).numpy()
+                    rows = self._rows[rung][token_set.digest]
+                    units = objective.units(token_set.name, made, rows)
+                    measured[objective.name, token_set.name].append(units)
+
     def score(self, model: PreTrainedModel) -> Scores:
         """Score a single model, composed or loaded, that has the family's vocabulary."""
-        values = self.no_values()
-        for batch in self.batches:
-            extend(values, self.measure(predictions_alone(model, batch)))
-        return scores(values)
+        measured = self.nothing_measured()
+        for number, rung in enumerate(self.rungs):
+            values: Values = {}
+            for batch in rung:
+                extend(values, self.measure(predictions_alone(model, batch)))
+            self.finish(number, values, measured)
+        return self.scores(measured)
 
-    def units(self, values: Values, weights: Weights) -> Units:
-        """What each predicted token adds to the loss."""
-        units: dict[str, np.ndarray[tuple[int], np.dtype[np.float64]]] = {}
+    def scores(self, measured: Measured) -> Scores:
+        """Of what was measured so far."""
+        return {
+            o.name: {s.name: o.score(s.name, np.concatenate(measured[o.name, s.name])) for s in o.sets}
+            for o in self.objectives
+        }
+
+    def units(self, measured: Measured, weights: Weights) -> Units:
+        """What each predicted token or item adds to the loss."""
+        units: dict[str, NDArray[np.float64]] = {}
         for objective in self.objectives:
-            tokens = sum(token_set.scored_tokens for token_set in objective.sets)
+            size = sum(objective.size(token_set.name, token_set.units) for token_set in objective.sets)
             for token_set in objective.sets:
-                made = _on_host(values[objective.name, token_set.name]).numpy()
-                part = made * (weights[objective.name] / tokens)
+                made = np.concatenate(measured[objective.name, token_set.name])
+                part = made * (weights[objective.name] / size)
                 known = units.get(token_set.digest)
                 units[token_set.digest] = part if known is None else known + part
         return units
-
-
-def _on_host(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """In double precision, which MPS does not have."""
-    return torch.cat(list(parts)).cpu().double()
 
 
 def extend(values: Values, by: Values) -> None:
@@ -122,10 +159,15 @@ def extend(values: Values, by: Values) -> None:
         values.setdefault(key, []).extend(parts)
 
 
-def scores(values: Values) -> Scores:
-    """The means of the values."""
-    means: dict[str, dict[str, Score]] = {}
-    for (objective, name), parts in values.items():
-        made = _on_host(parts)
-        means.setdefault(objective, {})[name] = Score(float(made.mean()), len(made))
-    return means
+def _on_host(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """In double precision, which MPS does not have."""
+    return torch.cat(list(parts)).cpu().double()
+
+
+def _rows_of(rung: Sequence[Batch]) -> dict[str, list[int]]:
+    """Digest of a set -> its rows, in the order in which a rung scores them."""
+    rows: dict[str, list[int]] = {}
+    for batch in rung:
+        for segment in batch.segments:
+            rows.setdefault(segment.digest, []).extend(segment.rows)
+    return rows

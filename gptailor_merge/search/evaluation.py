@@ -6,7 +6,6 @@ composed in memory; nothing is written.
 
 from __future__ import annotations
 
-import difflib
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -20,11 +19,12 @@ from gptailor_merge.errors import ConfigError, ScoringError
 from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.calibration import load_tokenizer
+from gptailor_merge.scoring.tasks import task_manager
 from gptailor_merge.search.score import open_model
 
 
 @dataclass(frozen=True)
-class TaskSettings:
+class EvaluationSettings:
     """How the tasks are run; None and False leave a task as its config has it.
 
     Attributes:
@@ -112,7 +112,7 @@ class Evaluation:
 
 def evaluate(
     path: Path,
-    settings: TaskSettings,
+    settings: EvaluationSettings,
     device: torch.device,
     *,
     progress: Callable[[str], None] = lambda step: None,
@@ -123,7 +123,7 @@ def evaluate(
         ConfigError: an unknown task.
         ScoringError: lm-eval could not run a task.
     """
-    manager = _task_manager(settings)
+    manager = task_manager(settings.tasks, settings.include_path)
     if path.is_dir():
         progress(f"evaluating {path}")
         return Evaluation({path.name: _measure(*open_model(path, device), settings, manager)}, None, ())
@@ -143,23 +143,7 @@ def evaluate(
     return Evaluation(models, recipe.base_model, tuple(recipe.models))
 
 
-def _task_manager(settings: TaskSettings) -> Any:
-    """lm-eval's, after a look at the names: it would load models and data before it complains."""
-    from lm_eval.tasks import TaskManager  # takes seconds
-
-    if settings.include_path is not None and not settings.include_path.is_dir():
-        raise ConfigError(f"--include-path {settings.include_path}: no such directory")
-    manager = TaskManager(include_path=settings.include_path)
-    known = manager.all_tasks
-    for task in settings.tasks:
-        if task not in known:
-            close = difflib.get_close_matches(task, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else "`lm-eval ls tasks` lists them"
-            raise ConfigError(f"--tasks: lm-eval knows no task, found {task!r}; {hint}")
-    return manager
-
-
-def _measure(model: PreTrainedModel, directory: Path, settings: TaskSettings, manager: Any) -> Measures:
+def _measure(model: PreTrainedModel, directory: Path, settings: EvaluationSettings, manager: Any) -> Measures:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 

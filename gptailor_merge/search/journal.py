@@ -20,7 +20,7 @@ from gptailor_merge.errors import InputError, SearchError
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.objectives import Score, Scores
 
-FORMAT = 2
+FORMAT = 3
 SCORED, DROPPED, FAILED, DUPLICATE, PROBE = "scored", "dropped", "failed", "duplicate", "probe"
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -30,7 +30,7 @@ CREATE TABLE candidates (
     recipe TEXT NOT NULL,        -- YAML
     status TEXT NOT NULL CHECK (status IN ('scored', 'dropped', 'failed', 'duplicate', 'probe')),
     loss REAL,                   -- NULL where it failed, an estimate where it was dropped
-    scores TEXT NOT NULL,        -- objective -> file -> [mean nats per token, tokens]
+    scores TEXT NOT NULL,        -- objective -> set -> [mean, count, unit]
     fingerprint TEXT NOT NULL,   -- of the objectives
     cause TEXT,                  -- why it failed
     original INTEGER REFERENCES candidates (number),  -- of a duplicate
@@ -190,12 +190,12 @@ def open_existing(file: Path) -> Journal:
 
 
 def _dump(scores: Scores) -> str:
-    return json.dumps({o: {n: [s.mean, s.tokens] for n, s in by.items()} for o, by in scores.items()})
+    return json.dumps({o: {n: [s.mean, s.count, s.unit] for n, s in by.items()} for o, by in scores.items()})
 
 
 def _load(text: str) -> Scores:
     stored: Mapping[str, Mapping[str, Any]] = json.loads(text)
-    return {o: {n: Score(float(m), int(t)) for n, (m, t) in by.items()} for o, by in stored.items()}
+    return {o: {n: Score(*score) for n, score in by.items()} for o, by in stored.items()}
 
 
 def _candidate(row: tuple[Any, ...]) -> Candidate:

@@ -186,8 +186,8 @@ def natural(scores: Scores) -> dict[str, dict[str, float]]:
     """Scores in the units that users see, with a total over each objective's tokens."""
     shown = {}
     for objective, by_set in scores.items():
-        units = {name: _natural(objective, score) for name, score in by_set.items()}
-        shown[objective] = {**units, "total": _natural(objective, Score.total(list(by_set.values())))}
+        units = {name: score.natural for name, score in by_set.items()}
+        shown[objective] = {**units, "total": Score.total(list(by_set.values())).natural}
     return shown
 
 
@@ -202,10 +202,6 @@ def write_beside(file: Path, text: str) -> None:
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def _natural(objective: str, score: Score) -> float:
-    return score.perplexity if objective.startswith("perplexity") else score.mean
 
 
 def _score_held_out(

@@ -19,13 +19,8 @@ from gptailor_merge.scoring.batching import Batch, layout
 from gptailor_merge.scoring.calibration import load_tokenizer
 from gptailor_merge.scoring.objectives import Objective, Perplexity, Prediction, Score, build_kl
 from gptailor_merge.scoring.passes import Passes, predictions_alone
-from gptailor_merge.search.session import (
-    compute_dtype,
-    load_model,
-    member_digest,
-    stored_dtype,
-    token_sets,
-)
+from gptailor_merge.search.measuring import load_model, member_digest, token_sets
+from gptailor_merge.search.session import compute_dtype, stored_dtype
 
 BATCH_TOKENS = 4096
 
@@ -78,7 +73,7 @@ def score_path(
 def _row(scores: dict[str, Score]) -> dict[str, Any]:
     nll = scores["nll"]
     kl = {"kl": scores["kl"].mean} if "kl" in scores else {}
-    return {"nll": nll.mean, "perplexity": nll.perplexity, **kl, "tokens": nll.tokens}
+    return {"nll": nll.mean, "perplexity": nll.natural, **kl, "tokens": nll.count}
 
 
 def _named(data: Sequence[str]) -> dict[str, str]:

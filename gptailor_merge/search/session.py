@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor_merge.composing.bank import Bank, Precision, belongs_on_host, cache_bytes
 from gptailor_merge.composing.compose import Composer
-from gptailor_merge.config import DatasetConfig, ObjectiveConfig, SearchConfig
+from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, FamilyError, InputError, Problem
 from gptailor_merge.recipe.architecture import pattern
 from gptailor_merge.recipe.family import Family, Member
 from gptailor_merge.recipe.recipe import GlobalParameters, Recipe
-from gptailor_merge.scoring.batching import Batch, layout
-from gptailor_merge.scoring.calibration import TextSource, TokenSet, load_tokenizer, tokenize
+from gptailor_merge.scoring.calibration import load_tokenizer
 from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.scoring.objectives import (
-    Forward,
-    Objective,
-    Perplexity,
-    Prediction,
-    Scores,
-    build_kl,
-)
-from gptailor_merge.scoring.passes import Passes, predictions_alone
+from gptailor_merge.scoring.objectives import Scores, digest
 from gptailor_merge.search import optimizers
 from gptailor_merge.search.driver import Settings
+from gptailor_merge.search.measuring import Teachers, load_model, measures
 from gptailor_merge.search.space import Space, removable_layers, target_layers
 
 BankMode = Literal["device", "host", "auto"]
@@ -167,12 +155,8 @@ def start(
     compute = compute_dtype(device, out_dtype)
     tokenizer = load_tokenizer(family.base.directory)
     progress("building the calibration set")
-    searched = _sets(config.objectives, "objectives", tokenizer)
-    reported = _sets(config.held_out, "held_out", tokenizer)
-    _refuse_leaks(searched, reported)
-    teachers = _Teachers(family, device, compute)
-    calibration = _passes(config.objectives, searched, teachers, config.batch_tokens)
-    held_out = _passes(config.held_out, reported, teachers, config.batch_tokens)
+    teachers = Teachers(family, device, compute)
+    calibration, held_out = measures(config, tokenizer, teachers)
     teachers.release()
     progress("loading the family")
     on_host = belongs_on_host(family, compute, device) if bank == "auto" else bank == "host"
@@ -191,13 +175,13 @@ def start(
         population=config.search.population,
         seed=config.seed,
         weights=weights,
-        fingerprint=_digest([parts, str(compute), device.type]),
+        fingerprint=digest([parts, str(compute), device.type]),
         max_failures=config.search.max_failures,
         racing=config.search.racing,
     )
     return Session(
         Evaluator(composer, calibration),
-        Evaluator(composer, held_out) if config.held_out else None,
+        Evaluator(composer, held_out) if held_out.objectives else None,
         settings,
     )
 
@@ -211,147 +195,3 @@ def score_members(
         scores[member.name] = evaluator.passes.score(load_model(member.directory, dtype, device))
         gc.collect()
     return scores
-
-
-def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model as transformers loads it; safetensors only, no remote code.
-
-    Raises:
-        FamilyError: the directory holds no such model.
-    """
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise FamilyError(f"{directory}: cannot be loaded: {first_line}") from None
-    return model.to(device).eval().requires_grad_(False)
-
-
-def member_digest(directory: Path) -> str:
-    """Which weights a directory holds: names, sizes and content of its safetensors headers."""
-    parts = []
-    for file in sorted(directory.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = hashlib.sha256(stream.read(length)).hexdigest()
-        parts.append([file.name, file.stat().st_size, header])
-    return _digest(parts)
-
-
-class _Teachers:
-    """Dense members, loaded when first asked; one at a time is in memory."""
-
-    def __init__(self, family: Family, device: torch.device, dtype: torch.dtype) -> None:
-        self._family, self.device, self._dtype = family, device, dtype
-        self._loaded: tuple[str, PreTrainedModel] | None = None
-
-    def get(self, name: str) -> tuple[str, Forward]:
-        """(digest of the weights, forward pass); logits have the base's vocabulary."""
-        member = self._family.by_name(name)
-        assert member is not None
-        vocabulary = int(self._family.base.config["vocab_size"])
-
-        def run(batch: Batch) -> Iterator[Prediction]:
-            if self._loaded is None or self._loaded[0] != name:
-                self.release()
-                self._loaded = (name, load_model(member.directory, self._dtype, self.device))
-            yield from predictions_alone(self._loaded[1], batch, vocabulary=vocabulary)
-
-        return f"{member.model} {member_digest(member.directory)}", run
-
-    def release(self) -> None:
-        """Free the memory."""
-        self._loaded = None
-        gc.collect()
-
-
-def _sets(
-    configs: Sequence[ObjectiveConfig], section: str, tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[TokenSet, ...]]:
-    """The token sets of each objective."""
-    sets: list[tuple[TokenSet, ...]] = []
-    for index, config in enumerate(configs):
-        try:
-            sets.append(token_sets(config.data, tokenizer, config.tokens, config.sequence_length))
-        except InputError as error:
-            raise ConfigError(Problem((section, index, "data"), str(error))) from None
-    return sets
-
-
-def _refuse_leaks(searched: Sequence[Sequence[TokenSet]], reported: Sequence[Sequence[TokenSet]]) -> None:
-    """The held-out set holds nothing that is searched on, whatever it is called there.
-
-    Raises:
-        ConfigError: names the data, how many documents, and how the first of them begins.
-    """
-    named = {text: s.name for sets in searched for s in sets for text in s.documents}
-    problems = []
-    for index, sets in enumerate(reported):
-        for token_set in sets:
-            leaked = sorted(token_set.documents & named.keys())
-            if leaked:
-                message = (
-                    f"{len(leaked)} of {len(token_set.documents)} documents are also searched on "
-                    f"(as {named[leaked[0]]}), found {leaked[0][:60]!r}; expected other documents"
-                )
-                problems.append(Problem(("held_out", index, "data", token_set.name), message))
-    if problems:
-        raise ConfigError(problems)
-
-
-def _passes(
-    configs: Sequence[ObjectiveConfig],
-    sets: Sequence[tuple[TokenSet, ...]],
-    teachers: _Teachers,
-    batch_tokens: int,
-) -> Passes:
-    kinds = [config.kind for config in configs]
-    rungs = layout([one for some in sets for one in some], batch_tokens, device=teachers.device)
-    batches = [batch for rung in rungs for batch in rung]
-    objectives: list[Objective] = []
-    for index, config in enumerate(configs):
-        name = config.kind if kinds.count(config.kind) == 1 else f"{config.kind}-{index + 1}"
-        objectives.append(build(name, config, sets[index], teachers.get, batches))
-    return Passes(objectives, rungs)
-
-
-def token_sets(
-    data: Mapping[str, str | DatasetConfig],
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: int,
-    sequence_length: int,
-) -> tuple[TokenSet, ...]:
-    """Tokenise every source; `tokens` in all, shared evenly."""
-    share = max(2, tokens // len(data))
-    return tuple(
-        tokenize(name, _source(source), tokenizer, tokens=share, sequence_length=sequence_length)
-        for name, source in data.items()
-    )
-
-
-def build(
-    name: str,
-    config: ObjectiveConfig,
-    sets: tuple[TokenSet, ...],
-    teacher: Callable[[str], tuple[str, Forward]],
-    batches: Sequence[Batch],
-) -> Objective:
-    """The objective that a config describes."""
-    if config.kind == "perplexity":
-        return Perplexity(name, sets)
-    teachers = {s.name: teacher(config.teacher_of(s.name)) for s in sets}
-    return build_kl(name, sets, teachers=teachers, top_k=config.top_k, batches=batches)
-
-
-def _source(source: str | DatasetConfig) -> TextSource:
-    if isinstance(source, str):
-        return TextSource(source)
-    return TextSource(
-        source.dataset, is_dataset=True, config=source.config, split=source.split, column=source.column
-    )
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

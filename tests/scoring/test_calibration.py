@@ -19,7 +19,7 @@ def test_documents_are_joined_by_eos_and_cut(tmp_path: Path, tokenizer) -> None:
     made = tokenize("t", TextSource(str(file)), tokenizer, tokens=99, sequence_length=3)
     letters = [[tokenizer.decode([i]) for i in ids] for ids in made.sequences]
     assert letters == [["A", "B", "C"], [" ", "D", "E"]]
-    assert made.scored_tokens == 4
+    assert made.units == 4
 
 
 def test_at_most_so_many_tokens_are_taken(texts: dict[str, str], tokenizer) -> None:  # type: ignore[no-untyped-def]

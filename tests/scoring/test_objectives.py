@@ -18,7 +18,7 @@ from gptailor_merge.scoring.objectives import (
     Score,
     build_kl,
     kl_divergence,
-    negative_log_likelihood,
+    log_likelihood,
     reference,
 )
 
@@ -44,7 +44,7 @@ def full_kl(p: torch.Tensor, q: torch.Tensor) -> float:
 
 
 def test_likelihood_is_of_the_next_token() -> None:
-    values = negative_log_likelihood(predicted(logits(1)))
+    values = -log_likelihood(predicted(logits(1)))
     for row, ids, found in zip(logits(1), IDS, values, strict=True):
         for position in range(5):
             expected = -float(functional.log_softmax(row[position], -1)[ids[position + 1]])
@@ -77,7 +77,7 @@ def test_a_reference_that_is_sure_of_itself_gives_finite_numbers() -> None:
 
 def test_totals_weigh_by_tokens() -> None:
     assert Score.total([Score(1.0, 10), Score(4.0, 30)]) == Score(3.25, 40)
-    assert Score(math.log(7.0), 1).perplexity == pytest.approx(7.0)
+    assert Score(math.log(7.0), 1, "perplexity").natural == pytest.approx(7.0)
 
 
 def token_set(name: str, seed: int) -> TokenSet:
@@ -103,7 +103,7 @@ def rungs(sets: tuple[TokenSet, ...], batch_tokens: int) -> list[Batch]:
 
 def make_kl(sets: tuple[TokenSet, ...], batch_tokens: int) -> Objective:
     def teacher(batch: Batch) -> Iterator[Prediction]:
-        for segment, next_ids, logits, _ in forward(batch):
+        for segment, next_ids, logits, *_ in forward(batch):
             yield Prediction.of(segment, next_ids, 2 * logits)
 
     teachers = {s.name: ("teacher", teacher) for s in sets}

@@ -1,9 +1,7 @@
 """A recipe's task scores are those that lm-eval gives the written model."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,60 +10,13 @@ import yaml
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.publish.materialize import materialize
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.search.evaluation import Evaluation, Measure, TaskSettings, evaluate
-from tests.conftest import recipe_of
+from gptailor_merge.search.evaluation import Evaluation, EvaluationSettings, Measure, evaluate
+from tests.conftest import TASKS, recipe_of
 
 # lm-eval and what it imports warn of their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 CPU = torch.device("cpu")
-KINDS: dict[str, dict[str, Any]] = {
-    "choice": {
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": "{{options}}",
-        "doc_to_target": "label",
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-    },
-    "loglikelihood": {
-        "output_type": "loglikelihood",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "{{options[0]}}",
-        "metric_list": [{"metric": "perplexity", "higher_is_better": False}],
-    },
-    "rolling": {
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{question}}",
-        "metric_list": [{"metric": "word_perplexity"}],
-    },
-    "generation": {
-        "output_type": "generate_until",
-        "doc_to_text": "{{question}}",
-        "doc_to_target": "{{options[0]}}",
-        "generation_kwargs": {"until": ["="], "max_gen_toks": 4},
-        "metric_list": [{"metric": "exact_match"}],
-    },
-}
-
-
-@pytest.fixture
-def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with a local task of each kind over the same 12 items."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    directory = tmp_path / "tasks"
-    directory.mkdir()
-    items = directory / "items.jsonl"
-    rows = [
-        {"question": f"{n}+{n}=", "options": [f"{n}2", "?", "7", "A B"], "label": n % 4} for n in range(12)
-    ]
-    items.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, kind in KINDS.items():
-        data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(items)}}}
-        task = {"task": f"tiny_{name}", **data, "test_split": "test", **kind}
-        (directory / f"{name}.yaml").write_text(yaml.safe_dump(task))
-    return directory
 
 
 def test_the_composed_model_scores_as_the_written_one(
@@ -75,7 +26,7 @@ def test_the_composed_model_scores_as_the_written_one(
     recipe = Recipe.from_mapping(recipe_of(dict(family)))
     file.write_text(recipe.to_yaml())
     materialize(recipe, tmp_path / "model", file=file)
-    settings = TaskSettings(tuple(f"tiny_{name}" for name in KINDS), tasks)
+    settings = EvaluationSettings(tuple(f"tiny_{name}" for name in TASKS), tasks)
     of_recipe = evaluate(file, settings, CPU)
     of_model = evaluate(tmp_path / "model", settings, CPU)
     assert of_recipe.models["recipe.yml"] == of_model.models["model"]
@@ -88,7 +39,7 @@ def test_the_composed_model_scores_as_the_written_one(
 
 def test_an_unknown_task_is_refused_before_a_model_is_looked_at(tasks: Path) -> None:
     with pytest.raises(ConfigError, match="knows no task, found 'tiny_choise'; did you mean 'tiny_choice'"):
-        evaluate(tasks / "no-model", TaskSettings(("tiny_choise",), tasks), CPU)
+        evaluate(tasks / "no-model", EvaluationSettings(("tiny_choise",), tasks), CPU)
 
 
 def test_a_chat_template_that_only_the_written_model_gets_is_refused(
@@ -97,7 +48,7 @@ def test_a_chat_template_that_only_the_written_model_gets_is_refused(
     file = tmp_path / "recipe.yml"
     file.write_text(yaml.safe_dump(recipe_of(dict(family), chat_template="chatml")))
     with pytest.raises(ConfigError, match="chat template of its own"):
-        evaluate(file, TaskSettings(("tiny_choice",), tasks, chat_template=True), CPU)
+        evaluate(file, EvaluationSettings(("tiny_choice",), tasks, chat_template=True), CPU)
 
 
 def evaluation(direction: str, found: float, base: float, other: float) -> Evaluation:
