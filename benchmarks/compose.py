@@ -66,8 +66,8 @@ def main(
     transformers_logging.set_verbosity_error()
     prepared = prepare(SearchConfig.load(config))
     space, rng = prepared.space, np.random.RandomState(0)
-    middle = (len(space.removable) - (space.depth - space.kept)) // 2
-    removed = set(space.removable[middle : middle + space.depth - space.kept])
+    middle = (len(space.removable) - (space.depth - space.sizes[0])) // 2
+    removed = set(space.removable[middle : middle + space.depth - space.sizes[0]])
     parent = space.encode(space.select(0, removed), rng)
     plans = [plan(space.decode(space.mutate(parent, rng))) for _ in range(candidates)]
     bank = Bank(prepared.family, Precision.of(space.dtype, space.out_dtype))

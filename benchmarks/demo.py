@@ -47,7 +47,7 @@ def random_recipes(space: Space, count: int, seed: int) -> list[Recipe]:
 
 def contiguous_blocks(space: Space) -> list[Recipe]:
     """The base without a block of neighbouring layers, at every place that protection leaves."""
-    length = space.depth - space.kept
+    length = space.depth - space.sizes[0]
     recipes = []
     for first in range(space.depth - length + 1):
         block = range(first, first + length)

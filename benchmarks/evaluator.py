@@ -56,9 +56,9 @@ from gptailor_merge.scoring.passes import Passes, Values, extend, predictions_al
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.driver import loss, search
 from gptailor_merge.search.journal import Candidate, Journal
-from gptailor_merge.search.measuring import load_model
 from gptailor_merge.search.session import compute_dtype, pick_device, prepare, start
 from gptailor_merge.search.space import Space
+from gptailor_merge.search.teachers import load_model
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 SHAPES = {
@@ -127,7 +127,7 @@ def random_family(shape: str, directory: Path, device: torch.device) -> Setup:
     space = Space(
         models=tuple(member.model for member in family.members),
         depth=depth,
-        kept=depth * 3 // 4,
+        sizes=(depth * 3 // 4,),
         removable=tuple(range(1, depth - 1)),
         methods=("task_arithmetic", "slerp"),
         dtype="float32",
@@ -162,8 +162,8 @@ def generation(space: Space, parents: Sequence[Any], count: int, rng: np.random.
 def generations(space: Space, count: int) -> dict[str, list[Plan]]:
     """The `first` and the `middle` generation."""
     rng = np.random.RandomState(0)
-    middle = (len(space.removable) - (space.depth - space.kept)) // 2
-    removed = set(space.removable[middle : middle + space.depth - space.kept])
+    middle = (len(space.removable) - (space.depth - space.sizes[0])) // 2
+    removed = set(space.removable[middle : middle + space.depth - space.sizes[0]])
     parent = space.encode(space.select(0, removed), rng)
     parents = [parent]
     for _ in range(3):  # four parents that some generations have changed
@@ -180,7 +180,7 @@ def generations(space: Space, count: int) -> dict[str, list[Plan]]:
 def one_parent(space: Space, count: int, seed: int) -> list[Plan]:
     """Children of a random member without random layers, changed up to a dozen times."""
     rng = np.random.RandomState(seed)
-    removed = set(rng.choice(space.removable, space.depth - space.kept, replace=False).tolist())
+    removed = set(rng.choice(space.removable, space.depth - space.sizes[0], replace=False).tolist())
     parent = space.encode(space.select(rng.randint(len(space.models)), removed), rng)
     for _ in range(rng.randint(12)):
         parent = space.mutate(parent, rng)

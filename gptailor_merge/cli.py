@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from gptailor_merge import __version__
+from gptailor_merge import __version__, printing
 from gptailor_merge.errors import TailorError, errors_in
 
 # Commands import what they need: `--help` and errors in arguments then take no seconds.
@@ -99,18 +99,32 @@ def evolve(
     start: Annotated[
         list[Path] | None, typer.Option(help="Recipes to start from; replaces search.start.")
     ] = None,
+    pick: Annotated[
+        str | None,
+        typer.Option(help="Recipe of a front: knee, best:OBJECTIVE, layers=N; replaces search.pick."),
+    ] = None,
+    allow_test_split: Annotated[
+        bool, typer.Option("--allow-test-split", help="Search on tasks' test splits; every report says so.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="Write the recipe, not the model.")] = False,
 ) -> None:
     """Search a family for the best pruned model, and write it."""
     from gptailor_merge.config import SearchConfig
-    from gptailor_merge.publish.materialize import materialize, refuse_existing
+    from gptailor_merge.publish.materialize import is_of, materialize
     from gptailor_merge.recipe.recipe import Recipe
     from gptailor_merge.search.run import RunDirectory, execute
     from gptailor_merge.search.session import pick_device
 
     quiet_libraries()
-    settings = SearchConfig.load(config).override(budget=budget, seed=seed, racing=racing, start=start or ())
+    settings = SearchConfig.load(config).override(
+        budget=budget,
+        seed=seed,
+        racing=racing,
+        start=start or (),
+        pick=pick,
+        allow_test_split=allow_test_split,
+    )
     run = RunDirectory(out)
     chosen = pick_device(device)
     with _progress(settings.search.budget) as (on_step, on_candidate):
@@ -124,11 +138,10 @@ def evolve(
             on_step=on_step,
             on_candidate=on_candidate,
         )
-        if not no_model and not run.model.exists():
+        if not no_model and not is_of(run.model, run.best):
             on_step("writing the model")
-            refuse_existing(run.model)
-            materialize(Recipe.load(run.best), run.model, file=run.best)
-    _print_summary(summary)
+            materialize(Recipe.load(run.best), run.model, file=run.best, replace=True)
+    printing.summary(summary)
     typer.echo(f"recipe  {run.best}")
     if not no_model:
         typer.echo(f"model   {run.model}  (written by mergekit, reloaded, every tensor in place)")
@@ -183,7 +196,7 @@ def score(
         return
     rows = {**result["files"], "total": result["total"]}
     columns = list(result["total"])
-    _print_table("", columns, {name: [row[c] for c in columns] for name, row in rows.items()})
+    printing.numbers("", columns, {name: [row[c] for c in columns] for name, row in rows.items()})
 
 
 @app.command(name="eval")
@@ -219,7 +232,7 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(evaluation.to_json()))
     else:
-        _print_evaluation(evaluation)
+        printing.evaluation(evaluation)
 
 
 @app.command()
@@ -241,23 +254,31 @@ def check(
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:
-        _print_report(report)
+        printing.report(report)
     if not report.sound:
         raise typer.Exit(1)
 
 
 @app.command()
 def show(
-    run: Annotated[Path, typer.Argument(help="A run directory of gptailor-evolve.")], as_json: Json = False
+    run: Annotated[Path, typer.Argument(help="A run directory of gptailor-evolve.")],
+    pareto: Annotated[bool, typer.Option("--pareto", help="Show the whole front.")] = False,
+    pick: Annotated[
+        str | None, typer.Option(help="Show this recipe of the front: knee, best:OBJECTIVE, layers=N.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """What a run has found so far."""
     from gptailor_merge.search.run import RunDirectory, summarize
 
-    summary = summarize(RunDirectory(run))
+    summary = summarize(RunDirectory(run), pick)
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
         return
-    _print_summary(summary)
+    if pareto:
+        printing.front(summary)
+        return
+    printing.summary(summary)
     typer.echo(f"recipe  {summary.recipe}")
 
 
@@ -280,7 +301,7 @@ def show_recipe(recipe: Annotated[Path, typer.Argument(help="A recipe, merge_met
     loaded = Recipe.load(recipe)
     with errors_in(recipe):
         drawn = table(rows(loaded), loaded.models, loaded.base_model)
-    _print(drawn)
+    printing.show(drawn)
 
 
 @recipe_app.command()
@@ -304,7 +325,7 @@ def diff(
     for line in differences(one, other):
         typer.echo(line)
     models = list(dict.fromkeys((*one.models, *other.models)))
-    _print(table(comparison(one, other), models, one.base_model, compared=True))
+    printing.show(table(comparison(one, other), models, one.base_model, compared=True))
 
 
 @recipe_app.command(name="import")
@@ -376,92 +397,6 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     for library in ("mergekit", "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)
-
-
-def _print_summary(summary: Any) -> None:
-    counts = summary.counts
-    typer.echo(
-        f"best    {summary.digest}  loss {summary.loss:.4f}  "
-        f"({counts.candidates} candidates, {counts.failures} failed, {counts.duplicates} duplicates, "
-        f"{counts.dropped} dropped early, "
-        f"{counts.tokens:,} tokens scored in {counts.seconds:.0f} s)"
-    )
-    for objective, values in summary.scores.items():
-        _print_table(f"calibration set: {objective}", list(values), {"found": list(values.values())})
-    objectives = {name: list(v) for scores in summary.held_out.values() for name, v in scores.items()}
-    for objective, columns in objectives.items():
-        rows = {
-            _with_size(model, summary.sizes): [scores[objective][c] for c in columns]
-            for model, scores in summary.held_out.items()
-        }
-        _print_table(f"held-out set: {objective}", columns, rows)
-
-
-def _with_size(model: str, sizes: Any) -> str:
-    size = sizes.get(model, sizes.get("base"))
-    return f"{model} ({size[0]} layers, {size[1] / 1e6:,.2f}M)" if size else model
-
-
-def _print_table(title: str, columns: list[str], rows: dict[str, list[float]]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table("", *columns, title=title or None, title_justify="left", box=box.SIMPLE)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, values in rows.items():
-        table.add_row(name, *(f"{v:,}" if isinstance(v, int) else f"{v:.4f}" for v in values))
-    _print(table)
-
-
-def _print(drawn: Any) -> None:
-    """To the terminal, or with room for everything to a file."""
-    Console(width=None if sys.stdout.isatty() else 160).print(drawn)
-
-
-def _print_report(report: Any) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-    table = Table(box=box.SIMPLE, show_header=False)
-    for finding in report.findings:
-        verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
-        table.add_row(finding.name, verdict, escape(finding.sentence))
-    _print(table)
-    totals = report.totals
-    layer = f"{totals.smallest_layer:,}"
-    if totals.largest_layer != totals.smallest_layer:
-        layer += f" to {totals.largest_layer:,}"
-    typer.echo(
-        f"{totals.layers} layers of {layer} parameters, {totals.embeddings:,} in embeddings and head, "
-        f"{totals.parameters:,} in all"
-    )
-    for file, dtypes in totals.dtypes.items():
-        typer.echo(f"{file}  {', '.join(dtypes)}")
-    typer.echo(f"{report.directory}: {'sound' if report.sound else 'not sound'}")
-
-
-def _print_evaluation(evaluation: Any) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        "model", "task", "metric", "score", "± s.e.", "items", "% of base", "% of best member", box=box.SIMPLE
-    )
-    for column in table.columns[3:]:
-        column.justify = "right"
-    for model, measures in evaluation.models.items():
-        name = f"{model} (base)" if model == evaluation.base else model
-        for task, metrics in measures.items():
-            for metric, measure in metrics.items():
-                error = "" if measure.error is None else f"{measure.error:.4f}"
-                retained = evaluation.retained(model, task, metric) or ()
-                percents = [f"{percent:.1f}" for percent in retained] or ["", ""]
-                row = (name, task, metric, f"{measure.value:.4f}", error, f"{measure.items:,}", *percents)
-                table.add_row(*row)
-    _print(table)
 
 
 @contextmanager

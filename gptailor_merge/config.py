@@ -4,50 +4,70 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from gptailor_merge.errors import ConfigError, KeyPath, Problem
+from gptailor_merge.objective_config import (
+    CostConfig,
+    Gates,
+    ObjectiveConfig,
+    Objectives,
+    Positive,
+    RepetitionConfig,
+    Section,
+    TaskConfig,
+    TextConfig,
+)
 from gptailor_merge.recipe.recipe import ModelName, Recipe, explain, read_yaml
 
 VERSIONED = ("gptailor-merge", "mergekit", "torch", "transformers", "nevergrad", "numpy", "lm-eval")
-
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Takes no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class FamilyConfig(Section):
     """The models: each a directory, or a Hub id with an optional @revision."""
 
     base: ModelName
-    variants: dict[str, ModelName] = {}
+    variants: dict[str, ModelName] = Field(default_factory=dict)
+
+
+def _read_size(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        if len(value) != 2 or not all(type(one) in (int, float) for one in value) or value[0] >= value[1]:
+            raise ValueError(f"expected one size or a range [smallest, largest], found {list(value)!r}")
+        return tuple(value)
+    return value
+
+
+def _form_of_size(value: Any) -> str:
+    return "[range]" if isinstance(value, tuple) else "[one]"
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Layers = Annotated[
+    Annotated[Positive, Tag("[one]")] | Annotated[tuple[Positive, Positive], Tag("[range]")],
+    Discriminator(_form_of_size),
+    BeforeValidator(_read_size),
+]
+Shares = Annotated[
+    Annotated[Share, Tag("[one]")] | Annotated[tuple[Share, Share], Tag("[range]")],
+    Discriminator(_form_of_size),
+    BeforeValidator(_read_size),
+]
 
 
 class Target(Section):
-    """The size of the pruned model, in one of three ways."""
+    """The size of the pruned model, in one of three ways; a range asks for the front of its sizes."""
 
-    layers: Positive | None = None
-    remove: Positive | None = None
-    parameters: Annotated[float, Field(gt=0, lt=1)] | None = None
+    layers: Layers | None = None
+    remove: Layers | None = None
+    parameters: Shares | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Target:
@@ -55,6 +75,11 @@ class Target(Section):
         if len(given) != 1:
             raise ValueError(f"expected one of layers, remove, parameters, found {given or 'none'}")
         return self
+
+    @property
+    def is_range(self) -> bool:
+        """Whether several sizes are asked for."""
+        return any(isinstance(value, tuple) for _, value in self)
 
 
 class Protect(Section):
@@ -77,122 +102,22 @@ class Operations(Section):
     removable: tuple[int, ...] | None = Field(default=None, strict=False)
 
 
-class DatasetConfig(Section):
-    """A data set of the `datasets` library."""
-
-    dataset: str
-    config: str | None = None
-    split: str = "test"
-    column: str = "text"
-
-
-def _read_source(value: Any) -> Any:
-    """Decide between the two by hand: pydantic would report the failures of both."""
-    if isinstance(value, Mapping):
-        try:
-            return DatasetConfig.model_validate(value)
-        except ValidationError as error:
-            problems = explain(error, DatasetConfig)
-            raise ValueError("; ".join(f"{p.where}: {p.message}" for p in problems)) from None
-    if not isinstance(value, (str, DatasetConfig)):
-        raise ValueError(f"expected a file, or {{dataset: name, …}}, found {value!r}")
-    return value
-
-
-Data = dict[str, Annotated[str | DatasetConfig, BeforeValidator(_read_source)]]
-Weight = Annotated[float, Field(ge=0)]
-"""Of an objective in the loss; 0 measures it only, for a gate."""
-
-
-class TextConfig(Section):
-    """How a model predicts texts.
-
-    Attributes:
-        data: name -> file (.jsonl, .txt) or data set.
-        teacher: for kl: the member to stay close to, or name -> member; others: the base.
-        tokens: in all, shared evenly by the data.
-        top_k: for kl: how many of the teacher's likeliest tokens are stored per position.
-    """
-
-    kind: Literal["kl", "perplexity"]
-    data: Data = Field(min_length=1)
-    teacher: str | dict[str, str] | None = None
-    tokens: Annotated[int, Field(ge=2)] = 32768
-    sequence_length: Annotated[int, Field(ge=2)] = 512
-    top_k: Positive = 128
-    weight: Weight = 1.0
-
-    @model_validator(mode="after")
-    def _teacher_of_known_data(self) -> TextConfig:
-        if self.teacher is not None and self.kind != "kl":
-            raise ValueError(f"only kl takes a teacher, found kind: {self.kind}")
-        unknown = set(self.teacher if isinstance(self.teacher, dict) else ()) - set(self.data)
-        if unknown:
-            raise ValueError(f"teacher names data that is not there, found {sorted(unknown)}")
-        return self
-
-    def teacher_of(self, name: str) -> str:
-        """The member that the model is compared with on this data."""
-        if isinstance(self.teacher, dict):
-            return self.teacher.get(name, "base")
-        return self.teacher or "base"
-
-
-class TaskConfig(Section):
-    """A metric of lm-eval's tasks.
-
-    Attributes:
-        tasks: names of tasks or groups.
-        include_path: a directory with further tasks, YAML files of lm-eval.
-        split: of the tasks' data; default the validation split, else the training split.
-        few_shot: examples before each item; default as the tasks have it.
-        limit: so many items of each task, chosen by the seed.
-        metric: one of lm-eval's, or margin; default the tasks' first.
-    """
-
-    kind: Literal["task"]
-    tasks: tuple[str, ...] = Field(min_length=1, strict=False)
-    include_path: str | None = None
-    split: str | None = None
-    few_shot: Annotated[int, Field(ge=0)] | None = None
-    chat_template: bool = False
-    limit: Positive | None = None
-    metric: str | None = None
-    weight: Weight = 1.0
-
-
-_KINDS: dict[str, type[Section]] = {"kl": TextConfig, "perplexity": TextConfig, "task": TaskConfig}
-
-
-def _kind_of(value: Any) -> str | None:
-    """Which of the objectives' classes; brackets mark what is in no document, see recipe.explain."""
-    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
-    return f"[{_KINDS[kind].__name__}]" if isinstance(kind, str) and kind in _KINDS else None
-
-
-def _known_kind(value: Any) -> Any:
-    if _kind_of(value) is None:
-        found = value.get("kind") if isinstance(value, Mapping) else value
-        raise ValueError(f"expected a mapping with a kind of {', '.join(_KINDS)}, found {found!r}")
-    return value
-
-
-ObjectiveConfig = TextConfig | TaskConfig
-Objectives = tuple[
-    Annotated[
-        Annotated[TextConfig, Tag("[TextConfig]")] | Annotated[TaskConfig, Tag("[TaskConfig]")],
-        Discriminator(_kind_of),
-        BeforeValidator(_known_kind),
-    ],
-    ...,
-]
-
-
 class StartRecipe(Section):
     """A recipe that the search starts from, whole, so that a run holds all that it depends on."""
 
     file: str
     recipe: dict[str, Any]
+
+
+KNEE = "knee"
+RULE = re.compile(rf"{KNEE}|best:(\S+)|layers=([1-9]\d*)")
+RULES = f"{KNEE}, best:OBJECTIVE or layers=N"
+
+
+def _read_rule(value: Any) -> Any:
+    if not isinstance(value, str) or not RULE.fullmatch(value):
+        raise ValueError(f"expected {RULES}, found {value!r}")
+    return value
 
 
 class SearchSection(Section):
@@ -205,6 +130,9 @@ class SearchSection(Section):
         max_failures: so many failed candidates in a row stop the run.
         racing: drop candidates that cannot win before they are scored on everything; default where
             it is known how many candidates the optimiser keeps.
+        pareto: find the front of several objectives, instead of the best weighted sum; default where
+            the target is a range, or a cost has no weight.
+        pick: which recipe of the front is the run's best, see search.front.
     """
 
     optimizer: str = "default"
@@ -212,6 +140,8 @@ class SearchSection(Section):
     population: Positive = 16
     max_failures: Positive = 16
     racing: bool | None = None
+    pareto: bool | None = None
+    pick: Annotated[str, BeforeValidator(_read_rule)] = KNEE
     start: tuple[str | StartRecipe, ...] = Field(default=(), strict=False)
 
 
@@ -222,6 +152,9 @@ class SearchConfig(Section):
         dtype: of merge arithmetic.
         out_dtype: of the written model; default the base's.
         allow_test_split: search on tasks' test splits, which then tell nothing about other models.
+        gates: what a candidate must keep to besides; one that does not is out.
+        drop_leaks: leave items of tasks that are searched on out of what is held out, instead of
+            refusing the config.
         batch_tokens: about so many tokens go through the model at once.
     """
 
@@ -229,6 +162,7 @@ class SearchConfig(Section):
     target: Target
     objectives: Objectives = Field(min_length=1, strict=False)
     operations: Operations = Operations()
+    gates: Gates = Field(default=(), strict=False)
     held_out: Objectives = Field(default=(), strict=False)
     search: SearchSection = SearchSection()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -236,6 +170,17 @@ class SearchConfig(Section):
     out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batch_tokens: Positive = 4096
     allow_test_split: bool = False
+    drop_leaks: bool = False
+
+    @property
+    def pareto(self) -> bool:
+        """Whether a front is searched for."""
+        asked = self.search.pareto
+        return self.target.is_range or self._has_free_cost if asked is None else asked
+
+    @property
+    def _has_free_cost(self) -> bool:
+        return any(isinstance(one, CostConfig) and one.weight is None for one in self.objectives)
 
     @classmethod
     def load(cls, file: Path) -> SearchConfig:
@@ -266,15 +211,22 @@ class SearchConfig(Section):
         seed: int | None = None,
         racing: bool | None = None,
         start: Sequence[Path] = (),
+        pick: str | None = None,
         allow_test_split: bool = False,
     ) -> SearchConfig:
         """The config with what the command line says otherwise.
 
         Raises:
             RecipeError: a start that is no recipe.
+            ConfigError: a pick that is no rule.
         """
         read = tuple(_start(file) for file in start) or None
-        options = {"budget": budget, "racing": racing, "start": read}
+        if pick is not None:
+            try:
+                _read_rule(pick)
+            except ValueError as error:
+                raise ConfigError(f"--pick: {error}") from None
+        options = {"budget": budget, "racing": racing, "start": read, "pick": pick}
         given = {name: value for name, value in options.items() if value is not None}
         search = self.search.model_copy(update=given)
         allowed = self.allow_test_split or allow_test_split
@@ -287,10 +239,11 @@ class SearchConfig(Section):
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
     def differences(self, other: SearchConfig) -> list[str]:
-        """The top-level keys that differ, but for the budget, which a resumed run may raise."""
+        """The top-level keys that differ, but for what a resumed run may change: the budget and the pick."""
         ours, theirs = self._document(), other._document()
-        ours["search"].pop("budget")
-        theirs["search"].pop("budget")
+        for document in (ours, theirs):
+            for key in ("budget", "pick"):
+                document["search"].pop(key)
         return [key for key in ours if ours[key] != theirs.get(key)]
 
     def _document(self) -> dict[str, Any]:
@@ -299,29 +252,50 @@ class SearchConfig(Section):
 
     def _problems(self, directory: Path) -> list[Problem]:
         found = []
-        for section, objectives in (("objectives", self.objectives), ("held_out", self.held_out)):
+        sections: dict[str, Sequence[ObjectiveConfig]] = {
+            "objectives": self.objectives,
+            "gates": self.gates,
+            "held_out": self.held_out,
+        }
+        for section, objectives in sections.items():
             for index, objective in enumerate(objectives):
-                path: KeyPath = (section, index)
-                if isinstance(objective, TaskConfig):
-                    where = objective.include_path
-                    if where is not None and not (directory / where).is_dir():
-                        message = f"no such directory, found {where!r}; looked for {directory / where}"
-                        found.append(Problem((*path, "include_path"), message))
-                    continue
-                for name, source in objective.data.items():
-                    if isinstance(source, str) and not (directory / source).is_file():
-                        message = f"no such file, found {source!r}; looked for {directory / source}"
-                        found.append(Problem((*path, "data", name), message))
-                members = {"base", *self.family.variants}
-                teachers = objective.teacher
-                for name, teacher in (
-                    teachers.items() if isinstance(teachers, dict) else [("", teachers or "base")]
-                ):
-                    if teacher not in members:
-                        message = f"no such member, found {teacher!r}; known are {', '.join(sorted(members))}"
-                        found.append(Problem((*path, "teacher", *([name] if name else [])), message))
+                found += self._problems_of((section, index), objective, directory)
+        if self.search.pareto is False and (self.target.is_range or self._has_free_cost):
+            message = (
+                "a range of sizes, and a cost without a weight, are of use for a front only, found false"
+            )
+            found.append(Problem(("search", "pareto"), message))
+        if self.pareto and self.search.racing:
+            message = "candidates of a front cannot be raced: each may be the best in something, found true"
+            found.append(Problem(("search", "racing"), message))
+        if self.search.pareto and len(self.objectives) < 2 and not self.target.is_range:
+            message = "a front is one of several objectives, or of a range of sizes, found one objective"
+            found.append(Problem(("search", "pareto"), message))
         if "base" in self.family.variants:
             found.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
+        return found
+
+    def _problems_of(self, path: KeyPath, objective: ObjectiveConfig, directory: Path) -> list[Problem]:
+        """What is wrong in one objective, gate or held-out measure."""
+        found = []
+        if isinstance(objective, TaskConfig):
+            where = objective.include_path
+            if where is not None and not (directory / where).is_dir():
+                message = f"no such directory, found {where!r}; looked for {directory / where}"
+                found.append(Problem((*path, "include_path"), message))
+        if isinstance(objective, (TextConfig, RepetitionConfig)):
+            for name, source in objective.data.items():
+                if isinstance(source, str) and not (directory / source).is_file():
+                    message = f"no such file, found {source!r}; looked for {directory / source}"
+                    found.append(Problem((*path, "data", name), message))
+        if isinstance(objective, TextConfig):
+            members = {"base", *self.family.variants}
+            teachers = objective.teacher
+            by_name = teachers if isinstance(teachers, dict) else {"": teachers or "base"}
+            for name, teacher in by_name.items():
+                if teacher not in members:
+                    message = f"no such member, found {teacher!r}; known are {', '.join(sorted(members))}"
+                    found.append(Problem((*path, "teacher", *([name] if name else [])), message))
         return found
 
     def _repeated_members(self) -> list[Problem]:
@@ -343,7 +317,9 @@ class SearchConfig(Section):
             _start(directory / start).model_dump() if isinstance(start, str) else start
             for start in document["search"]["start"]
         ]
-        for objective in (*document["objectives"], *document["held_out"]):
+        if self.target.is_range and not any(isinstance(one, CostConfig) for one in self.objectives):
+            document["objectives"].append({"kind": "parameters"})
+        for objective in (*document["objectives"], *document["gates"], *document["held_out"]):
             if "data" in objective:
                 objective["data"] = {
                     name: str(directory / source) if isinstance(source, str) else source

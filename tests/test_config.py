@@ -65,11 +65,46 @@ def test_what_a_run_records_is_read_back(write, tmp_path: Path) -> None:  # type
         ({"target": {}}, "target: expected one of layers, remove, parameters, found none"),
         ({"target": {"layers": 0}}, "target.layers: input should be greater than or equal to 1, found 0"),
         ({"target": {"layers": "9"}}, "target.layers: input should be a valid integer, found '9'"),
+        (
+            {"target": {"layers": [9, 6]}},
+            "target.layers: expected one size or a range [smallest, largest], found [9, 6]",
+        ),
+        ({"target": {"layers": [0, 6]}}, "target.layers[0]: input should be greater than or equal to 1"),
+        (
+            {"search": {"pick": "best"}},
+            "search.pick: expected knee, best:OBJECTIVE or layers=N, found 'best'",
+        ),
+        (
+            {"target": {"layers": [6, 9]}, "search": {"pareto": False}},
+            "search.pareto: a range of sizes, and a cost without a weight, are of use for a front only",
+        ),
+        (
+            {"target": {"layers": [6, 9]}, "search": {"racing": True}},
+            "search.racing: candidates of a front cannot be raced",
+        ),
+        ({"search": {"pareto": True}}, "search.pareto: a front is one of several objectives"),
+        (
+            {"gates": [{"kind": "perplexity", "data": {"a": "cal/stories.jsonl"}}]},
+            "gates[0]: expected one of at_most, at_least, found none",
+        ),
+        (
+            {"gates": [{"kind": "bytes", "at_most": "1.5 base"}]},
+            "gates[0].at_most: expected a number, or a multiple of the base's as in '1.5 x base', found '1.5",
+        ),
+        (
+            {"gates": [{"kind": "bytes", "at_mots": 3}]},
+            "gates[0].at_mots: unknown key; did you mean 'at_most'?",
+        ),
+        (
+            {"objectives": [{"kind": "task", "tasks": ["t"], "include_path": "none"}]},
+            "objectives[0].include_path: no such directory, found 'none'; looked for",
+        ),
         ({"search": {"budgte": 3}}, "search.budgte: unknown key; did you mean 'budget'?"),
         ({"objectives": []}, "objectives: "),
         (
             {"objectives": [{"kind": "ppl", "data": {"a": "b"}}]},
-            "objectives[0]: expected a mapping with a kind of kl, perplexity, task, found",
+            "objectives[0]: expected a mapping with a kind of kl, perplexity, task, repetition, parameters, bytes, kv_cache, "
+            "prefill_latency, decode_latency, found 'ppl'",
         ),
         (
             {"objectives": [{"kind": "kl", "data": {"a": "cal/none.jsonl"}}]},
@@ -107,3 +142,30 @@ def test_mistakes_are_named(write, changes: dict[str, Any], message: str) -> Non
         SearchConfig.load(file)
     assert str(caught.value).startswith(f"{file}:")
     assert message in str(caught.value)
+
+
+def test_a_range_of_sizes_is_searched_for_its_front(write) -> None:  # type: ignore[no-untyped-def]
+    config = SearchConfig.load(write(target={"layers": [6, 9]}))
+    assert config.pareto
+    assert config.target.layers == (6, 9)
+    assert [one.kind for one in config.objectives] == ["kl", "parameters"]
+    assert not SearchConfig.load(write()).pareto
+
+
+def test_a_cost_with_a_weight_is_added_to_the_loss(write) -> None:  # type: ignore[no-untyped-def]
+    text = {"kind": "kl", "data": {"stories": "cal/stories.jsonl"}}
+    assert not SearchConfig.load(write(objectives=[text, {"kind": "bytes", "weight": 0.1}])).pareto
+    assert SearchConfig.load(write(objectives=[text, {"kind": "bytes"}])).pareto
+
+
+def test_bounds_are_numbers_or_multiples_of_the_bases_score(write) -> None:  # type: ignore[no-untyped-def]
+    gates = [
+        {"kind": "perplexity", "data": {"a": "cal/stories.jsonl"}, "at_most": "1.5 x base"},
+        {"kind": "task", "tasks": ["t"], "metric": "acc", "at_least": 0.25},
+    ]
+    perplexity, accuracy = SearchConfig.load(write(gates=gates)).gates
+    assert perplexity.threshold(of_base=10.0) == 15.0
+    assert perplexity.holds(15.0, of_base=10.0)
+    assert not perplexity.holds(15.1, of_base=10.0)
+    assert accuracy.holds(0.25, of_base=0.9)
+    assert not accuracy.holds(0.24, of_base=0.1)

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "gptailor_merge"
 
 ORDER = (
     "cli",
+    "printing",
     "progress",
     "drawing",
     "publish",
@@ -18,6 +19,7 @@ ORDER = (
     "scoring",
     "composing",
     "config",
+    "objective_config",
     "pydantic_hook",
     "recipe",
     "mergekit_plugin",

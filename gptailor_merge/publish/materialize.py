@@ -25,14 +25,19 @@ from gptailor_merge.recipe.mergekit_model import register
 from gptailor_merge.recipe.operations import Plan
 from gptailor_merge.recipe.recipe import Recipe
 
+RECIPE = "mergekit_config.yml"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def materialize(recipe: Recipe, out: Path, *, file: Path | None = None) -> Plan:
+def materialize(recipe: Recipe, out: Path, *, file: Path | None = None, replace: bool = False) -> Plan:
     """Write the model of a recipe to a new directory.
 
     The directory appears whole or not at all: it is written beside, verified, and renamed. It holds
     weights, config, the base's tokenizer, and the recipe as mergekit_config.yml.
+
+    Args:
+        file: the recipe's, copied as it is.
+        replace: a directory that is there is replaced when the new one is whole.
 
     Raises:
         ConfigError: `out` exists and is not an empty directory.
@@ -40,14 +45,21 @@ def materialize(recipe: Recipe, out: Path, *, file: Path | None = None) -> Plan:
         MergeFailedError: mergekit failed, or the written model does not load back as it should.
     """
     plan, family = check_with_family(recipe, file=file)
-    refuse_existing(out)
+    if not replace:
+        refuse_existing(out)
     with staging(out) as directory:
         _merge(plan, recipe, family, directory)
-        (directory / "mergekit_config.yml").write_text(
+        (directory / RECIPE).write_text(
             file.read_text(encoding="utf-8") if file else recipe.to_yaml(), encoding="utf-8"
         )
         verify(directory, plan)
     return plan
+
+
+def is_of(model: Path, recipe: Path) -> bool:
+    """Whether a directory holds the model of this recipe file."""
+    written = model / RECIPE
+    return written.is_file() and written.read_text(encoding="utf-8") == recipe.read_text(encoding="utf-8")
 
 
 def refuse_existing(out: Path) -> None:
@@ -68,8 +80,12 @@ def staging(out: Path) -> Iterator[Path]:
         os.umask(mask)
         directory.chmod(0o777 & ~mask)
         if out.exists():
-            out.rmdir()
-        directory.rename(out)
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+            out.rename(old)
+            directory.rename(out)
+            shutil.rmtree(old)
+        else:
+            directory.rename(out)
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise

@@ -142,7 +142,7 @@ def layout(
             *_batches(items, batch_tokens, _kind_of_item),
         ]
         made.append([batch.to(device) for batch in batches])
-    return [batches for batches in made if batches] or [[]]
+    return made
 
 
 _Row = tuple[TokenSet, int]

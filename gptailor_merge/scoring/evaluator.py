@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import torch
@@ -17,6 +16,7 @@ from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.prefixes import PrefixWalk, State, advance, common, levels, path_of, trie_order
 from gptailor_merge.recipe.operations import Plan
 from gptailor_merge.scoring.batching import Batch
+from gptailor_merge.scoring.memory import free, is_out_of_memory
 from gptailor_merge.scoring.objectives import Scores
 from gptailor_merge.scoring.passes import Measured, Passes, Values, extend, predictions
 from gptailor_merge.scoring.racing import Race, Units
@@ -33,6 +33,7 @@ class Outcome:
         tokens: tokens that it was scored on.
         units: of a candidate scored on everything in a race, for later races.
         estimate: of a candidate that a race dropped: its loss, as far as it can be told.
+        measured: the units behind the scores.
     """
 
     scores: Scores
@@ -41,24 +42,27 @@ class Outcome:
     tokens: int
     units: Units | None = None
     estimate: float | None = None
+    measured: Measured = field(default_factory=dict)
 
 
 class Evaluator:
-    """Scores plans on fixed batches, a generation together.
+    """Scores plans, a generation together, rung by rung.
 
     Outer loop: batches. Inner: the plans along the trie of their slots, so that each distinct
     prefix is computed once per batch. The scores are those of scoring one by one. A batch that
-    memory does not hold is scored in halves.
+    memory does not hold is scored in halves. What takes whole models is measured at the end of a
+    rung, one model after the other.
 
     Attributes:
-        layer_tokens: tokens times layers that were computed so far.
-        seconds: spent so far on composing, forward (the layers), head (and objectives), bookkeeping.
+        layer_tokens: tokens times layers that were computed so far, but for those of whole models.
+        seconds: spent so far on composing, forward (the layers), head (and objectives), whole models,
+            bookkeeping.
     """
 
     def __init__(self, composer: Composer, passes: Passes) -> None:
         self.passes = passes
         self.layer_tokens = 0
-        self.seconds = dict.fromkeys(("composing", "forward", "head", "bookkeeping"), 0.0)
+        self.seconds = dict.fromkeys(("composing", "forward", "head", "whole", "bookkeeping"), 0.0)
         self._composer = composer
         self._device = composer.device
         self._most_sequences: int | None = None
@@ -108,6 +112,19 @@ class Evaluator:
                 if candidate.runs:
                     with candidate.attempt():
                         self.passes.finish(number, found[candidate], candidate.measured)
+        if self.passes.takes_models(number):
+            for candidate in order:
+                if candidate.runs:
+                    self._score_model(number, candidate)
+
+    def _score_model(self, number: int, candidate: _Candidate) -> None:
+        with candidate.attempt():
+            with self._clock("composing"):
+                model = self._composer.compose(candidate.plan)
+            with self._clock("whole"):
+                self.passes.measure_model(number, model, candidate.measured)
+        if candidate.cause is not None:
+            free(self._device)  # it may be that memory ran out
 
     def _score_batch(self, batch: Batch, candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, Values]]:
         """The values of a batch for each candidate that did not fail."""
@@ -117,10 +134,7 @@ class Evaluator:
                 return list(walk(batch, candidates))
             except _OutOfMemoryError:
                 self._most_sequences = max(1, len(batch.ids) // 2)
-            # Here, and not in the handler, whose traceback holds on to tensors.
-            gc.collect()
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
+            free(self._device)
         first, second = batch.halves()
         found = self._score_batch(first, candidates)
         return [*found, *self._score_batch(second, [c for c in candidates if c.runs])]
@@ -216,16 +230,7 @@ class _Candidate:
         cause = self.cause or _not_finite(made)
         if cause:
             return Outcome({}, cause, self.seconds, 0)
-        return Outcome(made, None, self.seconds, self.tokens, units, estimate)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch could help."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # The CPU's allocator and MPS raise plain RuntimeError.
-    texts = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+        return Outcome(made, None, self.seconds, self.tokens, units, estimate, self.measured)
 
 
 def _not_finite(scores: Scores) -> str | None:

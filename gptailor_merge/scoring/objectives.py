@@ -1,8 +1,9 @@
 """What is measured on a composed model: perplexity, and KL divergence to a reference.
 
 An objective gives one value per predicted token or per item, so that an evaluation can stop early and
-candidates can be compared one by one. A new one is a class, and a kind in config that session.build
-makes it of.
+candidates can be compared one by one. Of most it is enough what a model predicts on batches, which
+candidates share work for; some need the whole model, to generate or to be weighed. A new one is a
+class, and a kind in config that search.measuring makes it of.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from gptailor_merge.scoring.batching import Batch, Segment
 from gptailor_merge.scoring.calibration import TokenSet
@@ -54,7 +56,7 @@ Weights = Mapping[str, float]
 
 
 UNITS: Mapping[str, Callable[[float], float]] = {
-    "nats": lambda mean: mean,
+    **dict.fromkeys(("plain", "nats", "count", "bytes", "ms"), lambda mean: mean),
     "perplexity": lambda mean: math.exp(mean) if mean < 700 else math.inf,
     "bits": lambda mean: mean / math.log(2),
     "negated": lambda mean: -mean,
@@ -92,12 +94,12 @@ Scores = Mapping[str, Mapping[str, Score]]
 """Objective name -> set name -> score."""
 
 
-class Objective(Protocol):
-    """A number to minimise, measured on a composed model, file by file."""
+class _Scoring(Protocol):
+    """What all objectives have in common."""
 
     @property
     def name(self) -> str:
-        """`kl` or `perplexity`, unique within a run."""
+        """Unique within a run, e.g. `kl` or `acc`."""
 
     @property
     def direction(self) -> str:
@@ -106,6 +108,16 @@ class Objective(Protocol):
     @property
     def fingerprint(self) -> str:
         """A digest of all that the score depends on besides the model."""
+
+    def size(self, set_name: str, units: int) -> float:
+        """The count that the sum of the first so many units is divided by."""
+
+    def score(self, set_name: str, units: NDArray[np.float64]) -> Score:
+        """Of a set's first units."""
+
+
+class PredictionObjective(_Scoring, Protocol):
+    """A number to minimise, measured on what a model predicts, set by set."""
 
     @property
     def sets(self) -> tuple[TokenSet, ...]:
@@ -122,14 +134,58 @@ class Objective(Protocol):
             rows: of the set, each once.
         """
 
+
+@dataclass(frozen=True)
+class UnitSet:
+    """What a whole model is measured on, one by one: items, prompts, or the model itself.
+
+    Attributes:
+        name: what the user calls it.
+        digest: of the content.
+        units: how many there are.
+        documents: their texts, white space evened out.
+    """
+
+    name: str
+    digest: str
+    units: int
+    documents: frozenset[str] = frozenset()
+
+    def units_until(self, share: float) -> int:
+        """How many units this share is, rounded up."""
+        return math.ceil(share * self.units)
+
+
+@runtime_checkable
+class ModelObjective(_Scoring, Protocol):
+    """A number to minimise, measured on a whole model, set by set."""
+
+    @property
+    def sets(self) -> tuple[UnitSet, ...]:
+        """What it is measured on."""
+
+    def measure(self, set_name: str, model: PreTrainedModel, first: int, stop: int) -> NDArray[np.float64]:
+        """One number for each of a set's units from `first` to `stop`; lower is better."""
+
+
+Objective = PredictionObjective | ModelObjective
+
+
+class PerUnit:
+    """What objectives share whose score is the mean of their units."""
+
+    unit = "plain"
+
     def size(self, set_name: str, units: int) -> float:
-        """The count that the sum of the first so many units is divided by."""
+        """All units count alike."""
+        return units
 
     def score(self, set_name: str, units: NDArray[np.float64]) -> Score:
-        """Of a set's first units."""
+        """The mean."""
+        return Score(float(units.mean()), len(units), self.unit)
 
 
-class PerToken:
+class PerToken(PerUnit):
     """What objectives share that give a value per predicted token of a text."""
 
     unit = "nats"
@@ -137,14 +193,6 @@ class PerToken:
     def units(self, set_name: str, values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
         """The values: texts are scored in their order."""
         return values
-
-    def size(self, set_name: str, units: int) -> float:
-        """All tokens count alike."""
-        return units
-
-    def score(self, set_name: str, units: NDArray[np.float64]) -> Score:
-        """The mean."""
-        return Score(float(units.mean()), len(units), self.unit)
 
 
 @dataclass(frozen=True)

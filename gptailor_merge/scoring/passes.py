@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from gptailor_merge.composing.prefixes import State, advance, head
-from gptailor_merge.scoring.batching import Batch
-from gptailor_merge.scoring.objectives import Objective, Prediction, Scores, Weights
+from gptailor_merge.scoring.batching import RUNGS, Batch
+from gptailor_merge.scoring.objectives import ModelObjective, Objective, Prediction, Scores, Weights
 from gptailor_merge.scoring.racing import Totals, Units
 
 LOGITS_BYTES = {"cpu": 8 * 1024**2}
@@ -21,7 +21,7 @@ DEFAULT_LOGITS_BYTES = 1024**3
 Values = dict[tuple[str, str], list[torch.Tensor]]
 """(objective, set name) -> what is kept of predictions, in the order of the batches of a rung."""
 Measured = dict[tuple[str, str], list[NDArray[np.float64]]]
-"""(objective, set name) -> one number per predicted token or item, rung by rung."""
+"""(objective, set name) -> one number per unit (a predicted token, an item), rung by rung."""
 
 
 def predictions(
@@ -73,18 +73,33 @@ def predictions_alone(
 
 
 class Passes:
-    """Objectives and the batches that they are measured on.
+    """Objectives and what they are measured on, rung by rung.
 
     Attributes:
         rungs: the batches that each rung adds.
-        totals: digest of a set -> its predicted tokens, or items.
+        totals: digest of a set -> its units.
     """
 
-    def __init__(self, objectives: Sequence[Objective], rungs: Sequence[Sequence[Batch]]) -> None:
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        rungs: Sequence[Sequence[Batch]],
+        shares: Sequence[float] = RUNGS,
+    ) -> None:
+        """
+        Args:
+            rungs: one for each of the shares; see batching.layout.
+            shares: of every set's units that is scored at the end of each rung.
+        """
+        if len(rungs) != len(shares):
+            raise ValueError(f"{len(rungs)} rungs for {len(shares)} shares; layout makes one for each")
         self.objectives = objectives
         self.rungs = rungs
         self.totals: Totals = {s.digest: s.units for o in objectives for s in o.sets}
+        self._of_predictions = [o for o in objectives if not isinstance(o, ModelObjective)]
+        self._of_models = [o for o in objectives if isinstance(o, ModelObjective)]
         self._rows = [_rows_of(rung) for rung in rungs]
+        self._parts = [(0.0, *shares)[number : number + 2] for number in range(len(shares))]
 
     @property
     def batches(self) -> list[Batch]:
@@ -105,7 +120,7 @@ class Passes:
         values: Values = {}
         with torch.inference_mode():
             for prediction in found:
-                for objective in self.objectives:
+                for objective in self._of_predictions:
                     for token_set in objective.sets:
                         if token_set.digest == prediction.segment.digest:
                             made = objective.values(token_set.name, prediction)
@@ -113,8 +128,8 @@ class Passes:
         return values
 
     def finish(self, rung: int, values: Values, measured: Measured) -> None:
-        """Add what a whole rung came to."""
-        for objective in self.objectives:
+        """Add what the batches of a whole rung came to."""
+        for objective in self._of_predictions:
             for token_set in objective.sets:
                 parts = values.get((objective.name, token_set.name))
                 if parts:
@@ -122,6 +137,23 @@ class Passes:
                     rows = self._rows[rung][token_set.digest]
                     units = objective.units(token_set.name, made, rows)
                     measured[objective.name, token_set.name].append(units)
+
+    def takes_models(self, rung: int) -> bool:
+        """Whether a rung measures anything that takes the whole model."""
+        begun, done = self._parts[rung]
+        sets = [one for objective in self._of_models for one in objective.sets]
+        return any(one.units_until(begun) < one.units_until(done) for one in sets)
+
+    def measure_model(self, rung: int, model: PreTrainedModel, measured: Measured) -> None:
+        """Add what a rung measures on a whole model."""
+        begun, done = self._parts[rung]
+        with torch.inference_mode():
+            for objective in self._of_models:
+                for one in objective.sets:
+                    first, stop = one.units_until(begun), one.units_until(done)
+                    if first < stop:
+                        units = objective.measure(one.name, model, first, stop)
+                        measured[objective.name, one.name].append(units)
 
     def score(self, model: PreTrainedModel) -> Scores:
         """Score a single model, composed or loaded, that has the family's vocabulary."""
@@ -131,6 +163,7 @@ class Passes:
             for batch in rung:
                 extend(values, self.measure(predictions_alone(model, batch)))
             self.finish(number, values, measured)
+            self.measure_model(number, model, measured)
         return self.scores(measured)
 
     def scores(self, measured: Measured) -> Scores:
@@ -141,9 +174,11 @@ class Passes:
         }
 
     def units(self, measured: Measured, weights: Weights) -> Units:
-        """What each predicted token or item adds to the loss."""
+        """What each unit adds to the loss; objectives without a weight add nothing."""
         units: dict[str, NDArray[np.float64]] = {}
         for objective in self.objectives:
+            if objective.name not in weights:
+                continue
             size = sum(objective.size(token_set.name, token_set.units) for token_set in objective.sets)
             for token_set in objective.sets:
                 made = np.concatenate(measured[objective.name, token_set.name])

@@ -7,7 +7,9 @@ a finite population). With n of N tokens of a set scored, mean difference d and 
 
     D = Σ_sets N d,   Var D = Σ_sets N² (1 − n/N) s²/n
 
-(W. G. Cochran, Sampling Techniques, 1977, equations 5.1 and 5.6.)
+(W. G. Cochran, Sampling Techniques, 1977, equations 5.1 and 5.6.) Of a few units s² says nothing: two
+items that are both right here and wrong there have s² = 0. As long as fewer than FEWEST of a set are
+scored, and not all of them, its variance counts as infinite.
 """
 
 from __future__ import annotations
@@ -21,13 +23,15 @@ from numpy.typing import NDArray
 from gptailor_merge.scoring.objectives import Weights
 
 Units = Mapping[str, NDArray[np.float64]]
-"""Digest of a set -> what each of its predicted tokens, as far as scored, adds to the loss."""
+"""Digest of a set -> what each of its units (tokens, items), as far as scored, adds to the loss."""
 Totals = Mapping[str, int]
-"""Digest of a set -> its predicted tokens."""
+"""Digest of a set -> its units."""
 
 CERTAINTY = 4.0
 """Neighbouring tokens are not independent: on the built-in family true errors are about 1.8 times those
 of the formula, so that 4 of the formula's standard errors are a little more than 2 true ones."""
+FEWEST = 8
+"""So many units of a set tell its variance."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,12 @@ class Race:
         """What can be told of the losses of dropped candidates.
 
         That of the best finished one plus the paired difference to it so far; no less than what
-        it takes to be kept, since that has been ruled out.
+        it takes to be kept, since that has been ruled out. Where none has been finished, since all that
+        it was dropped for failed later, what it has so far, extrapolated.
         """
         complete = [units for units in (*finished, *self.incumbents) if not np.isnan(loss_of(units))]
         if not complete:
-            return {}
+            return {key: _extrapolated(units, totals) for key, units in dropped.items()}
         losses = sorted(loss_of(units) for units in complete)
         least = losses[min(self.keep, len(losses)) - 1]
         best = min(complete, key=loss_of)
@@ -99,13 +104,21 @@ def compare(contenders: Sequence[Units], totals: Totals) -> tuple[NDArray[np.flo
         scored, total = values.shape[1], totals[digest]
         means = values.mean(axis=1)
         difference += total * (means[:, None] - means[None])
-        if scored > 1:
+        if scored == total:
+            continue
+        if scored < FEWEST:
+            variance += np.inf
+        else:
             centred = values - means[:, None]
             products = centred @ centred.T / (scored - 1)
             own = products.diagonal()
             spread = np.maximum(own[:, None] + own[None] - 2 * products, 0)
             variance += total**2 * (1 - scored / total) * spread / scored
     return difference, variance
+
+
+def _extrapolated(units: Units, totals: Totals) -> float:
+    return float(sum(totals[digest] * values.mean() for digest, values in units.items()))
 
 
 def _first(units: Units, like: Units) -> Units:

@@ -15,8 +15,8 @@ def probes(space: Space) -> list[tuple[int, Recipe]]:
     return [(layer, space.select(0, removed={layer})) for layer in space.removable]
 
 
-def one_shot(space: Space, losses: Mapping[int, float]) -> set[int]:
-    """The layers to remove if their costs simply added up.
+def one_shot(space: Space, losses: Mapping[int, float]) -> dict[int, set[int]]:
+    """For each size the layers to remove if their costs simply added up.
 
     Args:
         losses: loss of the base without each layer alone; a layer that is not there is kept if
@@ -28,12 +28,12 @@ def one_shot(space: Space, losses: Mapping[int, float]) -> set[int]:
     keys = [0.0] * space.depth
     for rank, layer in enumerate(dearest_first):
         keys[layer] = float(rank)
-    return set(range(space.depth)) - set(space.keep(keys))
+    return {size: set(range(space.depth)) - set(space.keep(keys, size)) for size in space.sizes}
 
 
 def first_generation(
     space: Space,
-    removed: set[int] | None,
+    removed: Mapping[int, set[int]] | None,
     size: int,
     rng: np.random.RandomState,
     start: Sequence[Recipe] = (),
@@ -41,11 +41,14 @@ def first_generation(
     """The given recipes, each member alone without these layers, the base first, and mutations of all.
 
     With nothing to start from, random points.
+
+    Args:
+        removed: for each size the layers that the members go without.
     """
     starts = [space.encode(recipe, rng, nearest=True) for recipe in start]
     if removed is not None:
-        members = range(min(size - len(starts), len(space.models)))
-        starts += [space.encode(space.select(member, removed), rng) for member in members]
+        pruned = [space.select(m, layers) for m in range(len(space.models)) for layers in removed.values()]
+        starts += [space.encode(recipe, rng) for recipe in pruned[: size - len(starts)]]
     if not starts:
         return [space.random(rng) for _ in range(size)]
     others = [space.mutate(starts[i % len(starts)], rng) for i in range(size - len(starts))]

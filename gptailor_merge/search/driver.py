@@ -7,6 +7,9 @@ pickled state is stored or trusted.
 A generation may be raced: a candidate that cannot be among those the optimiser keeps is dropped
 before it is scored on everything. It is recorded as `dropped`, with the tokens that it was scored
 on, and the optimiser is told an estimate of its loss that is never as good as what it keeps.
+
+With gates, candidates that fail one are `gated`: not scored further, and told as the worst. With
+several axes the optimiser is told all their losses, and nothing is raced.
 """
 
 from __future__ import annotations
@@ -26,22 +29,25 @@ from gptailor_merge.scoring.objectives import Score, Scores, Weights
 from gptailor_merge.scoring.racing import Race, Units
 from gptailor_merge.search import baselines
 from gptailor_merge.search.baselines import first_generation
+from gptailor_merge.search.front import losses
 from gptailor_merge.search.journal import (
     DROPPED,
     DUPLICATE,
     FAILED,
+    GATED,
     PROBE,
     SCORED,
     Candidate,
     Journal,
 )
 from gptailor_merge.search.optimizers import create, keeps
+from gptailor_merge.search.parametrization import parametrization
 from gptailor_merge.search.space import Space
 
 PROBE_SHARE = 0.25
 """The start is probed where that takes no more than this share of the budget."""
 FAILED_LOSS = 1e6
-"""What the optimiser is told of a candidate that failed: worse than any real loss."""
+"""What the optimiser is told of a candidate that failed or is out: worse than any real loss."""
 
 
 class Scorer(Protocol):
@@ -50,11 +56,23 @@ class Scorer(Protocol):
     def score(self, plans: Sequence[Plan], race: Race | None = None) -> Sequence[Outcome]: ...
 
 
+class Gate(Protocol):
+    """Keeps candidates out before they are scored; see search.gates.Gates."""
+
+    def judge(self, plans: Sequence[Plan]) -> Sequence[Outcome]:
+        """Outcomes on the gates' own measures, in the order of the plans."""
+
+    def beyond(self, scores: Scores) -> str | None:
+        """Which bound these scores break, in a sentence."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to search.
 
     Attributes:
+        weights: of the objectives that are added up in the loss.
+        axes: the objectives of which a front is sought; none where the loss is minimised.
         fingerprint: of the objectives; stored scores count only under the same one.
         max_failures: so many failures in a row stop the search.
         racing: whether generations are raced; None where it is known what the optimiser keeps.
@@ -66,13 +84,26 @@ class Settings:
     seed: int
     weights: Weights
     fingerprint: str
+    axes: tuple[str, ...] = ()
     max_failures: int = 16
     racing: bool | None = None
 
+    @property
+    def keep(self) -> int | None:
+        """How many candidates a race leaves; None where there is none."""
+        return None if self.racing is False or self.axes else keeps(self.optimizer, self.population)
+
+    def told(self, candidate: Candidate) -> float | list[float]:
+        """What the optimiser is told of a candidate."""
+        if self.axes:
+            failed = candidate.loss is None
+            return [FAILED_LOSS] * len(self.axes) if failed else list(losses(candidate.scores, self.axes))
+        return FAILED_LOSS if candidate.loss is None else candidate.loss
+
 
 def loss(scores: Scores, weights: Weights) -> float:
-    """The number that is minimised: the weighted sum of the objectives' means over all tokens."""
-    return sum(weights[name] * Score.total(list(by_set.values())).mean for name, by_set in scores.items())
+    """The number that is minimised: the weighted sum of the objectives' means over all units."""
+    return sum(weight * Score.total(list(scores[name].values())).mean for name, weight in weights.items())
 
 
 def search(
@@ -81,23 +112,27 @@ def search(
     journal: Journal,
     settings: Settings,
     *,
+    gate: Gate | None = None,
     start: Sequence[Recipe] = (),
     on_candidate: Callable[[Candidate], None] = lambda candidate: None,
 ) -> Candidate:
     """Propose and score `settings.budget` candidates and return the best.
 
     Args:
+        gate: keeps candidates out; probes of other sizes are no candidates.
         start: recipes that the first generation begins with, no more than it has candidates.
         on_candidate: called for every candidate, also for those that the journal knew.
 
     Raises:
         SearchError: too many failures in a row, nothing scored, or a journal of another search.
     """
-    run = _Run(scorer, journal, settings, on_candidate)
-    keep = keeps(settings.optimizer, settings.population) if settings.racing is not False else None
-    parametrization = space.parametrization(settings.seed)
+    run = _Run(space, scorer, journal, settings, gate, on_candidate)
     optimizer = create(
-        settings.optimizer, parametrization, budget=settings.budget, population=settings.population
+        settings.optimizer,
+        parametrization(space, settings.seed),
+        budget=settings.budget,
+        population=settings.population,
+        pareto=bool(settings.axes),
     )
     removed = _probe(space, run)
     rng = np.random.RandomState(settings.seed)
@@ -107,17 +142,21 @@ def search(
     while run.asked < settings.budget:
         size = min(settings.population, settings.budget - run.asked)
         proposals = [optimizer.ask() for _ in range(size)]
-        finished = run.score([space.decode(proposal.value) for proposal in proposals], keep=keep)
-        for proposal, candidate in zip(proposals, finished, strict=True):
-            _tell(optimizer, proposal, FAILED_LOSS if candidate.loss is None else candidate.loss)
+        recipes = [space.decode(proposal.value) for proposal in proposals]
+        for proposal, candidate in zip(proposals, run.score(recipes, keep=settings.keep), strict=True):
+            _tell(optimizer, proposal, settings.told(candidate))
     best = journal.best()
     if best is None:
-        raise SearchError("no candidate could be scored; gptailor show RUN tells the causes")
+        counts, cause = journal.counts(), list(journal.candidates())[-1].cause
+        raise SearchError(
+            f"none of {counts.candidates} candidates could be scored, {counts.gated} were kept out by gates; "
+            f"the last: {cause}"
+        )
     return best
 
 
-def _probe(space: Space, run: _Run) -> set[int] | None:
-    """The layers whose removal costs least, one by one; None where probing would cost too much."""
+def _probe(space: Space, run: _Run) -> dict[int, set[int]] | None:
+    """For each size the layers that cost least one by one; None where probing would cost too much."""
     recipes = baselines.probes(space)
     affordable = len(recipes) <= run.settings.budget * PROBE_SHARE
     if 0 in run.known:  # a resumed run does as it did, also under a larger budget
@@ -133,7 +172,7 @@ def _probe(space: Space, run: _Run) -> set[int] | None:
     return baselines.one_shot(space, losses)
 
 
-def _tell(optimizer: Any, proposal: Any, value: float) -> None:
+def _tell(optimizer: Any, proposal: Any, value: float | list[float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some optimisers warn of points that they did not propose
         optimizer.tell(proposal, value)
@@ -144,14 +183,17 @@ class _Run:
 
     def __init__(
         self,
+        space: Space,
         scorer: Scorer,
         journal: Journal,
         settings: Settings,
+        gate: Gate | None,
         on_candidate: Callable[[Candidate], None],
     ) -> None:
         self.settings = settings
         self.known = {candidate.number: candidate for candidate in journal.candidates()}
         self.asked = 0
+        self._space, self._gate = space, gate
         self._scorer, self._journal, self._on_candidate = scorer, journal, on_candidate
         self._by_digest: dict[str, Candidate] = {}
         self._units: dict[str, Units] = {}
@@ -182,7 +224,9 @@ class _Run:
             and resolved.digest not in self._by_digest
             and first_of[resolved.digest] == number
         ]
-        outcomes = dict(zip((made.digest for made in fresh), self._race(fresh, keep), strict=True))
+        judged = self._judge(fresh)
+        left = [made for made in fresh if made.digest not in judged or judged[made.digest].passes]
+        outcomes = dict(zip((made.digest for made in left), self._race(left, keep), strict=True))
         finished, new = [], []
         for number, recipe in numbered:
             digest = plans[number].digest
@@ -194,7 +238,15 @@ class _Run:
                 if original is not None:
                     candidate = _duplicate(number, recipe, original)
                 else:
-                    candidate = _scored(number, digest, recipe, outcomes[digest], self.settings, status)
+                    candidate = _candidate(
+                        number,
+                        digest,
+                        recipe,
+                        judged.get(digest),
+                        outcomes.get(digest),
+                        self.settings,
+                        status,
+                    )
                 new.append(candidate)
             self._by_digest.setdefault(digest, candidate)
             finished.append(candidate)
@@ -204,6 +256,17 @@ class _Run:
             self._on_candidate(candidate)
             self._count_failure(candidate)
         return finished
+
+    def _judge(self, plans: Sequence[Plan]) -> dict[str, _Verdict]:
+        """By digest what the gate says of those that are candidates."""
+        candidates = [made for made in plans if len(made.slots) in self._space.sizes]
+        if self._gate is None or not candidates:
+            return {}
+        outcomes = self._gate.judge(candidates)
+        return {
+            made.digest: _Verdict(outcome, None if outcome.cause else self._gate.beyond(outcome.scores))
+            for made, outcome in zip(candidates, outcomes, strict=True)
+        }
 
     def _race(self, plans: Sequence[Plan], keep: int | None) -> Sequence[Outcome]:
         if keep is None or not plans:
@@ -235,7 +298,7 @@ class _Run:
             )
 
     def _count_failure(self, candidate: Candidate) -> None:
-        self._failures = self._failures + 1 if candidate.loss is None else 0
+        self._failures = self._failures + 1 if candidate.failed else 0
         if self._failures >= self.settings.max_failures:
             raise SearchError(
                 f"{self._failures} candidates in a row failed; the last: {candidate.cause}\n"
@@ -243,27 +306,57 @@ class _Run:
             )
 
 
-def _scored(
-    number: int, digest: str, recipe: Recipe, outcome: Outcome, settings: Settings, status: str
+@dataclass(frozen=True)
+class _Verdict:
+    """What the gate says of a candidate.
+
+    Attributes:
+        beyond: the bound that it breaks, or None.
+    """
+
+    outcome: Outcome
+    beyond: str | None
+
+    @property
+    def passes(self) -> bool:
+        return self.outcome.cause is None and self.beyond is None
+
+
+def _candidate(
+    number: int,
+    digest: str,
+    recipe: Recipe,
+    verdict: _Verdict | None,
+    outcome: Outcome | None,
+    settings: Settings,
+    status: str,
 ) -> Candidate:
-    value: float | None
-    if outcome.cause is not None:
-        status, value = FAILED, None
+    """What became of a proposal that was judged, scored, or both."""
+    parts = [verdict.outcome] if verdict is not None else []
+    parts += [outcome] if outcome is not None else []
+    scores = {name: by_set for part in parts for name, by_set in part.scores.items()}
+    cause = next((part.cause for part in parts if part.cause is not None), None)
+    value: float | None = None
+    if cause is not None:
+        status, scores = FAILED, {}
+    elif outcome is None:
+        assert verdict is not None
+        status, cause = GATED, verdict.beyond
     elif outcome.estimate is not None:
         status, value = DROPPED, outcome.estimate
     else:
-        value = loss(outcome.scores, settings.weights)
+        value = loss(scores, settings.weights)
     return Candidate(
         number=number,
         digest=digest,
         recipe=recipe.to_yaml(),
         status=status,
         loss=value,
-        scores=outcome.scores,
+        scores=scores,
         fingerprint=settings.fingerprint,
-        cause=outcome.cause,
-        tokens=outcome.tokens,
-        seconds=outcome.seconds,
+        cause=cause,
+        tokens=sum(part.tokens for part in parts),
+        seconds=sum(part.seconds for part in parts),
     )
 
 

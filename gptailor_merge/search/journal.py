@@ -8,8 +8,9 @@ again from the seed and answers from the journal (see driver.py).
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,30 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.objectives import Score, Scores
 
 FORMAT = 3
-SCORED, DROPPED, FAILED, DUPLICATE, PROBE = "scored", "dropped", "failed", "duplicate", "probe"
+SCORED, DROPPED, GATED, FAILED = "scored", "dropped", "gated", "failed"
+DUPLICATE, PROBE = "duplicate", "probe"
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE candidates (
     number INTEGER PRIMARY KEY,  -- in the order of proposal, from 0
     digest TEXT NOT NULL,
     recipe TEXT NOT NULL,        -- YAML
-    status TEXT NOT NULL CHECK (status IN ('scored', 'dropped', 'failed', 'duplicate', 'probe')),
-    loss REAL,                   -- NULL where it failed, an estimate where it was dropped
+    status TEXT NOT NULL CHECK (status IN ('scored', 'dropped', 'gated', 'failed', 'duplicate', 'probe')),
+    loss REAL,                   -- NULL where it failed or is out, an estimate where it was dropped
     scores TEXT NOT NULL,        -- objective -> set -> [mean, count, unit]
     fingerprint TEXT NOT NULL,   -- of the objectives
-    cause TEXT,                  -- why it failed
+    cause TEXT,                  -- why it failed, or the bound that it breaks
     original INTEGER REFERENCES candidates (number),  -- of a duplicate
     tokens INTEGER NOT NULL,     -- that it was scored on
     seconds REAL NOT NULL
+) STRICT;
+CREATE TABLE items (
+    section TEXT NOT NULL,       -- of the config: objectives, gates, held_out
+    objective TEXT NOT NULL,
+    task TEXT NOT NULL,
+    split TEXT NOT NULL,
+    ids TEXT NOT NULL,           -- positions in the split, in the order in which rungs take them
+    PRIMARY KEY (section, objective, task)
 ) STRICT;
 CREATE TABLE held_out (model TEXT PRIMARY KEY, scores TEXT NOT NULL) STRICT;
 """
@@ -47,7 +57,8 @@ class Candidate:
 
     A `probe` is scored like any other, but is not of the target size: it tells where to start.
     A `dropped` one left a race: its scores are over the tokens that it was scored on, its loss is
-    the estimate that the optimiser was told.
+    the estimate that the optimiser was told. A `gated` one is out: it breaks a bound, has no loss,
+    and no scores but those of the gates.
     """
 
     number: int
@@ -63,9 +74,30 @@ class Candidate:
     seconds: float = 0.0
 
     @property
+    def failed(self) -> bool:
+        """Whether it, or what it is a duplicate of, could not be scored."""
+        return self.loss is None and not self.scores
+
+    @property
     def parsed(self) -> Recipe:
         """The recipe as a value."""
         return Recipe.from_mapping(yaml.safe_load(self.recipe))
+
+
+@dataclass(frozen=True)
+class Items:
+    """Which items of a task an objective is measured on.
+
+    Attributes:
+        section: of the config: objectives, gates or held_out.
+        ids: positions in the split, in the order in which rungs take them.
+    """
+
+    section: str
+    objective: str
+    task: str
+    split: str
+    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -76,6 +108,7 @@ class Counts:
     failures: int
     duplicates: int
     dropped: int
+    gated: int
     tokens: int
     seconds: float
 
@@ -148,29 +181,52 @@ class Journal:
         for row in self._db.execute("SELECT * FROM candidates ORDER BY number"):
             yield _candidate(row)
 
-    def best(self) -> Candidate | None:
-        """The first candidate of the target size with the lowest loss, scored on everything."""
-        row = self._db.execute(
-            # A duplicate counts for a probe that happens to be of the target size.
+    def finished(self) -> Iterator[Candidate]:
+        """The candidates of a target size that were scored on everything, in the order of proposal."""
+        rows = self._db.execute(
+            # A duplicate counts for a probe that happens to be of a target size.
             "SELECT * FROM candidates AS c WHERE status = 'scored' OR (status = 'duplicate' AND "
             "(SELECT status FROM candidates WHERE number = c.original) = 'probe' AND loss IS NOT NULL) "
-            "ORDER BY loss, number LIMIT 1"
-        ).fetchone()
-        return None if row is None else _candidate(row)
+            "ORDER BY number"
+        )
+        yield from map(_candidate, rows)
+
+    def best(self) -> Candidate | None:
+        """The first of these with the lowest loss."""
+        return min(self.finished(), key=lambda c: math.inf if c.loss is None else c.loss, default=None)
 
     def counts(self) -> Counts:
         """Totals over all candidates."""
         row = self._db.execute(
             "SELECT count(*), coalesce(sum(status = 'failed'), 0), "
             "coalesce(sum(status = 'duplicate'), 0), coalesce(sum(status = 'dropped'), 0), "
+            "coalesce(sum(status = 'gated'), 0), "
             "coalesce(sum(tokens), 0), "
             "coalesce(sum(seconds), 0.0) FROM candidates"
         ).fetchone()
         return Counts(*row)
 
+    def record_items(self, items: Iterable[Items]) -> None:
+        """Write which items of tasks are scored, replacing what was there."""
+        rows = [(i.section, i.objective, i.task, i.split, json.dumps(i.ids)) for i in items]
+        self._db.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?)", rows)
+
+    def items(self) -> list[Items]:
+        """Which items of tasks are scored."""
+        rows = self._db.execute("SELECT * FROM items ORDER BY rowid")
+        return [
+            Items(section, objective, task, split, tuple(json.loads(ids)))
+            for section, objective, task, split, ids in rows
+        ]
+
     def record_held_out(self, model: str, scores: Scores) -> None:
         """Write the held-out scores of a model, replacing older ones."""
         self._db.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?)", (model, _dump(scores)))
+
+    def keep_held_out(self, models: Collection[str]) -> None:
+        """Forget the held-out scores of all others."""
+        stale = [(model,) for model in self.held_out() if model not in models]
+        self._db.executemany("DELETE FROM held_out WHERE model = ?", stale)
 
     def held_out(self) -> dict[str, Scores]:
         """Model -> its held-out scores, in the order they were first written."""

@@ -1,199 +1,346 @@
-"""A config's objectives and held-out set become what is measured, and on what."""
+"""A config's objectives, gates and held-out set become what is measured, and on what."""
 
 from __future__ import annotations
 
-import gc
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from gptailor_merge.config import DatasetConfig, ObjectiveConfig, SearchConfig, TaskConfig, TextConfig
-from gptailor_merge.errors import ConfigError, FamilyError, InputError, Problem
-from gptailor_merge.recipe.family import Family
+from gptailor_merge.config import SearchConfig
+from gptailor_merge.errors import ConfigError, InputError, KeyPath, Problem
+from gptailor_merge.objective_config import (
+    DatasetConfig,
+    ObjectiveConfig,
+    RepetitionConfig,
+    TaskConfig,
+    TextConfig,
+)
 from gptailor_merge.scoring.batching import Batch, layout
 from gptailor_merge.scoring.calibration import TextSource, TokenSet, tokenize
-from gptailor_merge.scoring.objectives import Forward, Objective, Perplexity, Prediction, build_kl, digest
-from gptailor_merge.scoring.passes import Passes, predictions_alone
-from gptailor_merge.scoring.tasks import (
+from gptailor_merge.scoring.costs import cost
+from gptailor_merge.scoring.generating import TaskGeneration, repetition
+from gptailor_merge.scoring.objectives import Forward, Objective, Perplexity, UnitSet, build_kl
+from gptailor_merge.scoring.passes import Passes
+from gptailor_merge.scoring.task_items import (
     MARGIN,
     Part,
     TaskItems,
-    TaskLikelihood,
     TaskSettings,
     encoder,
-    likelihood,
     load_items,
-    takes_trees,
+    splits_of,
 )
+from gptailor_merge.scoring.tasks import TaskLikelihood, objective, takes_trees
+from gptailor_merge.search.gap import Pair
+from gptailor_merge.search.journal import Items
+from gptailor_merge.search.teachers import Teachers
+
+SECTIONS = ("objectives", "gates", "held_out")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Everything that a run measures.
+
+    Attributes:
+        searched, gates, held_out: in the order of the config, and after it what is reported besides.
+        pairs: which of what is searched on has a counterpart that is held out.
+        items: which items of tasks are scored.
+        warnings: sentences that belong beside every number that is reported.
+    """
+
+    searched: Passes
+    gates: Passes
+    held_out: Passes
+    pairs: tuple[Pair, ...]
+    items: tuple[Items, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Measure:
-    """An objective on its way: of a task it is made, of texts it waits for the batches."""
+    """An objective on its way: one of texts waits for the batches.
 
+    Attributes:
+        path: where the config says it.
+    """
+
+    path: KeyPath
     config: ObjectiveConfig
-    sets: tuple[TokenSet, ...]
+    sets: Sequence[TokenSet | UnitSet]
     items: tuple[TaskItems, ...] = ()
-    made: TaskLikelihood | None = None
+    made: Objective | None = None
 
 
 def measures(
-    config: SearchConfig, tokenizer: PreTrainedTokenizerBase, teachers: Teachers
-) -> tuple[Passes, Passes]:
-    """What is searched on, and what is reported on.
+    config: SearchConfig, tokenizer: PreTrainedTokenizerBase, teachers: Teachers, out_dtype: torch.dtype
+) -> Measures:
+    """What is searched on, kept to, and reported on.
+
+    Args:
+        out_dtype: of the written model.
 
     Raises:
         ConfigError: data or tasks that are wrong, a test split that is searched on without leave, or
             something that is both searched on and held out.
     """
-    reader = _Reader(config, tokenizer, teachers)
-    reported = with_held_out_tasks(config)
-    searched_names = {name for c in config.objectives if isinstance(c, TaskConfig) for name in _where(c)}
-    reported_names = {name for c in reported if isinstance(c, TaskConfig) for name in _where(c)}
-    shared = searched_names & reported_names
-    searching = reader.section(config.objectives, "objectives", "searched", shared)
-    reporting = reader.section(reported, "held_out", "held_out", shared)
-    if not config.allow_test_split:
-        _refuse_test_splits(searching)
-    _refuse_leaks([m.sets for m in searching], [m.sets for m in reporting])
-    batch_tokens = config.batch_tokens
-    return _passes(searching, teachers, batch_tokens), _passes(reporting, teachers, batch_tokens)
+    reader = _Reader(config, tokenizer, teachers, out_dtype)
+    sections = {"objectives": config.objectives, "gates": config.gates, "held_out": reported(config)}
+    divided = reader.divided(sections)
+    searching = {name: reader.section(name, sections[name], divided) for name in ("objectives", "gates")}
+    searched = [measure for some in searching.values() for measure in some]
+    tested = [
+        Problem((*measure.path, "split"), f"{items.name}: {items.split!r} is its test split")
+        for measure in searched
+        for items in measure.items
+        if items.is_test
+    ]
+    if tested and not config.allow_test_split:
+        hint = "scores on it would tell nothing about other models; expected another, or --allow-test-split"
+        raise ConfigError([Problem(p.path, f"{p.message}, {hint}") for p in tested])
+    if config.drop_leaks:
+        reader.without = frozenset(text for m in searched for one in m.sets for text in one.documents)
+    reporting = reader.section("held_out", sections["held_out"], divided)
+    _refuse_leaks(searched, reporting)
+    made = {**searching, "held_out": reporting}
+    passes = {name: _passes(name, some, teachers, config.batch_tokens) for name, some in made.items()}
+    return Measures(
+        searched=passes["objectives"],
+        gates=passes["gates"],
+        held_out=passes["held_out"],
+        pairs=tuple(_pairs(made, passes)),
+        items=tuple(item for name in SECTIONS for item in _items(name, made[name], passes[name])),
+        warnings=tuple(
+            dict.fromkeys(
+                f"{p.message}, and was searched on: scores on it flatter this model and no other"
+                for p in tested
+            )
+        ),
+    )
 
 
-def with_held_out_tasks(config: SearchConfig) -> tuple[ObjectiveConfig, ...]:
-    """The held-out section, and for tasks that are searched on and not named there the rest of their split.
+def reported(config: SearchConfig) -> tuple[ObjectiveConfig, ...]:
+    """The held-out section, and what of the tasks that are searched on is not named there.
 
-    They are reported by the metric that is searched on and by the tasks' own first.
+    A task is reported by the metric that is searched on, and where that is the margin also by its first.
     """
-    named = {task for c in config.held_out if isinstance(c, TaskConfig) for task in c.tasks}
-    added: list[ObjectiveConfig] = []
-    for objective in config.objectives:
-        if isinstance(objective, TaskConfig) and not named & set(objective.tasks):
-            added.append(objective)
-            if objective.metric == MARGIN:
-                added.append(objective.model_copy(update={"metric": None}))
+    known = [one for one in config.held_out if isinstance(one, TaskConfig)]
+    added: list[TaskConfig] = []
+    for searched in config.objectives:
+        if not isinstance(searched, TaskConfig):
+            continue
+        for metric in dict.fromkeys(
+            (searched.metric, None if searched.metric == MARGIN else searched.metric)
+        ):
+            for task in searched.tasks:
+                like = next(
+                    (one for one in known if task in one.tasks), searched.model_copy(update={"split": None})
+                )
+                wanted = like.model_copy(update={"metric": metric})
+                if wanted not in known and not any(
+                    task in one.tasks and one.metric == metric for one in known
+                ):
+                    added = _joined(added, wanted.model_copy(update={"tasks": (task,)}))
     return (*config.held_out, *added)
 
 
-def _where(config: TaskConfig) -> list[tuple[str, str | None]]:
-    return [(task, config.split) for task in config.tasks]
+def _joined(configs: list[TaskConfig], further: TaskConfig) -> list[TaskConfig]:
+    """Tasks that differ in nothing but their names are one objective."""
+    for index, one in enumerate(configs):
+        if one.model_copy(update={"tasks": further.tasks}) == further:
+            tasks = (*one.tasks, *(task for task in further.tasks if task not in one.tasks))
+            return [*configs[:index], one.model_copy(update={"tasks": tasks}), *configs[index + 1 :]]
+    return [*configs, further]
 
 
 class _Reader:
     """Reads what objectives are measured on; what two of them share is read once."""
 
-    def __init__(self, config: SearchConfig, tokenizer: PreTrainedTokenizerBase, teachers: Teachers) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        teachers: Teachers,
+        out_dtype: torch.dtype,
+    ) -> None:
         self._config, self._tokenizer, self._teachers = config, tokenizer, teachers
+        self._out_dtype = out_dtype
+        self.without: frozenset[str] = frozenset()
         self._known: dict[TaskSettings, tuple[list[TaskItems], bool]] = {}
 
     @cached_property
     def _encoder(self) -> object:
         return encoder(self._teachers.family.base.directory, self._tokenizer)
 
-    def section(
-        self,
-        configs: Sequence[ObjectiveConfig],
-        section: str,
-        part: Part,
-        divided: set[tuple[str, str | None]],
-    ) -> list[_Measure]:
-        """Everything that one section of the config measures.
-
-        Args:
-            part: what this section gets of
-            divided: the tasks and splits that are in both sections.
-        """
-        made = []
-        for index, config in enumerate(configs):
-            try:
+    def divided(self, sections: Mapping[str, Sequence[ObjectiveConfig]]) -> frozenset[str]:
+        """The tasks of which one split is both searched on and held out; each gets a part of it."""
+        splits: dict[Part, set[tuple[str, str]]] = {"searched": set(), "held_out": set()}
+        for section, configs in sections.items():
+            for index, config in enumerate(configs):
                 if isinstance(config, TaskConfig):
-                    takes = part if divided & set(_where(config)) else None
-                    made.append(self._task(config, takes))
-                else:
-                    sets = token_sets(config.data, self._tokenizer, config.tokens, config.sequence_length)
-                    made.append(_Measure(config, sets))
-            except InputError as error:
-                key = "tasks" if isinstance(config, TaskConfig) else "data"
-                raise ConfigError(Problem((section, index, key), str(error))) from None
+                    with _naming(section, index, "tasks"):
+                        splits[_part(section)] |= set(splits_of(self._settings(section, config)).items())
+        return frozenset(task for task, _ in splits["searched"] & splits["held_out"])
+
+    def section(
+        self, section: str, configs: Sequence[ObjectiveConfig], divided: frozenset[str]
+    ) -> list[_Measure]:
+        """Everything that one section of the config measures."""
+        made: list[_Measure] = []
+        for index, config in enumerate(configs):
+            with _naming(section, index, "tasks" if isinstance(config, TaskConfig) else "data"):
+                measure = self._measure((section, index), config, divided)
+            if section != "held_out" or not any(_same(measure, other) for other in made):
+                made.append(measure)
         return made
 
-    def _task(self, config: TaskConfig, part: Part) -> _Measure:
-        settings = TaskSettings(
-            config.tasks,
-            Path(config.include_path) if config.include_path else None,
-            config.split,
-            config.few_shot,
-            config.chat_template,
-            config.limit,
-            part,
-            self._config.seed,
+    def _measure(self, path: KeyPath, config: ObjectiveConfig, divided: frozenset[str]) -> _Measure:
+        if isinstance(config, TaskConfig):
+            settings = self._settings(str(path[0]), config)
+            return self._task(path, config, replace(settings, divided=divided, without=self.without))
+        if isinstance(config, TextConfig):
+            sets = token_sets(config.data, self._tokenizer, config.tokens, config.sequence_length)
+            return _Measure(path, config, sets)
+        made: Objective
+        if isinstance(config, RepetitionConfig):
+            made = repetition(
+                config.kind,
+                {name: _source(source) for name, source in config.data.items()},
+                self._tokenizer,
+                prompts=config.prompts,
+                prompt_tokens=config.prompt_tokens,
+                new_tokens=config.new_tokens,
+            )
+        else:
+            device = self._teachers.device
+            made = cost(config.kind, config.kind, dtype=self._out_dtype, device=device, tokens=config.tokens)
+        return _Measure(path, config, made.sets, made=made)
+
+    def _settings(self, section: str, config: TaskConfig) -> TaskSettings:
+        return TaskSettings(
+            tasks=config.tasks,
+            include_path=Path(config.include_path) if config.include_path else None,
+            split=config.split,
+            few_shot=config.few_shot,
+            chat_template=config.chat_template,
+            limit=config.limit,
+            part=_part(section),
+            seed=self._config.seed,
         )
+
+    def _task(self, path: KeyPath, config: TaskConfig, settings: TaskSettings) -> _Measure:
         if settings not in self._known:
             items = load_items(settings, self._encoder)
             _, forward = self._teachers.get("base")
             self._known[settings] = items, takes_trees(items, forward, self._teachers.device)
         items, trees = self._known[settings]
-        made = likelihood(items, config.metric, trees=trees)
-        return _Measure(config, made.sets, tuple(items), made)
+        made = objective(items, config.metric, trees=trees, lm=self._encoder)
+        return _Measure(path, config, made.sets, tuple(items), made)
 
 
-def _names(measures: Sequence[_Measure]) -> list[str]:
+def _part(section: str) -> Part:
+    return "held_out" if section == "held_out" else "searched"
+
+
+@contextmanager
+def _naming(section: str, index: int, key: str) -> Iterator[None]:
+    """Say where in the config the thing is that is wrong."""
+    try:
+        yield
+    except InputError as error:
+        raise ConfigError(Problem((section, index, key), str(error))) from None
+
+
+def _metric(measure: _Measure) -> str:
+    made = measure.made
+    return made.metric.name if isinstance(made, (TaskLikelihood, TaskGeneration)) else measure.config.kind
+
+
+def _same(one: _Measure, other: _Measure) -> bool:
+    """Whether two measures are of one metric on the same items."""
+    digests = [[s.digest for s in measure.sets] for measure in (one, other)]
+    return bool(one.items and digests[0] == digests[1] and _metric(one) == _metric(other))
+
+
+def _names(section: str, measures: Sequence[_Measure]) -> list[str]:
     """What the objectives are called: their metric or kind, numbered where that is not enough."""
-    names = [m.config.kind if m.made is None else m.made.metric.name for m in measures]
-    return [n if names.count(n) == 1 else f"{n}-{index + 1}" for index, n in enumerate(names)]
-
-
-def _refuse_test_splits(searching: Sequence[_Measure]) -> None:
-    problems = [
-        Problem(
-            ("objectives", index, "split"),
-            f"{items.name}: {items.split!r} is its test split; what is searched on tells nothing about other "
-            "models. Choose another split, or search on it all the same with --allow-test-split",
-        )
-        for index, measure in enumerate(searching)
-        for items in measure.items
-        if items.is_test
+    names = [_metric(measure) for measure in measures]
+    prefix = "gate: " if section == "gates" else ""
+    return [
+        prefix + (name if names.count(name) == 1 else f"{name}-{index + 1}")
+        for index, name in enumerate(names)
     ]
-    if problems:
-        raise ConfigError(problems)
 
 
-def _passes(prepared: Sequence[_Measure], teachers: Teachers, batch_tokens: int) -> Passes:
-    rungs = layout([one for m in prepared for one in m.sets], batch_tokens, device=teachers.device)
+def _passes(section: str, prepared: Sequence[_Measure], teachers: Teachers, batch_tokens: int) -> Passes:
+    in_rows = [one for m in prepared for one in m.sets if isinstance(one, TokenSet)]
+    rungs = layout(in_rows, batch_tokens, device=teachers.device)
     batches = [batch for rung in rungs for batch in rung]
-    names = _names(prepared)
     objectives: list[Objective] = []
-    for name, measure in zip(names, prepared, strict=True):
+    for name, measure in zip(_names(section, prepared), prepared, strict=True):
         if measure.made is not None:
-            objectives.append(replace(measure.made, name=name))
+            objectives.append(replace(measure.made, name=name))  # type: ignore[type-var]
         else:
             assert isinstance(measure.config, TextConfig)
-            objectives.append(build(name, measure.config, measure.sets, teachers.get, batches))
+            sets = tuple(one for one in measure.sets if isinstance(one, TokenSet))
+            objectives.append(build(name, measure.config, sets, teachers.get, batches))
     return Passes(objectives, rungs)
 
 
-def _refuse_leaks(searched: Sequence[Sequence[TokenSet]], reported: Sequence[Sequence[TokenSet]]) -> None:
+def _items(section: str, measures: Sequence[_Measure], passes: Passes) -> Iterator[Items]:
+    for measure, made in zip(measures, passes.objectives, strict=True):
+        for items in measure.items:
+            yield Items(section, made.name, items.name, items.split, items.ids)
+
+
+def _pairs(made: Mapping[str, Sequence[_Measure]], passes: Mapping[str, Passes]) -> Iterator[Pair]:
+    """What is searched on, each with the first that is held out and measures the same."""
+    reporting = list(zip(made["held_out"], passes["held_out"].objectives, strict=True))
+    for measure, searched in zip(made["objectives"], passes["objectives"].objectives, strict=True):
+        for other, held_out in reporting:
+            names = {one.name for one in other.sets}
+            sets = tuple(
+                one.name
+                for one in measure.sets
+                if one.name in names and _teacher(measure, one.name) == _teacher(other, one.name)
+            )
+            if sets and _metric(measure) == _metric(other):
+                yield Pair(searched.name, held_out.name, sets)
+                break
+
+
+def _teacher(measure: _Measure, set_name: str) -> str | None:
+    return measure.config.teacher_of(set_name) if isinstance(measure.config, TextConfig) else None
+
+
+def _refuse_leaks(searched: Sequence[_Measure], reporting: Sequence[_Measure]) -> None:
     """The held-out set holds nothing that is searched on, whatever it is called there.
 
     Raises:
-        ConfigError: names the data, how many documents, and how the first of them begins.
+        ConfigError: names the data or task, how many documents or items, and how the first begins.
     """
-    named = {text: s.name for sets in searched for s in sets for text in s.documents}
+    named = {text: one.name for measure in searched for one in measure.sets for text in one.documents}
     problems = []
-    for index, sets in enumerate(reported):
-        for token_set in sets:
-            leaked = sorted(token_set.documents & named.keys())
-            if leaked:
-                message = (
-                    f"{len(leaked)} of {len(token_set.documents)} documents are also searched on "
-                    f"(as {named[leaked[0]]}), found {leaked[0][:60]!r}; expected other documents"
-                )
-                problems.append(Problem(("held_out", index, "data", token_set.name), message))
+    for measure in reporting:
+        for one in measure.sets:
+            leaked = sorted(one.documents & named.keys())
+            if not leaked:
+                continue
+            key: KeyPath = ("tasks",) if measure.items else ("data", one.name)
+            what, hint = "documents", "expected other documents"
+            if measure.items:
+                what = f"items of {one.name}"
+                hint = "expected other items; drop_leaks: true leaves them out"
+            message = (
+                f"{len(leaked)} of {len(one.documents)} {what} are also searched on "
+                f"(as {named[leaked[0]]}), found {leaked[0][:60]!r}; {hint}"
+            )
+            problems.append(Problem((*measure.path, *key), message))
     if problems:
         raise ConfigError(problems)
 
@@ -232,57 +379,3 @@ def _source(source: str | DatasetConfig) -> TextSource:
     return TextSource(
         source.dataset, is_dataset=True, config=source.config, split=source.split, column=source.column
     )
-
-
-def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model as transformers loads it; safetensors only, no remote code.
-
-    Raises:
-        FamilyError: the directory holds no such model.
-    """
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise FamilyError(f"{directory}: cannot be loaded: {first_line}") from None
-    return model.to(device).eval().requires_grad_(False)
-
-
-def member_digest(directory: Path) -> str:
-    """Which weights a directory holds: names, sizes and content of its safetensors headers."""
-    parts = []
-    for file in sorted(directory.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = hashlib.sha256(stream.read(length)).hexdigest()
-        parts.append([file.name, file.stat().st_size, header])
-    return digest(parts)
-
-
-class Teachers:
-    """Dense members, loaded when first asked; one at a time is in memory."""
-
-    def __init__(self, family: Family, device: torch.device, dtype: torch.dtype) -> None:
-        self.family, self.device, self._dtype = family, device, dtype
-        self._loaded: tuple[str, PreTrainedModel] | None = None
-
-    def get(self, name: str) -> tuple[str, Forward]:
-        """(digest of the weights, forward pass); logits have the base's vocabulary."""
-        member = self.family.by_name(name)
-        assert member is not None
-        vocabulary = int(self.family.base.config["vocab_size"])
-
-        def run(batch: Batch) -> Iterator[Prediction]:
-            if self._loaded is None or self._loaded[0] != name:
-                self.release()
-                self._loaded = (name, load_model(member.directory, self._dtype, self.device))
-            yield from predictions_alone(self._loaded[1], batch, vocabulary=vocabulary)
-
-        return f"{member.model} {member_digest(member.directory)}", run
-
-    def release(self) -> None:
-        """Free the memory."""
-        self._loaded = None
-        gc.collect()

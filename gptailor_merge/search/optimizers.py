@@ -9,6 +9,7 @@ import nevergrad as ng
 
 from gptailor_merge.errors import ConfigError, Problem
 from gptailor_merge.recipe.recipe import suggest
+from gptailor_merge.search.ranking import rank
 
 DEFAULT = "default"
 
@@ -19,7 +20,7 @@ def names() -> list[str]:
 
 
 def keeps(name: str, population: int) -> int | None:
-    """How many of the best an optimiser goes on with; None where all that it is told counts."""
+    """How many of the best an optimiser of one loss goes on with; None where all it is told counts."""
     return max(2, population // 8) if name == DEFAULT else None
 
 
@@ -37,22 +38,27 @@ def check(name: str, *, racing: bool | None) -> None:
         raise ConfigError(Problem(("search", "racing"), message))
 
 
-def create(name: str, parametrization: Any, *, budget: int, population: int) -> Any:
+def create(name: str, parametrization: Any, *, budget: int, population: int, pareto: bool = False) -> Any:
     """An optimiser that is asked for `population` candidates at a time.
 
     `default` is an elitist evolution strategy whose children are made by the space's own moves: an
     eighth of the population are parents, parents compete with their children, and three children
-    in ten also take layers from a second parent.
+    in ten also take layers from a second parent. For a front there are as many parents as children,
+    selected as in NSGA-II.
 
     Args:
         name: see `check`.
+        pareto: whether it will be told several losses.
 
     Raises:
         ConfigError: an optimiser that cannot be asked for a generation.
     """
     if name == DEFAULT:
         make: Any = ng.optimizers.EvolutionStrategy(
-            popsize=keeps(name, population), offsprings=population, recombination_ratio=0.3, ranker="simple"
+            popsize=population if pareto else keeps(name, population),
+            offsprings=population,
+            recombination_ratio=0.3,
+            ranker="nsga2" if pareto else "simple",
         )
     else:
         make = ng.optimizers.registry[name]
@@ -60,7 +66,11 @@ def create(name: str, parametrization: Any, *, budget: int, population: int) -> 
         # nevergrad warns of small budgets; a small budget is the user's choice.
         warnings.simplefilter("ignore")
         try:
-            return make(parametrization, budget=budget, num_workers=population)
+            made = make(parametrization, budget=budget, num_workers=population)
         except ValueError as error:
             message = f"{name}: {error}; set search.population to 1"
             raise ConfigError(Problem(("search", "optimizer"), message)) from None
+    if name == DEFAULT and pareto:
+        made._rank_method = rank
+        made._no_hypervolume = True  # which nothing here looks at, and which takes time
+    return made

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from gptailor_merge.errors import ConfigError, ScoringError, errors_in
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.scoring.objectives import Score, Scores
 from gptailor_merge.search.driver import search
+from gptailor_merge.search.front import Point, check_rule, front, pick
+from gptailor_merge.search.gap import Gap, gap
 from gptailor_merge.search.journal import Candidate, Counts, Journal, open_existing
 from gptailor_merge.search.session import (
     BankMode,
@@ -27,6 +29,7 @@ from gptailor_merge.search.session import (
     start,
 )
 
+TOTAL = "total"
 FOUND = "found"
 """The name of the best recipe in the held-out table, beside the members' names."""
 
@@ -53,14 +56,40 @@ class RunDirectory:
         return self.path / "best.yml"
 
     @property
+    def pareto(self) -> Path:
+        """The recipes of the front."""
+        return self.path / "pareto"
+
+    @property
     def model(self) -> Path:
         """The written model."""
         return self.path / "model"
 
 
 @dataclass(frozen=True)
+class FrontRow:
+    """A recipe of the front.
+
+    Attributes:
+        scores: objective -> its total.
+    """
+
+    recipe: Path
+    layers: int
+    scores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Summary:
-    """What a run came to; values are in the units that users see."""
+    """What a run came to; values are in the units that users see.
+
+    Attributes:
+        front: the recipes that no other beats in every objective, where such a front was sought.
+        held_out: model -> objective -> set -> score; models are the members, the found recipe, and
+            those of the front by the names of their files.
+        gaps: of the found recipe.
+        warnings: sentences that belong beside the scores.
+    """
 
     digest: str
     recipe: Path
@@ -69,6 +98,9 @@ class Summary:
     counts: Counts
     held_out: Mapping[str, Mapping[str, Mapping[str, float]]]
     sizes: Mapping[str, tuple[int, int]]
+    front: tuple[FrontRow, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As `gptailor show --json` prints it."""
@@ -82,10 +114,14 @@ class Summary:
             "failures": counts.failures,
             "duplicates": counts.duplicates,
             "dropped": counts.dropped,
+            "gated": counts.gated,
             "tokens": counts.tokens,
             "seconds": round(counts.seconds, 3),
             "held_out": self.held_out,
             "sizes": {n: {"layers": x, "parameters": p} for n, (x, p) in self.sizes.items()},
+            "front": [{**asdict(row), "recipe": str(row.recipe)} for row in self.front],
+            "gaps": [{**asdict(one), "gap": one.difference} for one in self.gaps],
+            "warnings": list(self.warnings),
         }
 
 
@@ -138,48 +174,101 @@ def execute(
     open_run(config, run, resume=resume)
     with errors_in(file):
         session = start(plans, device, bank=bank, progress=on_step)
+    axes = session.settings.axes
+    with errors_in(file):
+        check_rule(config.search.pick, axes, plans.space.sizes)
     with Journal(run.journal) as journal:
+        journal.record_items(session.measures.items)
+        journal.set_meta("axes", json.dumps(axes))
+        journal.set_meta("warnings", json.dumps(session.measures.warnings))
         on_step("searching")
         best = search(
             plans.space,
             session.evaluator,
             journal,
             session.settings,
+            gate=session.gates,
             start=plans.start,
             on_candidate=on_candidate,
         )
+        found = {}
+        if axes:
+            points = front(journal.finished(), axes)
+            found = {point.name: point.candidate for point in points}
+            _write_front(run.pareto, found)
+            best = pick(points, config.search.pick, axes).candidate
         write_beside(run.best, best.recipe)
-        if session.held_out is not None:
-            on_step("scoring on the held-out set")
-            _score_held_out(plans, session, journal, best, device)
-        family, kept = plans.family, plan(best.parsed).kept
-        layers = {"base": range(family.depth), FOUND: kept}
+        found[FOUND] = best
+        family = plans.family
+        layers = {"base": range(family.depth), **{n: plan(c.parsed).kept for n, c in found.items()}}
         sizes = {name: (len(some), family.parameters(some)) for name, some in layers.items()}
         journal.set_meta("sizes", json.dumps(sizes))
+        if session.held_out is not None:
+            on_step("scoring on the held-out set")
+            _score_held_out(plans, session, journal, found, device)
     return summarize(run)
 
 
-def summarize(run: RunDirectory) -> Summary:
+def summarize(run: RunDirectory, rule: str | None = None) -> Summary:
     """Read a run's journal.
+
+    Args:
+        rule: which recipe of a front is shown, see front.pick; default the one that the run took.
 
     Raises:
         InputError: the directory holds no run.
-        ConfigError: nothing has been scored yet.
+        ConfigError: nothing has been scored yet, or the front does not have what is asked for.
     """
     with open_existing(run.journal) as journal:
+        axes = json.loads(journal.meta("axes") or "[]")
+        points = front(journal.finished(), axes) if axes else []
         best = journal.best()
         if best is None:
             raise ConfigError(f"{run.path}: no candidate has been scored yet")
+        recipe, name = run.best, FOUND
+        if rule is not None and not axes:
+            raise ConfigError(
+                f"{run.path}: --pick is for runs that sought a front; this one sought one recipe"
+            )
+        if axes:
+            point = pick(points, rule or SearchConfig.load(run.config).search.pick, axes)
+            best = point.candidate
+            if rule is not None:
+                recipe, name = run.pareto / f"{point.name}.yml", point.name
         sizes = json.loads(journal.meta("sizes") or "{}")
+        held_out = {model: natural(scores) for model, scores in journal.held_out().items()}
+        if name != FOUND and name in held_out:
+            held_out[FOUND], sizes[FOUND] = held_out[name], sizes[name]
+        gaps = json.loads(journal.meta("gaps") or "{}").get(best.digest, [])
         return Summary(
             digest=best.digest,
-            recipe=run.best,
+            recipe=recipe,
             loss=best.loss if best.loss is not None else float("nan"),
             scores=natural(best.scores),
             counts=journal.counts(),
-            held_out={model: natural(scores) for model, scores in journal.held_out().items()},
+            held_out=held_out,
             sizes={name: (layers, parameters) for name, (layers, parameters) in sizes.items()},
+            front=tuple(_front_row(run, point, axes) for point in points),
+            gaps=tuple(Gap(**{**one, "sets": tuple(one["sets"])}) for one in gaps),
+            warnings=tuple(json.loads(journal.meta("warnings") or "[]")),
         )
+
+
+def _front_row(run: RunDirectory, point: Point, axes: Sequence[str]) -> FrontRow:
+    scores = natural(point.candidate.scores)
+    return FrontRow(
+        run.pareto / f"{point.name}.yml", point.layers, {name: scores[name][TOTAL] for name in axes}
+    )
+
+
+def _write_front(directory: Path, found: Mapping[str, Candidate]) -> None:
+    """The recipes of the front, and no others."""
+    directory.mkdir(exist_ok=True)
+    for name, candidate in found.items():
+        write_beside(directory / f"{name}.yml", candidate.recipe)
+    for file in directory.glob("*.yml"):
+        if file.stem not in found:
+            file.unlink()
 
 
 def natural(scores: Scores) -> dict[str, dict[str, float]]:
@@ -187,7 +276,7 @@ def natural(scores: Scores) -> dict[str, dict[str, float]]:
     shown = {}
     for objective, by_set in scores.items():
         units = {name: score.natural for name, score in by_set.items()}
-        shown[objective] = {**units, "total": Score.total(list(by_set.values())).natural}
+        shown[objective] = {**units, TOTAL: Score.total(list(by_set.values())).natural}
     return shown
 
 
@@ -205,9 +294,9 @@ def write_beside(file: Path, text: str) -> None:
 
 
 def _score_held_out(
-    plans: Plans, session: Session, journal: Journal, best: Candidate, device: torch.device
+    plans: Plans, session: Session, journal: Journal, found: Mapping[str, Candidate], device: torch.device
 ) -> None:
-    """The members' scores do not change in a resumed run; the found recipe's may."""
+    """The members' scores do not change in a resumed run; those of what was found may."""
     evaluator = session.held_out
     assert evaluator is not None
     known = journal.held_out()
@@ -216,7 +305,18 @@ def _score_held_out(
         dtype = compute_dtype(device, plans.space.out_dtype)
         for name, scores in score_members(evaluator, plans.family, device, dtype).items():
             journal.record_held_out(name, scores)
-    (outcome,) = evaluator.score([plan(best.parsed)])
-    if outcome.cause is not None:
-        raise ScoringError(f"the best recipe could not be scored on the held-out set: {outcome.cause}")
-    journal.record_held_out(FOUND, outcome.scores)
+    wanted = [plan(candidate.parsed) for candidate in found.values()]
+    reported, searched = evaluator.score(wanted), session.evaluator.score(wanted)
+    gaps = {}
+    for name, candidate, held_out, again in zip(found, found.values(), reported, searched, strict=True):
+        cause = held_out.cause or again.cause
+        if cause is not None:
+            raise ScoringError(f"{name} could not be scored on the held-out set: {cause}")
+        journal.record_held_out(name, held_out.scores)
+        of_searched = session.evaluator.passes, again.measured
+        of_held_out = evaluator.passes, held_out.measured
+        seed = session.settings.seed
+        pairs = session.measures.pairs
+        gaps[candidate.digest] = [asdict(gap(pair, of_searched, of_held_out, seed)) for pair in pairs]
+    journal.keep_held_out({*(member.name for member in plans.family.members), *found})
+    journal.set_meta("gaps", json.dumps(gaps))

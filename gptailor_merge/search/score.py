@@ -19,8 +19,9 @@ from gptailor_merge.scoring.batching import Batch, layout
 from gptailor_merge.scoring.calibration import load_tokenizer
 from gptailor_merge.scoring.objectives import Objective, Perplexity, Prediction, Score, build_kl
 from gptailor_merge.scoring.passes import Passes, predictions_alone
-from gptailor_merge.search.measuring import load_model, member_digest, token_sets
+from gptailor_merge.search.measuring import token_sets
 from gptailor_merge.search.session import compute_dtype, stored_dtype
+from gptailor_merge.search.teachers import load_model, member_digest
 
 BATCH_TOKENS = 4096
 

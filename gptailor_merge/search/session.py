@@ -14,6 +14,7 @@ from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, FamilyError, InputError, Problem
 from gptailor_merge.recipe.architecture import pattern
+from gptailor_merge.recipe.depth import choose
 from gptailor_merge.recipe.family import Family, Member
 from gptailor_merge.recipe.recipe import GlobalParameters, Recipe
 from gptailor_merge.scoring.calibration import load_tokenizer
@@ -21,8 +22,11 @@ from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.objectives import Scores, digest
 from gptailor_merge.search import optimizers
 from gptailor_merge.search.driver import Settings
-from gptailor_merge.search.measuring import Teachers, load_model, measures
-from gptailor_merge.search.space import Space, removable_layers, target_layers
+from gptailor_merge.search.gates import Gates
+from gptailor_merge.search.measuring import Measures, measures
+from gptailor_merge.search.sizes import removable_layers, target_sizes
+from gptailor_merge.search.space import Space
+from gptailor_merge.search.teachers import Teachers, load_model
 
 BankMode = Literal["device", "host", "auto"]
 """Where the family's weights live: on the device, in host memory, or where there is room."""
@@ -46,12 +50,16 @@ class Session:
 
     Attributes:
         evaluator: scores on the calibration set.
-        held_out: scores on the held-out set, or None where the config has none.
+        held_out: scores on the held-out set, or None where there is none.
+        gates: None where the config has none.
+        measures: what these score on.
     """
 
     evaluator: Evaluator
     held_out: Evaluator | None
+    gates: Gates | None
     settings: Settings
+    measures: Measures
 
 
 def pick_device(name: str) -> torch.device:
@@ -87,18 +95,26 @@ def prepare(config: SearchConfig) -> Plans:
     optimizers.check(config.search.optimizer, racing=config.search.racing)
     family = Family.load(config.family.base, config.family.variants)
     target = config.target.model_dump()
-    kept = target_layers(target, family.outer_parameters, family.layer_sizes)
+    sizes = target_sizes(target, family.outer_parameters, family.layer_sizes)
     protect = config.operations.protect
+    removable = removable_layers(family.depth, protect.first, protect.last, config.operations.removable)
+    found = {size: pattern(family.base.config, size) for size in sizes if 0 < size < family.depth}
+    patterns = {size: kinds for size, kinds in found.items() if kinds is not None}
+    if len(sizes) > 1:  # of a range the sizes that there are
+        protected = set(range(family.depth)) - set(removable)
+        none = [0.0] * family.depth
+        impossible = {n for n, k in patterns.items() if choose(family.kinds, k, none, protected) is None}
+        sizes = tuple(size for size in sizes if size not in impossible) or sizes
     space = Space(
         models=tuple(member.model for member in family.members),
         depth=family.depth,
-        kept=kept,
-        removable=removable_layers(family.depth, protect.first, protect.last, config.operations.removable),
+        sizes=sizes,
+        removable=removable,
         methods=config.operations.merge,
         dtype=config.dtype,
         out_dtype=config.out_dtype or stored_dtype(family.base),
         layer_kinds=family.kinds,
-        pattern=pattern(family.base.config, kept) if 0 < kept < family.depth else None,
+        patterns=patterns,
     )
     return Plans(config, family, space, _start(config, space))
 
@@ -156,7 +172,10 @@ def start(
     tokenizer = load_tokenizer(family.base.directory)
     progress("building the calibration set")
     teachers = Teachers(family, device, compute)
-    calibration, held_out = measures(config, tokenizer, teachers)
+    measured = measures(config, tokenizer, teachers, getattr(torch, out_dtype))
+    of_base: Scores = {}
+    if config.gates:
+        of_base = measured.gates.score(teachers.model("base"))
     teachers.release()
     progress("loading the family")
     on_host = belongs_on_host(family, compute, device) if bank == "auto" else bank == "host"
@@ -166,23 +185,37 @@ def start(
     )
     weights_of_family.preload()
     composer = Composer(weights_of_family)
-    objectives = calibration.objectives
-    weights = {o.name: c.weight for o, c in zip(objectives, config.objectives, strict=True)}
-    parts = [(o.name, o.fingerprint, weights[o.name]) for o in objectives]
-    settings = Settings(
+    return Session(
+        Evaluator(composer, measured.searched),
+        Evaluator(composer, measured.held_out) if measured.held_out.objectives else None,
+        Gates(Evaluator(composer, measured.gates), config.gates, of_base) if config.gates else None,
+        _settings(config, measured, of_base, f"{compute} {device.type}"),
+        measured,
+    )
+
+
+def _settings(config: SearchConfig, measured: Measures, of_base: Scores, computed: str) -> Settings:
+    """How to search.
+
+    Args:
+        computed: in which dtype and on what kind of device.
+    """
+    objectives = measured.searched.objectives
+    given = {o.name: c.weight for o, c in zip(objectives, config.objectives, strict=True)}
+    weights = {name: weight for name, weight in given.items() if weight is not None}
+    parts: list[object] = [(o.name, o.fingerprint, given[o.name]) for o in objectives]
+    gates = zip(measured.gates.objectives, config.gates, strict=True)
+    parts += [(o.name, o.fingerprint, c.at_most, c.at_least) for o, c in gates]
+    return Settings(
         optimizer=config.search.optimizer,
         budget=config.search.budget,
         population=config.search.population,
         seed=config.seed,
         weights=weights,
-        fingerprint=digest([parts, str(compute), device.type]),
+        axes=tuple(given) if config.pareto else (),
+        fingerprint=digest([parts, *computed.split()]),
         max_failures=config.search.max_failures,
         racing=config.search.racing,
-    )
-    return Session(
-        Evaluator(composer, calibration),
-        Evaluator(composer, held_out) if held_out.objectives else None,
-        settings,
     )
 
 

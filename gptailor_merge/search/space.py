@@ -1,7 +1,8 @@
-"""Recipes <-> nevergrad's parametrisation. Every point decodes to a valid recipe of the target size.
+"""Recipes <-> points of arrays. Every point decodes to a valid recipe of a target size.
 
-A point is four arrays with entries in [0, 1]:
+A point is four arrays, or five, with entries in [0, 1]:
 
+    size     [1]                 how many layers stay, where that is open
     removal  [layers]            the layers with the highest keys are removed, exactly as many as needed
     kind     [layers]            which member is selected, or which method merges
     share    [layers, members]   which members a merge takes: those above 1/2, or the highest
@@ -13,11 +14,10 @@ Removed layers keep their other entries, so that a layer that comes back is as i
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
-import nevergrad as ng
 import numpy as np
 from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec
 from numpy.typing import NDArray
@@ -40,57 +40,59 @@ SEARCHABLE = {"weight", "t"}
 
 @dataclass(frozen=True)
 class Space:
-    """All recipes of one size over one family.
+    """All recipes of one size, or of several, over one family.
 
     Attributes:
         models: the members as recipes name them, the base first.
         depth: layers of every member.
-        kept: layers of the pruned model.
+        sizes: how many layers the pruned model may have, ascending.
         removable: indices of the layers that may be removed.
         methods: mergekit methods that may merge a layer.
         layer_kinds: of each layer its kind, and
-        pattern: the kinds that the pruned model's slots must have, see recipe.architecture.pattern;
-            None where layers of any kinds may follow each other.
+        patterns: of each size the kinds that the pruned model's slots must have, see
+            recipe.architecture.pattern; sizes in which layers of any kinds may follow each other
+            are not there.
     """
 
     models: tuple[str, ...]
     depth: int
-    kept: int
+    sizes: tuple[int, ...]
     removable: tuple[int, ...]
     methods: tuple[str, ...]
     dtype: str | None = None
     out_dtype: str | None = None
     layer_kinds: tuple[Hashable, ...] = ()
-    pattern: tuple[Hashable, ...] | None = None
+    patterns: Mapping[int, tuple[Hashable, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        problems = []
-        removed = self.depth - self.kept
-        if not 1 <= self.kept < self.depth:
-            message = f"expected 1 to {self.depth - 1} layers to keep of {self.depth}, found {self.kept}"
-            problems.append(Problem(("target",), message))
-        elif removed > len(self.removable):
-            message = (
-                f"{removed} layers would have to go, and only {len(self.removable)} may "
-                "(operations.protect, operations.removable)"
-            )
-            problems.append(Problem(("target",), message))
+        texts = dict.fromkeys(filter(None, map(self._size_problem, self.sizes)))
+        problems = [Problem(("target",), text) for text in texts]
         for layer in self.removable:
             if not 0 <= layer < self.depth:
                 message = f"layer out of range, found {layer} of {self.depth} layers"
                 problems.append(Problem(("operations", "removable"), message))
-        if not problems and self.pattern is not None and self._cheapest([0.0] * self.depth) is None:
-            message = (
-                f"no {self.kept} layers keep the pattern of layers that this architecture computes from "
-                "their index (operations.protect and operations.removable narrow the choice)"
-            )
-            problems.append(Problem(("target",), message))
         for index, name in enumerate(self.methods):
             text = self._method_problem(name)
             if text:
                 problems.append(Problem(("operations", "merge", index), text))
         if problems:
             raise ConfigError(problems)
+
+    def _size_problem(self, size: int) -> str | None:
+        removed = self.depth - size
+        if not 1 <= size < self.depth:
+            return f"expected 1 to {self.depth - 1} layers to keep of {self.depth}, found {size}"
+        if removed > len(self.removable):
+            return (
+                f"{removed} layers would have to go, and only {len(self.removable)} may "
+                "(operations.protect, operations.removable)"
+            )
+        if size in self.patterns and self._cheapest([0.0] * self.depth, size) is None:
+            return (
+                f"no {size} layers keep the pattern of layers that this architecture computes from "
+                "their index (operations.protect and operations.removable narrow the choice)"
+            )
+        return None
 
     def _method_problem(self, name: str) -> str | None:
         spec = method_spec(name)
@@ -113,32 +115,41 @@ class Space:
 
     def random(self, rng: np.random.RandomState) -> Point:
         """A uniformly random point."""
-        shapes = self._shapes()
+        shapes = self.shapes()
         return {name: rng.uniform(size=shape) for name, shape in shapes.items()}
 
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the arrays of a point."""
         grid = (self.depth, len(self.models))
-        return {"removal": (self.depth,), "kind": (self.depth,), "share": grid, "weight": grid}
+        size = {"size": (1,)} if len(self.sizes) > 1 else {}
+        return {**size, "removal": (self.depth,), "kind": (self.depth,), "share": grid, "weight": grid}
+
+    def size(self, point: Point) -> int:
+        """How many layers a point keeps."""
+        return self.sizes[self._size_index(point)]
+
+    def _size_index(self, point: Point) -> int:
+        return _index(point["size"][0], len(self.sizes)) if "size" in point else 0
 
     def kept_layers(self, point: Point) -> list[int]:
         """The source layers that a point keeps, ascending."""
-        return self.keep(point["removal"].tolist())
+        return self.keep(point["removal"].tolist(), self.size(point))
 
-    def keep(self, keys: Sequence[float]) -> list[int]:
+    def keep(self, keys: Sequence[float], size: int) -> list[int]:
         """The layers that stay when those with the highest keys are removed, ascending.
 
         Where the slots' kinds are fixed, the choice with the lowest sum of keys that has them.
         """
-        if self.pattern is None:
+        if size not in self.patterns:
             order = sorted(self.removable, key=lambda layer: (-keys[layer], layer))
-            return sorted(set(range(self.depth)) - set(order[: self.depth - self.kept]))
-        chosen = self._cheapest(keys)
+            return sorted(set(range(self.depth)) - set(order[: self.depth - size]))
+        chosen = self._cheapest(keys, size)
         assert chosen is not None  # __post_init__ has looked
         return chosen
 
-    def _cheapest(self, keys: Sequence[float]) -> list[int] | None:
+    def _cheapest(self, keys: Sequence[float], size: int) -> list[int] | None:
         protected = set(range(self.depth)) - set(self.removable)
-        return choose(self.layer_kinds, self.pattern or (), keys, protected)
+        return choose(self.layer_kinds, self.patterns[size], keys, protected)
 
     def decode(self, point: Point) -> Recipe:
         """The recipe of a point; total."""
@@ -161,12 +172,14 @@ class Space:
 
     def select(self, member: int, removed: set[int]) -> Recipe:
         """One member without some layers; not in this space where their number is another."""
-        point = {name: np.zeros(shape) for name, shape in self._shapes().items()}
+        point = {name: np.zeros(shape) for name, shape in self.shapes().items()}
         point["kind"][:] = (member + 0.5) / self.kinds
         point["removal"][sorted(removed)] = 1.0
         others = tuple(sorted(set(self.removable) | removed))
         left = self.depth - len(removed)
-        return replace(self, kept=left, removable=others, pattern=None).decode(point)
+        return replace(self, sizes=(left,), removable=others, patterns={}).decode(
+            {name: values for name, values in point.items() if name != "size"}
+        )
 
     def _slice(self, point: Point, layer: int) -> dict[str, Any]:
         """The slice of one kept layer, without its layer range."""
@@ -222,11 +235,14 @@ class Space:
             ConfigError: the recipe is not in this space.
         """
         resolved = plan(recipe)
-        shapes = self._shapes()
+        shapes = self.shapes()
         point = self.random(rng) if rng else {name: np.full(s, 0.5) for name, s in shapes.items()}
         kept = [slot.layers[0][1] for slot in resolved.slots]
-        if sorted(set(kept)) != kept or len(kept) != self.kept:
-            raise ConfigError(f"a recipe of the layers {kept} is not in a space of {self.kept} layers")
+        if sorted(set(kept)) != kept or len(kept) not in self.sizes:
+            sizes = " or ".join(map(str, self.sizes))
+            raise ConfigError(f"a recipe of the layers {kept} is not in a space of {sizes} layers")
+        if "size" in point:
+            self._set_size(point, self.sizes.index(len(kept)))
         for layer in range(self.depth):
             low_half = layer in kept
             key = point["removal"][layer] / 2
@@ -238,6 +254,9 @@ class Space:
         if not same:
             raise ConfigError("the recipe uses layers, methods or parameters that this space does not have")
         return point
+
+    def _set_size(self, point: Point, index: int) -> None:
+        point["size"][:] = (index + 0.5) / len(self.sizes)
 
     def _encode_slot(self, point: Point, slot: Slot) -> None:
         layer = slot.layers[0][1]
@@ -261,13 +280,17 @@ class Space:
             point["weight"][layer, 0] = _unscale(shared["t"])
 
     def mutate(self, point: Point, rng: np.random.RandomState) -> Point:
-        """A neighbour: one to a few moves, each of which keeps the size and changes the recipe.
+        """A neighbour: one to a few moves, each of which changes the recipe.
 
         The moves: a removed layer changes places with a kept one; a kept layer's kind changes; a
-        merge's members or weights change.
+        merge's members or weights change. None of them changes the size; where it is open, a move
+        may also be a step to the next size.
         """
         child = {name: values.copy() for name, values in point.items()}
         for _ in range(min(rng.geometric(0.6), 4)):
+            if "size" in child and rng.uniform() < 0.25:
+                self._step_size(child, rng)
+                continue
             kept = self.kept_layers(child)
             removed = sorted(set(range(self.depth)) - set(kept))
             free = [layer for layer in kept if layer in self.removable]
@@ -289,56 +312,20 @@ class Space:
                 child["kind"][layer] = (rng.choice(others) + 0.5) / self.kinds
         return child
 
+    def _step_size(self, point: Point, rng: np.random.RandomState) -> None:
+        index = self._size_index(point)
+        ends = {0: 1, len(self.sizes) - 1: -1}
+        self._set_size(point, index + ends.get(index, rng.choice([-1, 1])))
+
     def recombine(self, first: Point, second: Point, rng: np.random.RandomState) -> Point:
-        """A child that takes each layer's entries from one of two parents."""
+        """A child that takes each layer's entries from one of two parents, and the size of the first."""
         mask = rng.uniform(size=self.depth) < 0.5
-        return {
+        mixed = {
             name: np.where(mask if values.ndim == 1 else mask[:, None], values, second[name])
             for name, values in first.items()
+            if name != "size"
         }
-
-    def parametrization(self, seed: int) -> RecipeParameters:
-        """The space as nevergrad's optimisers take it."""
-        arrays = {
-            name: ng.p.Array(init=np.full(shape, 0.5), lower=0.0, upper=1.0)
-            for name, shape in self._shapes().items()
-        }
-        parameters = RecipeParameters(self, arrays)
-        parameters.random_state.seed(seed)
-        return parameters
-
-
-class RecipeParameters(ng.p.Dict):  # type: ignore[misc]
-    """nevergrad's parameter whose mutation and recombination are the space's own."""
-
-    value: Any
-
-    def __init__(self, space: Space, arrays: Mapping[str, Any]) -> None:
-        super().__init__(**arrays)
-        self.space = space
-
-    def mutate(self) -> None:
-        """See Space.mutate."""
-        self._check_frozen()
-        self.value = self.space.mutate(self.value, self.random_state)
-
-    def sample(self) -> RecipeParameters:
-        """A uniformly random point."""
-        child: RecipeParameters = self.spawn_child(self.space.random(self.random_state))
-        child._set_parenthood(None)
-        return child
-
-    def recombine(self, *others: RecipeParameters) -> None:
-        """See Space.recombine."""
-        self._check_frozen()
-        for other in others:
-            self.value = self.space.recombine(self.value, other.value, self.random_state)
-
-
-def removable_layers(depth: int, first: int, last: int, only: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers that may go: `only` these, or all, but for the protected first and last."""
-    free = range(first, depth - last)
-    return tuple(free) if only is None else tuple(sorted(set(only)))
+        return {name: mixed.get(name, values) for name, values in first.items()}
 
 
 def _shape(resolved: Plan) -> list[Any]:
@@ -389,22 +376,3 @@ def _scale(value: float) -> float:
 def _unscale(value: Any) -> float:
     low, high = WEIGHTS
     return (float(value) - low) / (high - low)
-
-
-def target_layers(target: Mapping[str, Any], outer: int, layers: Sequence[int]) -> int:
-    """Layers to keep for a target of layers, of layers to remove, or of a fraction of parameters.
-
-    A fraction gives the most layers whose parameters are no more than that fraction of the base's,
-    whichever layers these are.
-
-    Args:
-        outer: parameters outside the layers.
-        layers: parameters of each layer.
-    """
-    if target.get("layers") is not None:
-        return int(target["layers"])
-    if target.get("remove") is not None:
-        return len(layers) - int(target["remove"])
-    allowed = float(target["parameters"]) * (outer + sum(layers)) - outer
-    largest_first = accumulate(sorted(layers, reverse=True))
-    return sum(parameters <= allowed for parameters in largest_first)

@@ -57,7 +57,7 @@ def generation(family: dict[str, str]) -> tuple[Composer, list[Any]]:
     """A composer and 24 plans: children of one parent, merges included."""
     loaded = Family.load(family["base"], {n: family[n] for n in ("math", "code")})
     models = tuple(member.model for member in loaded.members)
-    space = Space(models, 5, 3, (1, 2, 3), ("task_arithmetic", "slerp"), "float32", "float32")
+    space = Space(models, 5, (3,), (1, 2, 3), ("task_arithmetic", "slerp"), "float32", "float32")
     rng = np.random.RandomState(1)
     points = [space.random(rng)]
     points += [space.mutate(points[0], rng) for _ in range(23)]

@@ -69,7 +69,7 @@ def generation(family: dict[str, str]) -> tuple[Family, list[Plan]]:
     """Children of one parent, merges included."""
     loaded = Family.load(family["base"], {n: family[n] for n in ("math", "code")})
     models = tuple(member.model for member in loaded.members)
-    space = Space(models, 5, 3, (1, 2, 3), ("task_arithmetic", "slerp"), "float32", "float32")
+    space = Space(models, 5, (3,), (1, 2, 3), ("task_arithmetic", "slerp"), "float32", "float32")
     rng = np.random.RandomState(1)
     parent = space.random(rng)
     plans = {p.digest: p for p in (plan_of(space.decode(space.mutate(parent, rng))) for _ in range(24))}

@@ -28,7 +28,7 @@ def test_a_generation_is_scored_as_its_written_models(
     family = write_family(tmp_path, name, dtype=torch.float32)
     loaded = Family.load(family["base"], {n: family[n] for n in ("math", "code")})
     models = tuple(member.model for member in loaded.members)
-    space = Space(models, DEPTH, 6, tuple(range(1, DEPTH)), ("task_arithmetic",), "float32", "float32")
+    space = Space(models, DEPTH, (6,), tuple(range(1, DEPTH)), ("task_arithmetic",), "float32", "float32")
     rng = np.random.RandomState(1)
     parent = space.random(rng)
     recipes = [space.decode(space.mutate(parent, rng)) for _ in range(4)]

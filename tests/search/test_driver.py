@@ -22,6 +22,7 @@ from gptailor_merge.scoring.objectives import Score
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search import optimizers
 from gptailor_merge.search.driver import Settings, loss, search
+from gptailor_merge.search.front import front
 from gptailor_merge.search.journal import Journal
 from gptailor_merge.search.run import RunDirectory, execute
 from gptailor_merge.search.session import pick_device
@@ -95,7 +96,7 @@ def test_the_search_finds_better_recipes(tmp_path: Path) -> None:
 
 
 def test_duplicates_are_not_scored_twice(tmp_path: Path) -> None:
-    tiny = Space(models=("org/base",), depth=4, kept=2, removable=(1, 2, 3), methods=())
+    tiny = Space(models=("org/base",), depth=4, sizes=(2,), removable=(1, 2, 3), methods=())
     scorer = FakeScorer()
     with Journal(tmp_path / "j.db") as journal:
         search(tiny, scorer, journal, SETTINGS)
@@ -130,7 +131,7 @@ def test_the_search_starts_where_removing_costs_least(tmp_path: Path) -> None:
 
 def test_a_probe_that_is_of_the_target_size_can_win(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.db") as journal:
-        one_less = Space(models=("org/base",), depth=4, kept=3, removable=(1, 2, 3), methods=())
+        one_less = Space(models=("org/base",), depth=4, sizes=(3,), removable=(1, 2, 3), methods=())
         best = search(one_less, FakeScorer(), journal, SETTINGS)
         assert best.loss == min(c.loss for c in journal.candidates() if c.loss is not None)
 
@@ -193,6 +194,90 @@ def test_racing_can_be_switched_off_and_needs_to_know_what_is_kept(tmp_path: Pat
         assert set(scorer.races) == {None}
     with pytest.raises(ConfigError, match=r"search\.racing: it is not known what DE keeps"):
         optimizers.check("DE", racing=True)
+
+
+class FakeGate:
+    """Keeps out what uses a layer of org/c; what uses more than two fails."""
+
+    def __init__(self) -> None:
+        self.judged: list[str] = []
+
+    def judge(self, plans: Sequence[Plan]) -> Sequence[Outcome]:
+        self.judged += [made.digest for made in plans]
+        used = [sum(m == "org/c" for slot in made.slots for m, _ in slot.layers) for made in plans]
+        return [
+            Outcome({"gate: c": {"t": Score(float(n), 1)}}, "RuntimeError: c" if n > 2 else None, 0.0, 10)
+            for n in used
+        ]
+
+    def beyond(self, scores: Any) -> str | None:
+        return "gate: c is 1, expected at most 0" if scores["gate: c"]["t"].mean > 0 else None
+
+
+def test_what_a_gate_keeps_out_is_not_scored_and_cannot_win(tmp_path: Path) -> None:
+    """Members later in the family are better, and org/c is the last."""
+    scorer, gate = FakeScorer(), FakeGate()
+    with Journal(tmp_path / "j.db") as journal:
+        best = search(space(), scorer, journal, SETTINGS, gate=gate)
+        candidates = list(journal.candidates())
+        counts = journal.counts()
+    gated = [c for c in candidates if c.status == "gated"]
+    assert counts.gated == len(gated) > 0
+    assert {(c.loss, c.cause, c.tokens, c.failed) for c in gated} == {
+        (None, "gate: c is 1, expected at most 0", 10, False)
+    }
+    assert {c.digest for c in gated}.isdisjoint(scorer.scored)
+    assert "org/c" not in best.recipe
+    for candidate in candidates:
+        if candidate.status == "scored":
+            assert candidate.tokens == 128 + 10
+            assert set(candidate.scores) == {"gate: c", "kl"}
+        if candidate.status == "probe":
+            assert candidate.digest not in gate.judged
+    assert counts.failures == sum(c.status == "failed" for c in candidates)
+
+
+class ManyScorer(FakeScorer):
+    """Quality by the rule, better with every layer, and size."""
+
+    def value(self, made: Plan) -> float:
+        return super().value(made) - 2 * len(made.slots)
+
+    def score(self, plans: Sequence[Plan], race: Race | None = None) -> Sequence[Outcome]:
+        assert race is None
+        return [
+            outcome
+            if outcome.cause
+            else replace(
+                outcome,
+                scores={**outcome.scores, "size": {"model": Score(float(len(made.slots)), 1, "count")}},
+            )
+            for made, outcome in zip(plans, super().score(plans), strict=True)
+        ]
+
+
+FRONT = replace(SETTINGS, axes=("kl", "size"), budget=80, population=16)
+
+
+def test_a_front_has_a_recipe_of_each_size(tmp_path: Path) -> None:
+    made = space(kept=(3, 4, 5, 6))
+    with Journal(tmp_path / "j.db") as journal:
+        search(made, ManyScorer(fails=(9, 20)), journal, FRONT)
+        points = front(journal.finished(), FRONT.axes)
+        first = [len(plan(c.parsed).slots) for c in journal.candidates() if c.status != "probe"][:4]
+    assert first == [3, 4, 5, 6]  # the base, pruned by what the probes say
+    assert {point.layers for point in points} == {3, 4, 5, 6}
+
+
+def test_a_resumed_search_for_a_front_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    made = space(kept=(3, 4, 5, 6))
+    with Journal(tmp_path / "one.db") as journal:
+        search(made, ManyScorer(), journal, FRONT)
+        undisturbed = rows(journal)
+    with Journal(tmp_path / "two.db") as journal:
+        search(made, ManyScorer(), journal, replace(FRONT, budget=38))
+        search(made, ManyScorer(), journal, FRONT)
+        assert rows(journal) == undisturbed
 
 
 def test_a_generation_is_recorded_as_a_whole(tmp_path: Path) -> None:

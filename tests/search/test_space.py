@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,24 +12,29 @@ from gptailor_merge.mergekit_plugin import SELECT, method_names
 from gptailor_merge.recipe.operations import plan, problems
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.search.optimizers import check, create
-from gptailor_merge.search.space import Point, Space, removable_layers, target_layers
+from gptailor_merge.search.parametrization import parametrization
+from gptailor_merge.search.sizes import removable_layers, target_sizes
+from gptailor_merge.search.space import Point, Space
 
 MODELS = ("org/base", "org/a", "org/b", "org/c")
 METHODS = ("task_arithmetic", "slerp", "linear", "ties", "model_stock", "nearswap", "multislerp", "nuslerp")
 
 
-def space(depth: int = 8, kept: int = 5, **options: object) -> Space:
+def space(depth: int = 8, kept: int | tuple[int, ...] = 5, **options: object) -> Space:
+    sizes = kept if isinstance(kept, tuple) else (kept,)
     defaults = {"removable": tuple(range(1, depth - 1)), "methods": METHODS, "dtype": "float32"}
-    return Space(models=MODELS, depth=depth, kept=kept, **{**defaults, **options})  # type: ignore[arg-type]
+    return Space(models=MODELS, depth=depth, sizes=sizes, **{**defaults, **options})  # type: ignore[arg-type]
 
 
 @st.composite
 def spaces(draw: st.DrawFn) -> Space:
     depth = draw(st.integers(3, 10))
     removable = draw(st.sets(st.integers(0, depth - 1), min_size=1))
-    kept = draw(st.integers(max(1, depth - len(removable)), depth - 1))
+    possible = st.integers(max(1, depth - len(removable)), depth - 1)
+    smallest, largest = sorted((draw(possible), draw(possible)))
     methods = draw(st.lists(st.sampled_from(METHODS), unique=True, max_size=4))
-    return space(depth, kept, removable=tuple(sorted(removable)), methods=tuple(methods))
+    sizes = tuple(range(smallest, largest + 1))
+    return space(depth, sizes, removable=tuple(sorted(removable)), methods=tuple(methods))
 
 
 @st.composite
@@ -50,11 +57,12 @@ def assert_valid(made: Space, point: Point) -> None:
     recipe = made.decode(point)
     assert problems(recipe) == []
     kept = layers(made, point)
-    assert len(kept) == made.kept
+    assert len(kept) == made.size(point)
+    assert len(kept) in made.sizes
     assert kept == sorted(set(kept))
     assert set(range(made.depth)) - set(kept) <= set(made.removable)
     removed = [s for s in recipe.slices if s.parameter("op") == "remove"]
-    assert sum(s.sources[0].length for s in removed) == made.depth - made.kept
+    assert sum(s.sources[0].length for s in removed) == made.depth - len(kept)
 
 
 @given(points())
@@ -74,11 +82,24 @@ def test_encoding_keeps_the_recipe(case: tuple[Space, Point, np.random.RandomSta
 
 
 @given(points())
-def test_mutation_keeps_the_size(case: tuple[Space, Point, np.random.RandomState]) -> None:
+def test_mutation_keeps_to_the_sizes(case: tuple[Space, Point, np.random.RandomState]) -> None:
     made, point, rng = case
     for _ in range(5):
         point = made.mutate(point, rng)
         assert_valid(made, point)
+
+
+def test_a_step_of_size_brings_back_the_layer_that_went_last() -> None:
+    """The removal keys order the layers, whatever the size."""
+    made, rng = space(kept=(4, 5, 6)), np.random.RandomState(0)
+    point = made.random(rng)
+    kept = {size: set(made.keep(point["removal"].tolist(), size)) for size in made.sizes}
+    assert kept[4] < kept[5] < kept[6]
+    sizes = set()
+    for _ in range(100):
+        point = made.mutate(point, rng)
+        sizes.add(made.size(point))
+    assert sizes == {4, 5, 6}
 
 
 @given(points())
@@ -110,6 +131,8 @@ def test_a_recipe_from_elsewhere_is_refused() -> None:
     recipe = space(kept=4).decode(space().random(np.random.RandomState(0)))
     with pytest.raises(ConfigError, match="is not in a space of 5 layers"):
         space().encode(recipe)
+    with pytest.raises(ConfigError, match="is not in a space of 5 or 6 layers"):
+        space(kept=(5, 6)).encode(recipe)
     merged = space(methods=("ties",)).decode({**space().random(np.random.RandomState(0)), "kind": np.ones(8)})
     with pytest.raises(ConfigError, match="its model or method is not in this space"):
         space(methods=("slerp",)).encode(merged)
@@ -134,7 +157,7 @@ def test_impossible_spaces_are_refused(options: dict[str, object], message: str)
 
 def test_a_family_too_small_for_a_merge_is_told() -> None:
     with pytest.raises(ConfigError, match="model_stock merges 3 models or more, the family has 2"):
-        Space(models=MODELS[:2], depth=8, kept=5, removable=(1, 2, 3), methods=("model_stock",))
+        Space(models=MODELS[:2], depth=8, sizes=(5,), removable=(1, 2, 3), methods=("model_stock",))
 
 
 def test_every_method_of_mergekit_can_be_searched() -> None:
@@ -148,11 +171,19 @@ def test_every_method_of_mergekit_can_be_searched() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "layers"),
-    [({"layers": 9}, 9), ({"remove": 3}, 9), ({"parameters": 0.75}, 8), ({"parameters": 0.999}, 11)],
+    ("target", "sizes"),
+    [
+        ({"layers": 9}, (9,)),
+        ({"remove": 3}, (9,)),
+        ({"parameters": 0.75}, (8,)),
+        ({"parameters": 0.999}, (11,)),
+        ({"layers": (6, 9), "remove": None}, (6, 7, 8, 9)),
+        ({"remove": (3, 5)}, (7, 8, 9)),
+        ({"parameters": (0.5, 0.75)}, (5, 6, 7, 8)),
+    ],
 )
-def test_targets(target: dict[str, float], layers: int) -> None:
-    assert target_layers(target, outer=100, layers=[100] * 12) == layers
+def test_targets(target: dict[str, Any], sizes: tuple[int, ...]) -> None:
+    assert target_sizes(target, outer=100, layers=[100] * 12) == sizes
 
 
 def test_the_first_and_last_layers_are_protected() -> None:
@@ -171,7 +202,7 @@ class TestOptimizerContract:
         made = space()
         if name == "EvolutionStrategy":
             name = "RecMixES"
-        optimizer = create(name, made.parametrization(seed), budget=24, population=6)
+        optimizer = create(name, parametrization(made, seed), budget=24, population=6)
         digests = []
         for _ in range(4):
             asked = [optimizer.ask() for _ in range(6)]
@@ -201,7 +232,11 @@ def test_only_layers_that_keep_a_fixed_pattern_are_offered(seed: int, draw: st.D
     kinds = "dsdsdsds"
     rng = np.random.RandomState(seed)
     made = space(
-        depth, kept, removable=tuple(range(1, depth)), layer_kinds=tuple(kinds), pattern=tuple(kinds[:kept])
+        depth,
+        kept,
+        removable=tuple(range(1, depth)),
+        layer_kinds=tuple(kinds),
+        patterns={kept: tuple(kinds[:kept])},
     )
     point = made.random(rng)
     for _ in range(4):
@@ -214,7 +249,7 @@ def test_only_layers_that_keep_a_fixed_pattern_are_offered(seed: int, draw: st.D
 
 def test_a_size_that_no_pattern_has_is_refused() -> None:
     with pytest.raises(ConfigError, match="no 3 layers keep the pattern of layers that this architecture"):
-        space(5, 3, removable=(1, 2), layer_kinds=tuple("aabaa"), pattern=tuple("aba"))
+        space(5, 3, removable=(1, 2), layer_kinds=tuple("aabaa"), patterns={3: tuple("aba")})
 
 
 def test_the_nearest_point_rounds_weights_and_nothing_else() -> None:

@@ -1,0 +1,144 @@
+"""lm-eval: its tasks, found and loaded once, and its language model."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from gptailor_merge.errors import ConfigError, DataError, InputError
+
+RANDOM_SEED, NUMPY_SEED = 0, 1234
+"""lm-eval's defaults."""
+
+
+def task_manager(names: Sequence[str], include_path: Path | None) -> Any:
+    """lm-eval's, after a look at the names: it would load data before it complains.
+
+    Raises:
+        ConfigError: an unknown task, or no such directory.
+    """
+    if include_path is not None and not include_path.is_dir():
+        raise ConfigError(
+            f"{include_path}: no such directory; expected one with tasks, YAML files of lm-eval"
+        )
+    state = _state_of(include_path)
+    if include_path is not None:
+        alone = _manager(include_path, state, include_defaults=False)
+        if _are_all_in(alone.task_index, names):
+            return alone
+    manager = _manager(include_path, state, include_defaults=True)
+    known = manager.all_tasks
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "`lm-eval ls tasks` lists them"
+            raise ConfigError(f"lm-eval knows no task, found {name!r}; {hint}")
+    return manager
+
+
+_State = tuple[tuple[str, int], ...]
+"""Paths and times of the files in a directory."""
+
+
+def _state_of(directory: Path | None) -> _State:
+    files = sorted(filter(Path.is_file, directory.rglob("*"))) if directory is not None else []
+    return tuple((str(file), file.stat().st_mtime_ns) for file in files)
+
+
+@lru_cache(maxsize=4)
+def _manager(include_path: Path | None, state: _State, *, include_defaults: bool) -> Any:
+    """Reading the thousands of files that come with lm-eval, the defaults, takes seconds."""
+    from lm_eval.tasks import TaskManager  # so does this
+
+    return TaskManager(include_path=include_path, include_defaults=include_defaults)
+
+
+def _are_all_in(index: Mapping[str, Any], names: Sequence[Any]) -> bool:
+    """Whether an index has tasks and all that groups consist of."""
+    for name in names:
+        entry = index.get(name) if isinstance(name, str) else None
+        kind = entry.kind.name if entry is not None else None
+        members = entry.cfg.get("task") if entry is not None and kind == "GROUP" else ()
+        if kind not in ("TASK", "GROUP") or not isinstance(members, (list, tuple)):
+            return False
+        if not _are_all_in(index, members):
+            return False
+    return True
+
+
+def load_tasks(tasks: tuple[str, ...], include_path: Path | None) -> Mapping[str, Any]:
+    """Task -> lm-eval's, groups resolved; not to be changed, see own.
+
+    Raises:
+        ConfigError: see task_manager.
+        DataError: the data cannot be loaded.
+    """
+    return _load(tasks, include_path, _state_of(include_path))
+
+
+@lru_cache(maxsize=16)
+def _load(tasks: tuple[str, ...], include_path: Path | None, state: _State) -> Mapping[str, Any]:
+    manager = task_manager(tasks, include_path)
+    with errors_of(", ".join(tasks)), seeded():
+        loaded: Mapping[str, Any] = manager.load(list(tasks))["tasks"]
+        return loaded
+
+
+def own(task: Any) -> Any:
+    """A copy that may be set up."""
+    made = copy.copy(task)
+    for name in ("_config", "fewshot_cfg", "sampler"):
+        if hasattr(made, name):
+            setattr(made, name, copy.copy(getattr(made, name)))
+    return made
+
+
+def encoder(directory: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """lm-eval's language model without weights: it puts requests into tokens as lm-eval does."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Encoder(HFLM):  # type: ignore[misc]
+        recorded: list[tuple[list[int], list[int]]]
+
+        def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+            self.recorded += [(context, continuation) for _, context, continuation in requests]
+            return [(0.0, False)] * len(requests)
+
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return Encoder(pretrained=model, tokenizer=tokenizer)
+
+
+@contextmanager
+def errors_of(names: str) -> Iterator[None]:
+    """Tasks raise whatever their data and their own code raise."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise DataError(f"{names}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Tasks that draw random numbers draw those of lm-eval; others draw theirs afterwards."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(RANDOM_SEED)
+    np.random.seed(NUMPY_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])

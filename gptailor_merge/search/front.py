@@ -1,0 +1,104 @@
+"""The front of a search with several objectives, and which of its recipes is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from gptailor_merge.config import KNEE, RULE, RULES
+from gptailor_merge.errors import ConfigError, Problem
+from gptailor_merge.recipe.operations import plan
+from gptailor_merge.scoring.objectives import Score, Scores
+from gptailor_merge.search.journal import Candidate
+from gptailor_merge.search.ranking import dominates
+
+
+def losses(scores: Scores, axes: Sequence[str]) -> tuple[float, ...]:
+    """What is minimised, objective by objective."""
+    return tuple(Score.total(list(scores[name].values())).mean for name in axes)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A candidate that no other beats in every objective.
+
+    Attributes:
+        losses: by objective, lower is better.
+    """
+
+    candidate: Candidate
+    losses: tuple[float, ...]
+
+    @cached_property
+    def layers(self) -> int:
+        """Of its model."""
+        return len(plan(self.candidate.parsed).slots)
+
+    @property
+    def name(self) -> str:
+        """Of its file, without the ending."""
+        return f"{self.layers:02d}-layers-{self.candidate.digest[:8]}"
+
+
+def front(candidates: Iterable[Candidate], axes: Sequence[str]) -> list[Point]:
+    """The candidates that no other dominates, the smallest first; of equal ones the first."""
+    points: dict[tuple[float, ...], Point] = {}
+    for candidate in candidates:
+        point = Point(candidate, losses(candidate.scores, axes))
+        points.setdefault(point.losses, point)
+    best = [p for p in points.values() if not any(dominates(other, p.losses) for other in points)]
+    return sorted(best, key=lambda point: (point.layers, point.losses))
+
+
+def check_rule(rule: str, axes: Sequence[str], sizes: Sequence[int]) -> None:
+    """Refuse a rule that no front of this search can answer.
+
+    Raises:
+        ConfigError: an objective or a size that is not searched, or a search of one recipe.
+    """
+    kind, argument = _parse(rule)
+    message = ""
+    if kind != KNEE and not axes:
+        message = "one recipe is sought, and there is no front to pick from"
+    elif kind == "best" and argument not in axes:
+        message = f"no such objective; known are {', '.join(axes)}"
+    elif kind == "layers" and int(argument) not in sizes:
+        message = f"no such size; searched are {', '.join(map(str, sizes))} layers"
+    if message:
+        raise ConfigError(Problem(("search", "pick"), f"{message}, found {rule!r}"))
+
+
+def pick(points: Sequence[Point], rule: str, axes: Sequence[str]) -> Point:
+    """One recipe of a front.
+
+    Args:
+        rule: `knee`, the recipe with the lowest sum of the objectives, each scaled to [0, 1] over
+            the front, which is the farthest from the plane through the worst corners (I. Das, On
+            characterizing the "knee" of the Pareto curve, 1999); `best:OBJECTIVE`; or `layers=N`, the
+            knee of those with N layers.
+
+    Raises:
+        ConfigError: an objective or a size that the front does not have.
+    """
+    kind, argument = _parse(rule)
+    sizes = sorted({point.layers for point in points})
+    check_rule(rule, axes, sizes)
+    if kind == "best":
+        return min(points, key=lambda point: point.losses[axes.index(argument)])
+    if kind == "layers":
+        points = [point for point in points if point.layers == int(argument)]
+    values = np.array([point.losses for point in points])
+    low, high = values.min(axis=0), values.max(axis=0)
+    scaled = (values - low) / np.where(high > low, high - low, 1.0)
+    return points[int(scaled.sum(axis=1).argmin())]
+
+
+def _parse(rule: str) -> tuple[str, str]:
+    """Of config.RULE: the kind of rule, and its objective or size."""
+    match = RULE.fullmatch(rule)
+    if match is None:
+        raise ConfigError(Problem(("search", "pick"), f"expected {RULES}, found {rule!r}"))
+    return match[0].split(":")[0].split("=")[0], match[1] or match[2] or ""
