@@ -100,7 +100,7 @@ class TaskConfig(Section):
         split: of the tasks' data; default what is not their test split, or of what is held out that.
         few_shot: examples before each item; default as the tasks have it.
         limit: so many items of each task, chosen by the seed.
-        metric: one of lm-eval's, or margin; default the tasks' first.
+        metric: one of lm-eval's, or margin or choice_loss; default the tasks' first.
     """
 
     kind: Literal["task"]

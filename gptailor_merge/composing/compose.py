@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from gptailor_merge.composing.bank import Bank, Layer
 from gptailor_merge.mergekit_plugin import Operation
@@ -44,6 +44,7 @@ class Composer:
         body = self._template.base_model
         self._body_name = next(n for n, m in self._template.named_modules() if m is body)
         self._shells: dict[tuple[Component, Component], PreTrainedModel] = {}
+        self._generation: dict[str, GenerationConfig] = {}
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +77,19 @@ class Composer:
         body.layers = nn.ModuleList(modules)
         for part in (model, body):
             part.config = config
+        model.generation_config = self._generation_config(plan, config)
         return model
+
+    def _generation_config(self, plan: Plan, config: PreTrainedConfig) -> GenerationConfig:
+        """What from_pretrained finds in the written model: that of the tokenizer's donor, or the config's."""
+        if plan.tokenizer not in self._generation:
+            directory = self._bank.family.by_model(plan.tokenizer).directory
+            self._generation[plan.tokenizer] = (
+                GenerationConfig.from_pretrained(directory)
+                if (directory / "generation_config.json").is_file()
+                else GenerationConfig.from_model_config(config)
+            )
+        return self._generation[plan.tokenizer]
 
     def _changes(self, plan: Plan) -> dict[str, Any]:
         """What the config of a plan's model says differently from the base's."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -12,22 +12,22 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gptailor_merge.composing.prefixes import Branches
 from gptailor_merge.scoring.calibration import TokenSet
-from gptailor_merge.scoring.items import ItemSet, Row, branches
+from gptailor_merge.scoring.items import ItemSet, Pack, Row, branches, packed
 
 RUNGS = (0.125, 0.25, 0.5, 1.0)
 """Share of every set's sequences that is scored at the end of each rung."""
-PADDED = 8
-"""Rows of items whose lengths differ by less may share a batch."""
+PADDED = 0.125
+"""Sequences of items that are shorter than the longest of a batch by no more than this share may join it."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring rows of a batch that belong to one set.
+    """Rows of a batch that belong to one set.
 
     Attributes:
         digest: of the set.
         rows: which sequences of the set they are.
-        at: where in the batch they are.
+        at: where in the batch they are; of items in which part of it, together with others.
     """
 
     digest: str
@@ -43,19 +43,24 @@ class Segment:
 class Batch:
     """Sequences that go through a model together.
 
-    Texts are of one length and every token but the first is asked for. Rows of items are padded on
-    the right, where a causal model does not look, and say themselves what is asked.
+    Texts are of one length and every token but the first is asked for. Sequences of items hold one row
+    or more, are padded on the right, where a causal model does not look, and say what is asked.
 
     Attributes:
         ids: token ids [sequences, length].
         segments: which sequences they are, in order.
-        rows: of items, as many as sequences; none for texts.
+        packs: of items, as many as sequences; none for texts.
     """
 
     ids: torch.Tensor
     segments: tuple[Segment, ...]
-    rows: tuple[Row, ...] = ()
+    packs: tuple[Pack, ...] = ()
     _cut: dict[int, list[Batch]] = field(default_factory=dict, repr=False)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Of items, what each sequence holds."""
+        return tuple(pack.row for pack in self.packs)
 
     @cached_property
     def branches(self) -> Branches | None:
@@ -74,19 +79,25 @@ class Batch:
     @cached_property
     def questions(self) -> list[tuple[Segment, torch.Tensor, torch.Tensor]]:
         """Of items, for each segment: index into `places` of each token asked for, and the token."""
-        starts = [0]
-        for row in self.rows:
-            starts.append(starts[-1] + len(row.places))
-        found = []
-        for segment in self.segments:
-            at = torch.cat([self.rows[n].at + starts[n] for n in segment.at])
-            asked = torch.cat([self.rows[n].asked for n in segment.at])
-            found.append((segment, at.to(self.ids.device), asked.to(self.ids.device)))
-        return found
+        at: dict[str, list[torch.Tensor]] = {}
+        asked: dict[str, list[torch.Tensor]] = {}
+        start = 0
+        for row, members in self.packs:
+            first = 0
+            for digest, _, count in members:
+                at.setdefault(digest, []).append(row.at[first : first + count] + start)
+                asked.setdefault(digest, []).append(row.asked[first : first + count])
+                first += count
+            start += len(row.places)
+        device = self.ids.device
+        return [
+            (segment, torch.cat(at[segment.digest]).to(device), torch.cat(asked[segment.digest]).to(device))
+            for segment in self.segments
+        ]
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        return Batch(self.ids.to(device), self.segments, self.rows)
+        return Batch(self.ids.to(device), self.segments, self.packs)
 
     def halves(self) -> tuple[Batch, Batch]:
         """Two batches with half of the sequences each; of a batch of two sequences or more."""
@@ -101,13 +112,15 @@ class Batch:
 
     def part(self, start: int, stop: int) -> Batch:
         """Some of its sequences."""
+        if self.packs:
+            return _of_packs(self.ids[start:stop], self.packs[start:stop])
         segments = []
         for segment in self.segments:
             low, high = max(segment.at.start, start), min(segment.at.stop, stop)
             if low < high:
                 rows = segment.part(low - segment.at.start, high - segment.at.start).rows
                 segments.append(Segment(segment.digest, rows, range(low - start, high - start)))
-        return Batch(self.ids[start:stop], tuple(segments), self.rows[start:stop])
+        return Batch(self.ids[start:stop], tuple(segments))
 
 
 def layout(
@@ -135,12 +148,9 @@ def layout(
             stop = max(start, token_set.rows_until(share))
             begun[token_set.digest] = stop
             rows += [(token_set, row) for row in range(start, stop)]
-        texts = [row for row in rows if not isinstance(row[0], ItemSet)]
-        items = sorted((row for row in rows if isinstance(row[0], ItemSet)), key=_kind_of_item)
-        batches = [
-            *_batches(texts, batch_tokens, _kind_of_text),
-            *_batches(items, batch_tokens, _kind_of_item),
-        ]
+        texts = [(s, row) for s, row in rows if not isinstance(s, ItemSet)]
+        items = packed([(s, row) for s, row in rows if isinstance(s, ItemSet)])
+        batches = [*_batches_of_texts(texts, batch_tokens), *_batches_of_items(items, batch_tokens)]
         made.append([batch.to(device) for batch in batches])
     return made
 
@@ -149,34 +159,44 @@ _Row = tuple[TokenSet, int]
 """A set and the number of one of its rows."""
 
 
-def _kind_of_text(row: _Row) -> tuple[bool, int]:
-    token_set, number = row
-    return True, len(token_set.sequences[number])
-
-
-def _kind_of_item(row: _Row) -> tuple[bool, int]:
-    token_set, number = row
-    assert isinstance(token_set, ItemSet)
-    return token_set.rows[number].is_text, -(-len(token_set.sequences[number]) // PADDED) * PADDED
-
-
-def _batches(
-    rows: Sequence[_Row], batch_tokens: int, kind: Callable[[_Row], tuple[bool, int]]
-) -> Iterator[Batch]:
-    """Neighbouring rows of one kind together."""
-    for (_, length), group in groupby(rows, key=kind):
+def _batches_of_texts(rows: Sequence[_Row], batch_tokens: int) -> Iterator[Batch]:
+    """Neighbouring rows of one length together."""
+    for length, group in groupby(rows, key=lambda row: len(row[0].sequences[row[1]])):
         members = list(group)
         size = max(1, batch_tokens // length)
         for start in range(0, len(members), size):
-            yield _batch(members[start : start + size])
+            yield _of_texts(members[start : start + size])
 
 
-def _batch(members: Sequence[_Row]) -> Batch:
-    ids = pad_sequence([token_set.sequences[row] for token_set, row in members], batch_first=True)
+def _of_texts(members: Sequence[_Row]) -> Batch:
     segments, at = [], 0
     for digest, group in groupby(members, key=lambda item: item[0].digest):
         numbers = [row for _, row in group]
         segments.append(Segment(digest, tuple(numbers), range(at, at + len(numbers))))
         at += len(numbers)
-    rows = tuple(s.rows[row] for s, row in members if isinstance(s, ItemSet))
-    return Batch(ids, tuple(segments), rows)
+    return Batch(torch.stack([s.sequences[row] for s, row in members]), tuple(segments))
+
+
+def _batches_of_items(packs: Sequence[Pack], batch_tokens: int) -> Iterator[Batch]:
+    """Those of about one length together, longest first; plain texts apart from trees, which need a mask."""
+    kinds: dict[bool, list[Pack]] = {True: [], False: []}
+    for pack in sorted(packs, key=lambda one: -len(one.row.ids)):
+        kinds[pack.row.is_text].append(pack)
+    for some in kinds.values():
+        while some:
+            longest = len(some[0].row.ids)
+            fitting = sum(len(pack.row.ids) >= (1 - PADDED) * longest for pack in some)
+            size = min(fitting, max(1, batch_tokens // longest))
+            ids = pad_sequence([pack.row.ids for pack in some[:size]], batch_first=True)
+            yield _of_packs(ids, tuple(some[:size]))
+            del some[:size]
+
+
+def _of_packs(ids: torch.Tensor, packs: tuple[Pack, ...]) -> Batch:
+    """A batch of items; of each set one segment."""
+    rows: dict[str, list[int]] = {}
+    for pack in packs:
+        for member in pack.members:
+            rows.setdefault(member.digest, []).append(member.number)
+    segments = (Segment(digest, tuple(numbers), range(len(packs))) for digest, numbers in rows.items())
+    return Batch(ids, tuple(segments), packs)

@@ -193,7 +193,10 @@ def _decode(model: PreTrainedModel, prompt: torch.Tensor) -> float:
 
 def _now(device: torch.device) -> float:
     """Seconds, after all that was asked of a device is done."""
-    getattr(torch, device.type).synchronize()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()
 
 

@@ -102,6 +102,7 @@ def generated(
             digest([instance.arguments for some in made.instances for instance in some]),
             len(made.ids),
             frozenset(made.documents),
+            batch_size,
         )
         for made in items
     )
@@ -198,7 +199,7 @@ def repetition(
             raise DataError(f"{source.location}: no documents; nothing can be continued")
         ids = tuple(begun.values())
         documents = frozenset(" ".join(text.split()) for text in begun)
-        sets.append(UnitSet(source_name, digest(ids), len(ids), documents))
+        sets.append(UnitSet(source_name, digest(ids), len(ids), documents, batch_size))
         taken[source_name] = ids
     return Repetition(name, tuple(sets), taken, new_tokens, BatchSize(batch_size))
 

@@ -3,7 +3,8 @@
 A request is a text and its last tokens, whose likelihood is asked for. The options of a question begin
 with the same context: as a tree, the context and behind it each option, they are one row, in which
 each token sees those before it on its own branch. Options of one token need no branch: all are asked
-of the same position. A model that does not take such rows gets one row for each text.
+of the same position. Rows of several items that begin alike, with the same examples or just with the
+same word, are one sequence in the same way. A model that does not take trees gets each text by itself.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ WORTHWHILE = 0.75
 """A tree stands for its texts where it has no more than this share of their tokens."""
 LARGEST_TREE = 2048
 """In tokens: what a token may see is as large as the square of it."""
+FILLED = 64
+"""Short rows are put together up to so many tokens: what they share is saved, and they need no padding."""
+EVEN = 512
+"""About so many tokens in its row make a token's attention as costly as the rest of a small model's layer."""
+OPEN = 8
+"""A row is put to one of so many sequences begun last; rows come in the order of their tokens."""
 
 
 class Request(NamedTuple):
@@ -58,17 +65,39 @@ class Row(NamedTuple):
         return bool((self.parents == torch.arange(-1, len(self.ids) - 1)).all())
 
 
+class Member(NamedTuple):
+    """A row of a set: the set's digest, the row's number, and how many tokens it asks for."""
+
+    digest: str
+    number: int
+    asked: int
+
+
+class Pack(NamedTuple):
+    """Rows that go through a model as one sequence.
+
+    Attributes:
+        row: all of them as one.
+        members: in the order in which it asks for their tokens.
+    """
+
+    row: Row
+    members: tuple[Member, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class ItemSet(TokenSet):
     """The requests of a task's items as rows.
 
     Attributes:
+        trees: whether texts that begin alike may share tokens.
         rows: of the items in their order; `sequences` are their ids.
         stops: rows up to the end of each item.
         order: of each token asked for, in the order of the requests: its place in that of the rows.
         tokens_of_requests: how many tokens each request asks for, item by item.
     """
 
+    trees: bool = False
     rows: tuple[Row, ...] = ()
     stops: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
@@ -110,7 +139,7 @@ def item_set(
     """Lay out items, each of one request or more.
 
     Args:
-        trees: whether texts that begin alike may share a row.
+        trees: see ItemSet.
     """
     rows: list[Row] = []
     stops: list[int] = []
@@ -130,11 +159,47 @@ def item_set(
         tuple(row.ids for row in rows),
         hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
         documents,
+        trees,
         tuple(rows),
         tuple(stops),
         tuple(order),
         tuple(tuple(request.scored for request in requests) for requests in items),
     )
+
+
+def packed(rows: Sequence[tuple[ItemSet, int]]) -> list[Pack]:
+    """Put rows together where that saves computation.
+
+    Args:
+        rows: (set, number of one of its rows).
+    """
+    begun: list[_Pack] = []
+    for items, number in sorted(rows, key=lambda one: one[0].rows[one[1]].ids.tolist()):
+        row = items.rows[number]
+        ids, parents = row.ids.tolist(), row.parents.tolist()
+        known = [
+            (pack.tree.missing(ids, parents), pack) for pack in begun[-OPEN:] if items.trees and pack.trees
+        ]
+        fitting = [
+            (new, -len(pack.tree.ids), pack)
+            for new, pack in known
+            if _saves(len(pack.tree.ids), new, len(ids))
+        ]
+        if fitting:
+            pack = min(fitting, key=lambda one: one[:2])[2]
+        else:
+            pack = _Pack(items.trees)
+            begun.append(pack)
+        pack.add(Member(items.digest, number, len(row.asked)), row)
+    return [pack.made() for pack in begun]
+
+
+def _saves(size: int, new: int, alone: int) -> bool:
+    """Whether a row of so many tokens costs less in a tree of `size` to which it adds `new`."""
+    if size + new <= FILLED:
+        return True
+    added = new * (1 + (2 * size + new) / EVEN)
+    return added < alone * (1 + alone / EVEN) and size + new <= LARGEST_TREE
 
 
 def branches(rows: Sequence[Row], length: int) -> Branches | None:
@@ -160,14 +225,14 @@ def _layout(requests: Sequence[Request], trees: bool) -> tuple[list[Row], list[i
     whole = [t for n, t in enumerate(distinct) if not any(longer[: len(t)] == t for longer in distinct[:n])]
     together = _Tree()
     for text in whole:
-        together.add(text)
+        together.add(text, range(-1, len(text) - 1))
     size = len(together.ids)
     one_row = trees and size <= WORTHWHILE * sum(map(len, whole)) and size <= LARGEST_TREE
     grown = [together] if one_row else []
     if not one_row:
         for text in whole:
             grown.append(_Tree())
-            grown[-1].add(text)
+            grown[-1].add(text, range(-1, len(text) - 1))
     asked: list[list[tuple[int, int]]] = [[] for _ in grown]
     found: list[tuple[int, int]] = []
     for request, text in zip(requests, texts, strict=True):
@@ -188,15 +253,25 @@ class _Tree:
         self._parents: list[int] = []
         self._children: dict[tuple[int, int], int] = {}
 
-    def add(self, text: Sequence[int]) -> None:
-        """Grow what is missing."""
-        place = -1
-        for token in text:
-            child = self._children.setdefault((place, token), len(self.ids))
-            if child == len(self.ids):
+    def add(self, ids: Sequence[int], parents: Sequence[int]) -> list[int]:
+        """Grow what is missing of another tree; the places of its tokens."""
+        places: list[int] = []
+        for token, parent in zip(ids, parents, strict=True):
+            before = places[parent] if parent >= 0 else -1
+            place = self._children.setdefault((before, token), len(self.ids))
+            if place == len(self.ids):
                 self.ids.append(token)
-                self._parents.append(place)
-            place = child
+                self._parents.append(before)
+            places.append(place)
+        return places
+
+    def missing(self, ids: Sequence[int], parents: Sequence[int]) -> int:
+        """How many tokens `add` would grow."""
+        places: list[int | None] = []
+        for token, parent in zip(ids, parents, strict=True):
+            before = places[parent] if parent >= 0 else -1
+            places.append(None if before is None else self._children.get((before, token)))
+        return places.count(None)
 
     def path(self, text: Sequence[int]) -> list[int] | None:
         """The places of a text's tokens, or None where it is not here."""
@@ -221,3 +296,24 @@ class _Tree:
             torch.tensor([index[place] for place, _ in queries]),
             torch.tensor([token for _, token in queries]),
         )
+
+
+class _Pack:
+    """Rows that are being put together."""
+
+    def __init__(self, trees: bool) -> None:
+        self.trees = trees
+        self.tree = _Tree()
+        self._members: list[Member] = []
+        self._queries: list[tuple[int, int]] = []
+
+    def add(self, member: Member, row: Row) -> None:
+        """A row whose digest and number this is."""
+        places = self.tree.add(row.ids.tolist(), row.parents.tolist())
+        wanted = row.places[row.at].tolist()
+        self._queries += [(places[at], token) for at, token in zip(wanted, row.asked.tolist(), strict=True)]
+        self._members.append(member)
+
+    def made(self) -> Pack:
+        """All of it."""
+        return Pack(self.tree.row(self._queries), tuple(self._members))

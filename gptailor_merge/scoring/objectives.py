@@ -144,16 +144,18 @@ class UnitSet:
         digest: of the content.
         units: how many there are.
         documents: their texts, white space evened out.
+        batch: so many take little more time together than one alone.
     """
 
     name: str
     digest: str
     units: int
     documents: frozenset[str] = frozenset()
+    batch: int = 1
 
     def units_until(self, share: float) -> int:
-        """How many units this share is, rounded up."""
-        return math.ceil(share * self.units)
+        """How many units this share is, rounded up to whole batches."""
+        return min(self.units, math.ceil(share * self.units / self.batch) * self.batch)
 
 
 @runtime_checkable

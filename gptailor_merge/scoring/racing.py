@@ -7,9 +7,9 @@ a finite population). With n of N tokens of a set scored, mean difference d and 
 
     D = Σ_sets N d,   Var D = Σ_sets N² (1 − n/N) s²/n
 
-(W. G. Cochran, Sampling Techniques, 1977, equations 5.1 and 5.6.) Of a few units s² says nothing: two
+(W. G. Cochran, Sampling Techniques, 1977, equations 5.1 and 5.6.) Of a few units s² says little: two
 items that are both right here and wrong there have s² = 0. As long as fewer than FEWEST of a set are
-scored, and not all of them, its variance counts as infinite.
+scored, s² is no less than the mean square of the differences between all candidates.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CERTAINTY = 4.0
 """Neighbouring tokens are not independent: on the built-in family true errors are about 1.8 times those
 of the formula, so that 4 of the formula's standard errors are a little more than 2 true ones."""
 FEWEST = 8
-"""So many units of a set tell its variance."""
+"""So many units of a set tell the variance of a difference."""
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,26 @@ def compare(contenders: Sequence[Units], totals: Totals) -> tuple[NDArray[np.flo
         difference += total * (means[:, None] - means[None])
         if scored == total:
             continue
+        spread = _spread(values) if scored > 1 else np.zeros((count, count))
         if scored < FEWEST:
-            variance += np.inf
-        else:
-            centred = values - means[:, None]
-            products = centred @ centred.T / (scored - 1)
-            own = products.diagonal()
-            spread = np.maximum(own[:, None] + own[None] - 2 * products, 0)
-            variance += total**2 * (1 - scored / total) * spread / scored
+            spread = np.maximum(spread, _mean_square(values))
+        variance += total**2 * (1 - scored / total) * spread / scored
     return difference, variance
+
+
+def _spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The variance over units of the difference between each two rows [contenders, contenders]."""
+    centred = values - values.mean(axis=1, keepdims=True)
+    products = centred @ centred.T / (values.shape[1] - 1)
+    own = products.diagonal()
+    spread: NDArray[np.float64] = np.maximum(own[:, None] + own[None] - 2 * products, 0)
+    return spread
+
+
+def _mean_square(values: NDArray[np.float64]) -> float:
+    """Of the differences between any two rows; infinite where there are no two that are finite."""
+    finite = values[np.isfinite(values).all(axis=1)]
+    return 2 * float(finite.var(axis=0, ddof=1).mean()) if len(finite) > 1 else np.inf
 
 
 def _extrapolated(units: Units, totals: Totals) -> float:

@@ -52,7 +52,7 @@ def right_options(task: Any, document: Any) -> tuple[int, ...]:
 
 def part_of(text: str) -> Part:
     """On which side of a divided split an item falls: a matter of its text alone."""
-    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) / 2**32
+    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
     return "searched" if share < SEARCHED_SHARE else "held_out"
 
 

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gptailor_merge.errors import ConfigError, DataError, ScoringError
-from gptailor_merge.scoring.harness import encoder as encoder
 from gptailor_merge.scoring.harness import errors_of, load_tasks, own, seeded
-from gptailor_merge.scoring.harness import task_manager as task_manager
 from gptailor_merge.scoring.items import Request
-from gptailor_merge.scoring.task_documents import Part as Part
 from gptailor_merge.scoring.task_documents import (
+    Part,
     content,
     part_of,
     render_once,
@@ -27,8 +25,11 @@ from gptailor_merge.scoring.task_documents import (
     text_of,
 )
 
-MARGIN = "margin"
-"""Our metric beside lm-eval's: how much likelier, in nats, the right answer is than all others together."""
+MARGIN, CHOICE_LOSS = "margin", "choice_loss"
+SMOOTH = (MARGIN, CHOICE_LOSS)
+"""Our metrics of multiple choice beside lm-eval's accuracy, in nats: how much likelier the right answer is
+than all others together; and the negative log-likelihood of the right one among them, log(1 + exp(−margin)),
+in which nothing is gained by being surer of what is right already."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,12 @@ class TaskItems:
         known = list(self.task.aggregation())
         filters = [ensemble.name for ensemble in self.task._filters]
         key, _, chosen = (name or known[0]).partition(",")
-        has_margin = self.task.OUTPUT_TYPE == "multiple_choice"
-        if key == MARGIN and has_margin and not chosen:
-            return Metric(MARGIN, MARGIN, filters[0], True, "negated")
+        smooth = SMOOTH if self.task.OUTPUT_TYPE == "multiple_choice" else ()
+        if key in smooth and not chosen:
+            higher = key == MARGIN
+            return Metric(key, key, filters[0], higher, "negated" if higher else "nats")
         if key not in known:
-            hint = ", ".join([*known, *([MARGIN] if has_margin else [])])
+            hint = ", ".join([*known, *smooth])
             raise ConfigError(f"task {self.name}: no such metric, found {key!r}; known are {hint}")
         if chosen and chosen not in filters:
             raise ConfigError(
@@ -261,6 +263,9 @@ def _items_of(name: str, task: Any, settings: TaskSettings, encoder: Any) -> Tas
         fewshot_as_multiturn=settings.chat_template,
         chat_template=encoder.apply_chat_template if settings.chat_template else None,
     )
+    kinds = {instance.request_type for instance in task.instances}
+    if kinds != {"loglikelihood" if task.OUTPUT_TYPE == "multiple_choice" else task.OUTPUT_TYPE}:
+        raise ConfigError(f"task {name}: it asks in ways of its own ({', '.join(sorted(kinds))})")
     by_item: dict[int, list[Any]] = {}
     for instance in task.instances:
         by_item.setdefault(ascending[instance.doc_id], []).append(instance)
@@ -286,6 +291,8 @@ def _refuse_strange(name: str, task: Any) -> None:
         raise ConfigError(f"task {name}: it asks about images or sound; expected a task of text")
     if not hasattr(task, "fewshot_cfg"):
         raise ConfigError(f"task {name}: it is code of its own; expected one that lm-eval's YAML describes")
+    if task.config.filter_list and task.OUTPUT_TYPE != "generate_until":
+        raise ConfigError(f"task {name}: it filters likelihoods; expected filters of generated answers only")
 
 
 def _encode(name: str, instance: Any, encoder: Any) -> tuple[Request, ...]:

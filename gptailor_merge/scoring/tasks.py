@@ -21,11 +21,7 @@ from gptailor_merge.scoring.generating import TaskGeneration, generated
 from gptailor_merge.scoring.items import ItemSet, Request, item_set
 from gptailor_merge.scoring.objectives import Forward, Prediction, Score, digest, log_likelihood
 from gptailor_merge.scoring.task_documents import right_options
-from gptailor_merge.scoring.task_items import MARGIN, Metric, TaskItems, common_metric
-from gptailor_merge.scoring.task_items import TaskSettings as TaskSettings
-from gptailor_merge.scoring.task_items import encoder as encoder
-from gptailor_merge.scoring.task_items import load_items as load_items
-from gptailor_merge.scoring.task_items import task_manager as task_manager
+from gptailor_merge.scoring.task_items import SMOOTH, Metric, TaskItems, common_metric
 
 
 def objective(
@@ -65,7 +61,7 @@ class TaskLikelihood:
     metric: Metric
     sets: tuple[ItemSet, ...]
     items: Mapping[str, TaskItems]
-    _rendered: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    _known_weights: dict[str, list[float]] = field(default_factory=dict, repr=False)
 
     @property
     def direction(self) -> str:
@@ -103,8 +99,9 @@ class TaskLikelihood:
 
     def _unit(self, items: TaskItems, number: int, results: list[Any]) -> float:
         document = items.instances[number][0].doc
-        if self.metric.key == MARGIN:
-            return -margin([value for value, _ in results], items.task, document)
+        if self.metric.key in SMOOTH:
+            found = margin([value for value, _ in results], items.task, document)
+            return -found if self.metric.higher_is_better else float(np.logaddexp(0, -found))
         if items.task.OUTPUT_TYPE == "loglikelihood_rolling":
             results = [value for value, _ in results]
         return self.metric.of(items.task.process_results(document, results))
@@ -122,10 +119,10 @@ class TaskLikelihood:
 
     def _weights(self, set_name: str) -> list[float]:
         """Of each item: 1, or its words or bytes where the metric is a mean over these."""
-        if set_name not in self._rendered:
+        if set_name not in self._known_weights:
             items = self.items[set_name]
-            self._rendered[set_name] = [self._weight(items, n) for n in range(len(items.ids))]
-        return self._rendered[set_name]
+            self._known_weights[set_name] = [self._weight(items, n) for n in range(len(items.ids))]
+        return self._known_weights[set_name]
 
     def _weight(self, items: TaskItems, number: int) -> float:
         if items.task.OUTPUT_TYPE != "loglikelihood_rolling":

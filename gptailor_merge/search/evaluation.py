@@ -19,7 +19,7 @@ from gptailor_merge.errors import ConfigError, ScoringError
 from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.calibration import load_tokenizer
-from gptailor_merge.scoring.tasks import task_manager
+from gptailor_merge.scoring.harness import task_manager
 from gptailor_merge.search.score import open_model
 
 

@@ -24,17 +24,11 @@ from gptailor_merge.scoring.batching import Batch, layout
 from gptailor_merge.scoring.calibration import TextSource, TokenSet, tokenize
 from gptailor_merge.scoring.costs import cost
 from gptailor_merge.scoring.generating import TaskGeneration, repetition
+from gptailor_merge.scoring.harness import encoder
 from gptailor_merge.scoring.objectives import Forward, Objective, Perplexity, UnitSet, build_kl
 from gptailor_merge.scoring.passes import Passes
-from gptailor_merge.scoring.task_items import (
-    MARGIN,
-    Part,
-    TaskItems,
-    TaskSettings,
-    encoder,
-    load_items,
-    splits_of,
-)
+from gptailor_merge.scoring.task_documents import Part
+from gptailor_merge.scoring.task_items import SMOOTH, TaskItems, TaskSettings, load_items, splits_of
 from gptailor_merge.scoring.tasks import TaskLikelihood, objective, takes_trees
 from gptailor_merge.search.gap import Pair
 from gptailor_merge.search.journal import Items
@@ -127,7 +121,7 @@ def measures(
 def reported(config: SearchConfig) -> tuple[ObjectiveConfig, ...]:
     """The held-out section, and what of the tasks that are searched on is not named there.
 
-    A task is reported by the metric that is searched on, and where that is the margin also by its first.
+    A task is reported by the metric that is searched on, and where that is a smooth one also by its first.
     """
     known = [one for one in config.held_out if isinstance(one, TaskConfig)]
     added: list[TaskConfig] = []
@@ -135,7 +129,7 @@ def reported(config: SearchConfig) -> tuple[ObjectiveConfig, ...]:
         if not isinstance(searched, TaskConfig):
             continue
         for metric in dict.fromkeys(
-            (searched.metric, None if searched.metric == MARGIN else searched.metric)
+            (searched.metric, None if searched.metric in SMOOTH else searched.metric)
         ):
             for task in searched.tasks:
                 like = next(
@@ -268,11 +262,11 @@ def _same(one: _Measure, other: _Measure) -> bool:
 
 
 def _names(section: str, measures: Sequence[_Measure]) -> list[str]:
-    """What the objectives are called: their metric or kind, numbered where that is not enough."""
+    """What the objectives are called: their metric or kind, numbered where several are of one."""
     names = [_metric(measure) for measure in measures]
     prefix = "gate: " if section == "gates" else ""
     return [
-        prefix + (name if names.count(name) == 1 else f"{name}-{index + 1}")
+        prefix + (name if names.count(name) == 1 else f"{name}-{names[: index + 1].count(name)}")
         for index, name in enumerate(names)
     ]
 

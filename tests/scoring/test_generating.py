@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from gptailor_merge.errors import ConfigError, DataError
 from gptailor_merge.publish.materialize import materialize
 from gptailor_merge.recipe.operations import plan
+from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.calibration import TextSource
 from gptailor_merge.scoring.generating import Repetition, TaskGeneration, repeated, repetition
 from gptailor_merge.scoring.harness import encoder
@@ -287,3 +288,28 @@ def test_a_source_without_documents_is_named(tokenizer: Any, tmp_path: Path) -> 
     file.write_text('{"text": ""}\n')
     with pytest.raises(DataError, match=r"empty.jsonl: no documents; nothing can be continued"):
         repetition("r", {"s": TextSource(str(file))}, tokenizer)
+
+
+@pytest.mark.parametrize("donor", ["base", "math"])
+def test_a_candidate_generates_by_the_settings_that_the_written_model_gets(
+    donor: str, tokenizer: Any, generation: TaskSettings, tmp_path: Path
+) -> None:
+    """Those of the member whose tokenizer it gets, here without the letters that a filter looks for."""
+    loaded = family_of(tmp_path, "llama")
+    for one in loaded.members:
+        never = tokenizer.convert_tokens_to_ids(list("ABCDEFGHIJKLM")) if one.name == donor else None
+        GenerationConfig(suppress_tokens=never, eos_token_id=0, pad_token_id=1).save_pretrained(one.directory)
+        tokenizer.save_pretrained(one.directory)
+    parameters = {"tokenizer": loaded.by_name(donor).model}  # type: ignore[union-attr]
+    recipe = Recipe.from_mapping({**recipes_of(loaded, 1)[0].to_mapping(), "parameters": parameters})
+    evaluator = evaluator_of(loaded, made_of(generation, encoder(loaded.base.directory, tokenizer)))
+    (outcome,) = evaluator.score([plan(recipe)])
+    materialize(recipe, tmp_path / "out")
+    manager = TaskManager(include_path=generation.include_path, include_defaults=False)
+    results = lm_eval_on(tmp_path / "out", tokenizer, ["filtered"], manager)["results"]["filtered"]
+    assert outcome.scores["exact_match"]["filtered"].natural == results["exact_match,strict"] == 1.0
+    composed = evaluator._composer.compose(plan(recipe)).generation_config.to_dict()
+    alone = dense(tmp_path / "out")
+    assert composed == alone.generation_config.to_dict()
+    alone.generation_config.suppress_tokens = None
+    assert evaluator.passes.score(alone)["exact_match"]["filtered"].natural < 1.0

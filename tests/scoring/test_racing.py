@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptailor_merge.scoring.racing import Race, Units, compare, loss_of
+from gptailor_merge.scoring.racing import FEWEST, Race, Units, compare, loss_of
 
 TOTALS = {"a": 400, "b": 200}
 WEIGHTS = {"kl": 1.0}
@@ -54,7 +54,53 @@ def test_what_is_not_a_number_is_not_dropped_but_beats_nobody() -> None:
     bad = {digest: np.full_like(values, np.nan) for digest, values in bad.items()}
     race = Race(1, WEIGHTS)
     assert race.hopeless([cut(good, 0.5), cut(bad, 0.5)], TOTALS) == [False, False]
-    assert race.estimates([bad], {0: cut(good, 0.5)}, TOTALS) == {}
+
+
+def test_where_none_was_finished_an_estimate_is_what_a_candidate_has_so_far() -> None:
+    """All that it was dropped for failed later, or are not numbers: nothing is known but its own units."""
+    one, other = candidates([1.0, 2.0], noise=0.0)
+    nan = {digest: np.full_like(values, np.nan) for digest, values in one.items()}
+    for finished in ([], [nan]):
+        told = Race(1, WEIGHTS).estimates(finished, {3: cut(one, 0.5), 7: cut(other, 0.5)}, TOTALS)
+        assert told[7] - told[3] == pytest.approx(1.0)
+        assert told[3] == pytest.approx(sum(2 * values.sum() for values in cut(one, 0.5).values()))
+
+
+def test_an_estimate_of_everything_is_the_loss() -> None:
+    (one,) = candidates([1.0])
+    assert Race(1, WEIGHTS).estimates([], {0: one}, TOTALS)[0] == pytest.approx(loss_of(one))
+
+
+@pytest.mark.parametrize("scored", [1, 2, FEWEST - 1, FEWEST])
+def test_few_units_prove_nothing(scored: int) -> None:
+    """Right on the first items here and wrong there has no variance, and yet may be chance."""
+    totals = {"items": 20}
+    right, wrong = ({"items": np.full(scored, value / 20)} for value in (-1.0, 0.0))
+    assert Race(1, WEIGHTS).hopeless([right, wrong], totals) == [False, scored == FEWEST]
+
+
+def test_how_much_candidates_differ_on_a_set_is_seen_from_all_of_them() -> None:
+    """Two that are alike on its first unit may yet differ on the others as much as others do."""
+    totals = {"text": 100, "items": 9}
+    text = {"text": np.linspace(0.0, 0.001, 50)}
+    (first, second), apart = ({"items": np.array([0.0])} for _ in "12"), {"items": np.array([5.0])}
+    better = {digest: values - 0.01 for digest, values in text.items()}
+    race = Race(1, WEIGHTS)
+    assert race.hopeless([{**better, **first}, {**text, **second}], totals) == [False, True]
+    more = [{**better, **first}, {**text, **second}, {**text, **apart}]
+    assert race.hopeless(more, totals) == [False, False, False]
+
+
+def test_a_set_of_few_units_does_not_keep_others_from_deciding() -> None:
+    totals = {"text": 100, "prompts": 4}
+    good, bad = ({"text": np.linspace(m, m + 0.1, 50), "prompts": np.array([m])} for m in (1.0, 2.0))
+    assert Race(1, WEIGHTS).hopeless([good, bad], totals) == [False, True]
+
+
+def test_a_single_unit_that_is_all_there_is_is_certain() -> None:
+    """As of a model's size: no chance is left in it."""
+    small, large = ({"model": np.array([size])} for size in (1.0, 1.1))
+    assert Race(1, WEIGHTS).hopeless([small, large], {"model": 1}) == [False, True]
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
@@ -337,14 +338,43 @@ def test_an_answer_without_tokens_is_refused_as_lm_eval_does(
     [
         ({"unsafe_code": True}, "task local: it runs code that models write, which lm-eval calls unsafe"),
         ({"doc_to_image": "question"}, "task local: it asks about images or sound; expected a task of text"),
+        (
+            {"filter_list": [{"name": "first", "filter": [{"function": "take_first"}]}]},
+            "task local: it filters likelihoods; expected filters of generated answers only",
+        ),
     ],
 )
-def test_what_no_language_model_should_answer_is_refused(
+def test_what_a_search_cannot_score_is_refused(
     changed: dict[str, Any], message: str, tokenizer: Any, member: Path, tasks: Path
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         items_of(member, tokenizer, local(tasks, **changed))
     assert str(caught.value) == message
+
+
+def test_a_task_that_asks_in_several_ways_is_refused(tokenizer: Any, member: Path, tasks: Path) -> None:
+    (tasks / "mixed.py").write_text(
+        """
+from lm_eval.api.task import ConfigurableTask
+
+class Mixed(ConfigurableTask):
+    def __init__(self, config):
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+
+    def construct_requests(self, doc, ctx, **kwargs):
+        first, *rest = super().construct_requests(doc, ctx, **kwargs)
+        first.request_type = "loglikelihood_rolling"
+        return [first, *rest]
+"""
+    )
+    document = yaml.safe_load((tasks / "choice.yaml").read_text())
+    text = yaml.safe_dump({**document, "task": "mixed"})
+    (tasks / "mixed.yaml").write_text(f"{text}class: !function mixed.Mixed\n")
+    with pytest.raises(ConfigError) as caught:
+        items_of(member, tokenizer, TaskSettings(("mixed",), tasks))
+    assert (
+        str(caught.value) == "task mixed: it asks in ways of its own (loglikelihood, loglikelihood_rolling)"
+    )
 
 
 def test_errors_of_a_task_name_it(tokenizer: Any, member: Path, tasks: Path) -> None:

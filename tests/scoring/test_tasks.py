@@ -164,6 +164,10 @@ def test_the_margin_is_of_the_right_options_over_the_others(
         )
     made = scores_on(member, tokenizer, settings, "margin")["margin"]["local"]
     assert made.natural == pytest.approx(sum(margins) / len(margins), rel=1e-5)
+    loss = scores_on(member, tokenizer, settings, "choice_loss")["choice_loss"]["local"]
+    assert loss.natural == pytest.approx(
+        sum(math.log1p(math.exp(-m)) for m in margins) / len(margins), rel=1e-5
+    )
     assert (made.unit, made.count) == ("negated", 12)
     accuracy = scores_on(member, tokenizer, settings, "acc")["acc"]["local"].natural
     assert accuracy == results["results"]["local"]["acc,none"]
@@ -216,7 +220,7 @@ def test_metrics_that_differ_are_no_objective(tokenizer: Any, member: Path, task
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("f1", "task tiny_choice: no such metric, found 'f1'; known are acc, acc_norm, margin"),
+        ("f1", "task tiny_choice: no such metric, found 'f1'; known are acc, acc_norm, margin, choice_loss"),
         ("acc,strict", "task tiny_choice: no such filter, found 'strict'; known are none"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_front_is_found_written_reported_and_picked_from(config: SearchConfig,
 
 
 def test_another_pick_changes_the_best_and_not_the_search(config: SearchConfig, tmp_path: Path) -> None:
-    directory, summary = run(config, tmp_path / "run")
+    _, summary = run(config, tmp_path / "run")
     smallest = min(summary.front, key=lambda row: row.layers).layers
     again, picked = run(config.override(pick=f"layers={smallest}"), tmp_path / "run", resume=True)
     assert len(plan(Recipe.load(again.best)).slots) == smallest
