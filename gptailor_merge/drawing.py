@@ -160,9 +160,10 @@ def _continues(slot: Slot, following: Slot) -> bool:
 
 def _slots(run: Sequence[tuple[int, Slot]]) -> Row:
     operation = run[0][1].operation
-    cells = {}
+    cells: dict[str, str] = {}
     for position, (model, first) in enumerate(run[0][1].layers):
-        cells[model] = f"{_range(first, first + len(run))}{_settings(operation, position)}"
+        own = f"{_range(first, first + len(run))}{_settings(operation, position)}"
+        cells[model] = f"{cells[model]}; {own}" if model in cells else own
     return Row(_range(run[0][0], run[-1][0] + 1), cells, _how(operation))
 
 

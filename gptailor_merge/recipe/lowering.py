@@ -33,9 +33,14 @@ def lower(
         return _reference(str((directories or {}).get(model, model)))
 
     def slice_of(sources: list[tuple[str, int, int]], operation: Operation) -> dict[str, Any]:
+        models = [model for model, _, _ in sources]
         return {
             "sources": [
-                {"model": reference(model), "layer_range": [first, last]} for model, first, last in sources
+                {
+                    "model": _alias(reference(model), models[:position].count(model)),
+                    "layer_range": [first, last],
+                }
+                for position, (model, first, last) in enumerate(sources)
             ],
             "parameters": {SLOT: operation.to_json()},
         }
@@ -79,6 +84,19 @@ def _reference(model: str) -> str | dict[str, Any]:
         return model
     adapter = {"lora": _path(parsed.adapter)} if parsed.adapter else {}
     return {"model": _path(parsed.model), **adapter}
+
+
+def _alias(reference: str | dict[str, Any], times: int) -> str | dict[str, Any]:
+    """The same model under another reference, for one that is in a slice already so many times.
+
+    mergekit keeps a slice's tensors by the references of their models. A reference may name another
+    architecture than config.json does, which tells it from the plain one and changes nothing else:
+    we take no notice of it (mergekit_model.py).
+    """
+    if not times:
+        return reference
+    plain = {"model": {"path": reference}} if isinstance(reference, str) else reference
+    return {**plain, "override_architecture": f"again {times}"}
 
 
 def _path(model: ModelId) -> dict[str, Any]:
