@@ -22,6 +22,7 @@ from transformers import AutoConfig
 from gptailor_merge.errors import Problem, RecipeError
 from gptailor_merge.mergekit_plugin import SELECT, Filtered, Operation, Scalar, Settings, name_in_layer
 from gptailor_merge.recipe.architecture import misfits, pruned
+from gptailor_merge.recipe.blocks import placed
 from gptailor_merge.recipe.checkpoint import ModelId
 from gptailor_merge.recipe.depth import DEPTH
 from gptailor_merge.recipe.family import Family, Member
@@ -64,7 +65,7 @@ def export(plan: Plan, family: Family, out: Path, *, chat_template: str | None =
     Raises:
         RecipeError: what stock mergekit cannot do.
     """
-    found = stages(plan)
+    found = stages(plan, family.base.config)
     problems = [*_problems(plan), *_architecture_problems(plan, found, family.base)]
     if problems:
         raise RecipeError(f"there is no plain mergekit configuration: {'; '.join(problems)}")
@@ -87,8 +88,12 @@ def export(plan: Plan, family: Family, out: Path, *, chat_template: str | None =
     return len(documents) > 1
 
 
-def stages(plan: Plan) -> list[Stage]:
-    """The configurations of a plan, the last of which makes the model."""
+def stages(plan: Plan, config: Mapping[str, Any]) -> list[Stage]:
+    """The configurations of a plan, the last of which makes the model.
+
+    Args:
+        config: of the base.
+    """
     methods = dict.fromkeys(s.operation.method for s in plan.slots if s.operation.method != SELECT)
     again = _repeated(plan.slots)
     made = [
@@ -125,9 +130,19 @@ def stages(plan: Plan) -> list[Stage]:
     for slot in plan.slots:
         model, place = places.get(slot) or (_model(slot.layers[0][0]), slot.layers[0][1])
         scale = slot.operation.inputs[0] if slot.operation.method == SELECT else ()
-        layers.append((model, place, scale))
+        layers.append((model, place, _without(slot, config, scale)))
     stacked = [_part(ends["embeddings"], 0, 0), *_runs(layers), _part(ends["head"], 0, 0)]
     return [*made, Stage(None, SELECT, plan.kept, tuple(stacked))]
+
+
+def _without(slot: Slot, config: Mapping[str, Any], scale: Settings) -> Settings:
+    """passthrough's setting for a slot: what is left out is scaled to nothing, the rest as before."""
+    left_out = placed([e for e in slot.edits if e.digest is None], config, slot.layers[0][1])
+    zeros: list[tuple[str | None, Scalar]] = [(name, 0.0) for one in left_out for name in one.names]
+    if not zeros:
+        return scale
+    given = dict(scale).get("scale", 1.0)
+    return (("scale", (*zeros, *(given if isinstance(given, tuple) else ((None, given),)))),)
 
 
 def _again(slot: Slot) -> Iterator[str | None]:
@@ -230,6 +245,9 @@ def _base(stage: Stage, plan: Plan, family: Family, out: Path) -> str:
 def _problems(plan: Plan) -> Iterator[str]:
     for slot in plan.slots:
         method = slot.operation.method
+        if any(edit.digest is not None for edit in slot.edits):
+            yield "a repair is a matrix product, which no method of mergekit computes"
+            return
         if method.startswith(_RANDOM):
             yield f"{method} draws random numbers, and mergekit draws others in every run"
             return

@@ -8,11 +8,12 @@ final norm and lm_head from those of the last.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptailor_merge.mergekit_plugin import CONFIG, SLOT, TAILOR, Operation
+from gptailor_merge.editing import Edit, Placed, to_json
+from gptailor_merge.mergekit_plugin import CONFIG, EDITS, SLOT, TAILOR, Operation
 from gptailor_merge.recipe.checkpoint import ModelId
 from gptailor_merge.recipe.operations import Plan
 
@@ -32,7 +33,11 @@ def lower(
     def reference(model: str) -> str | dict[str, Any]:
         return _reference(str((directories or {}).get(model, model)))
 
-    def slice_of(sources: list[tuple[str, int, int]], operation: Operation) -> dict[str, Any]:
+    def slice_of(
+        sources: list[tuple[str, int, int]], operation: Operation, edits: Sequence[Edit] = ()
+    ) -> dict[str, Any]:
+        # Which tensors an edit is of is filled in when the models are there, see mergekit_model.py.
+        more = {EDITS: to_json([Placed(edit, ()) for edit in edits])} if edits else {}
         models = [model for model, _, _ in sources]
         return {
             "sources": [
@@ -42,7 +47,7 @@ def lower(
                 }
                 for position, (model, first, last) in enumerate(sources)
             ],
-            "parameters": {SLOT: operation.to_json()},
+            "parameters": {SLOT: operation.to_json(), **more},
         }
 
     embeddings, head = plan.embeddings, plan.head
@@ -52,7 +57,7 @@ def lower(
     missing = max(0, len(head[0]) - len(embeddings[0]))
     slices = [slice_of([(m, 0, 0) for m in (*embeddings[0], *padding[:missing])], embeddings[1])]
     slices += [
-        slice_of([(model, layer, layer + 1) for model, layer in slot.layers], slot.operation)
+        slice_of([(model, layer, layer + 1) for model, layer in slot.layers], slot.operation, slot.edits)
         for slot in plan.slots
     ]
     slices.append(slice_of([(model, 0, 0) for model in head[0]], head[1]))

@@ -9,8 +9,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from gptailor_merge.editing import Edit
 from gptailor_merge.errors import KeyPath, Problem, RecipeError
 from gptailor_merge.mergekit_plugin import (
     SELECT,
@@ -20,6 +21,7 @@ from gptailor_merge.mergekit_plugin import (
     method_spec,
 )
 from gptailor_merge.recipe.bases import base_problems, with_base
+from gptailor_merge.recipe.edits import edit_problems, edits_of
 from gptailor_merge.recipe.parameters import (
     default_problems,
     input_parameters,
@@ -40,10 +42,22 @@ class Slot:
     Attributes:
         layers: (model, layer index) of each source.
         operation: what makes one layer of them.
+        edits: what is done to single tensors of that layer then.
     """
 
     layers: tuple[tuple[str, int], ...]
     operation: Operation
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether it is a member's own layer, with no more than a scale."""
+        return self.operation.method == SELECT and not self.edits
+
+    def to_json(self) -> list[Any]:
+        """What the digest is made of."""
+        edits = [[edit.part, edit.digest] for edit in self.edits]
+        return [self.layers, self.operation.to_json(), *([edits] if edits else [])]
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ class Plan:
         """16 hex digits; equal for recipes that make the same model, however they are written."""
         parts = [
             self.base_model,
-            [[slot.layers, slot.operation.to_json()] for slot in self.slots],
+            [slot.to_json() for slot in self.slots],
             [[models, operation.to_json()] for models, operation in (self.embeddings, self.head)],
             self.dtype,
             self.out_dtype,
@@ -124,6 +138,7 @@ class Select:
         if part.parameter("method") is not None:
             yield Problem(("parameters", "method"), "select takes no method; did you mean op: merge?")
         yield from parameter_problems(SELECT, part)
+        yield from edit_problems(part)
 
     def slots(self, recipe: Recipe, part: Slice) -> tuple[Slot, ...]:
         return _expand(recipe, part, SELECT, part.sources, base=None)
@@ -161,6 +176,7 @@ class Merge:
                 yield Problem(("sources",), f"{method}: {text[0].lower() + text[1:]}")
         if len(sources) < 2:
             yield Problem(("sources",), "merge takes two sources or more; for one write op: select")
+        yield from edit_problems(part)
 
     def slots(self, recipe: Recipe, part: Slice) -> tuple[Slot, ...]:
         method = part.parameter("method")
@@ -316,6 +332,7 @@ def _expand(
             Slot(
                 layers=tuple((s.model, s.layer_range[0] + offset) for s in sources),
                 operation=Operation(method, inputs, shared, position),
+                edits=edits_of(part),
             )
         )
     return tuple(slots)

@@ -13,7 +13,9 @@ from gptailor_merge.errors import KeyPath, Problem
 from gptailor_merge.mergekit_plugin import SELECT, Scalar, Settings, method_spec
 from gptailor_merge.recipe.recipe import Conditional, Parameters, Recipe, Slice, Source, suggest
 
-OWN = ("op", "method")
+WITHOUT, REPAIR, REPAIR_DIGEST = "without", "repair", "repair_digest"
+"""Keys that edit what was selected or merged, see edits.py."""
+OWN = ("op", "method", WITHOUT, REPAIR, REPAIR_DIGEST)
 """Keys of a slice's parameters that are ours, not the method's."""
 BASE_MARK = "base"
 """The key of a source's parameters that is ours: this source is the method's base."""
