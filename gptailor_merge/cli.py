@@ -199,6 +199,49 @@ def score(
     printing.numbers("", columns, {name: [row[c] for c in columns] for name, row in rows.items()})
 
 
+@app.command()
+def repair(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, merge_method: tailor.")],
+    data: Annotated[
+        list[str], typer.Option(help="Texts to fit to: .jsonl or .txt files, [bold]name=path[/] to name one.")
+    ],
+    out: Annotated[Path, typer.Option(help="The directory to make, with the recipe and its maps.")],
+    tokens: Annotated[int, typer.Option(min=2, help="In all, shared evenly by the files.")] = 32768,
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens in a sequence.")] = 512,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make up for removed layers by a linear map in the last layer before each cut; no training."""
+    from gptailor_merge.publish.materialize import refuse_existing, staging
+    from gptailor_merge.recipe.recipe import Recipe
+    from gptailor_merge.search.repair import RECIPE
+    from gptailor_merge.search.repair import repair as fit
+    from gptailor_merge.search.score import named
+    from gptailor_merge.search.session import pick_device
+
+    quiet_libraries()
+    refuse_existing(out)
+    console = Console(stderr=True)
+    with staging(out) as directory:
+        made = fit(
+            Recipe.load(recipe),
+            named(data),
+            out,
+            file=recipe,
+            staged=directory,
+            tokens=tokens,
+            sequence_length=sequence_length,
+            device=pick_device(device),
+            progress=lambda step: console.print(step, markup=False, highlight=False),
+        )
+        (directory / RECIPE).write_text(made.recipe.to_yaml(), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(made.to_json()))
+        return
+    printing.repairs(made)
+    typer.echo(f"recipe  {out / RECIPE}")
+
+
 @app.command(name="eval")
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="MODEL_OR_RECIPE", help="A recipe, or a model directory.")],

@@ -11,6 +11,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from gptailor_merge.editing import Edit
 from gptailor_merge.mergekit_plugin import SELECT, Filtered, Operation, Scalar, Settings
 from gptailor_merge.recipe.operations import Slot, plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -155,15 +156,21 @@ def _runs(slots: Sequence[tuple[int, Slot]]) -> Iterator[list[tuple[int, Slot]]]
 
 def _continues(slot: Slot, following: Slot) -> bool:
     after = tuple((model, layer + 1) for model, layer in slot.layers)
-    return following.layers == after and following.operation == slot.operation
+    return (following.layers, following.operation, following.edits) == (after, slot.operation, slot.edits)
 
 
 def _slots(run: Sequence[tuple[int, Slot]]) -> Row:
     operation = run[0][1].operation
-    cells = {}
+    cells: dict[str, str] = {}
     for position, (model, first) in enumerate(run[0][1].layers):
-        cells[model] = f"{_range(first, first + len(run))}{_settings(operation, position)}"
-    return Row(_range(run[0][0], run[-1][0] + 1), cells, _how(operation))
+        own = f"{_range(first, first + len(run))}{_settings(operation, position)}"
+        cells[model] = f"{cells[model]}; {own}" if model in cells else own
+    how = " ".join([_how(operation), *map(_edit, run[0][1].edits)])
+    return Row(_range(run[0][0], run[-1][0] + 1), cells, how)
+
+
+def _edit(edit: Edit) -> str:
+    return f"without {edit.part}" if edit.digest is None else "repaired"
 
 
 def _component(label: str, component: tuple[tuple[str, ...], Operation]) -> Row:

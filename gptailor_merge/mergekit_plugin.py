@@ -34,9 +34,13 @@ from mergekit.merge_methods.base import (
     TensorGroup,
 )
 
+from gptailor_merge.editing import edited, from_json
+
 TAILOR = "tailor"
 SLOT = "slot"
-"""The one parameter of the lowered method: an `Operation` as JSON."""
+"""The parameter of the lowered method: an `Operation` as JSON."""
+EDITS = "edits"
+"""What is done to the layer then, as JSON; slots without edits have none."""
 CONFIG = "config"
 """The one parameter of a lowered configuration as a whole: the model whose config it takes."""
 SELECT = "passthrough"
@@ -211,6 +215,7 @@ class TailorMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit has no t
         reference_url="https://arxiv.org/abs/2506.20480",
         parameters=(
             ParameterSpec(SLOT, str, ParameterScope.SHARED),
+            ParameterSpec(EDITS, str, ParameterScope.SHARED, default=""),
             ParameterSpec(CONFIG, str, ParameterScope.SHARED, default=""),
         ),
         contract=InputContract(base=BasePolicy.IGNORED),
@@ -226,7 +231,9 @@ class TailorMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit has no t
                 f"{wanted} models that the recipe merges it from"
             )
         entries: Sequence[TensorEntry] = [replace(e, is_base=False) for e in group.entries[:wanted]]
-        result = apply(operation, [e.tensor for e in entries], group.metadata.name or "")
+        name = group.metadata.name or ""
+        result = apply(operation, [e.tensor for e in entries], name)
+        result = edited(from_json(parameters[EDITS]), result, name_in_layer(name))
         # A layer may be used twice; safetensors refuses to write one storage under two names.
         return result.clone() if operation.method == SELECT else result
 

@@ -115,6 +115,24 @@ def evaluation(made: Any) -> None:
     show(table)
 
 
+def repairs(made: Any) -> None:
+    """What became of the cuts of a recipe: search.repair.Result."""
+    table = _table("behind slot", "without layers", "ridge", "before", "after", title="nats per token")
+    for cut in made.cuts:
+        first, past = cut.removed
+        layers = str(first) if past == first + 1 else f"{first}-{past - 1}"
+        if cut.note:
+            table.add_row(str(cut.slot), layers, "not repaired", "", "")
+            continue
+        ridge = "no map helps" if cut.ridge is None else f"{cut.ridge:g}"
+        table.add_row(str(cut.slot), layers, ridge, _number(cut.before), _number(cut.after))
+    show(table)
+    for cut in made.cuts:
+        if cut.note:
+            typer.echo(f"slot {cut.slot} is not repaired: {cut.note}")
+    typer.echo(f"fitted to {made.tokens:,} tokens; every fourth sequence chose the ridge")
+
+
 def _gaps(gaps: Sequence[Any]) -> None:
     table = _table(
         *("objective", "on", "search", "held out", "gap", "95 % interval"),

@@ -23,6 +23,7 @@ ORDER = (
     "pydantic_hook",
     "recipe",
     "mergekit_plugin",
+    "editing",
     "errors",
 )
 """From top to bottom; a module imports from its own entry and those below."""

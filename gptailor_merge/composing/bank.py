@@ -13,7 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from gptailor_merge.mergekit_plugin import SELECT, Operation, apply, convert
+from gptailor_merge.editing import Placed, edited
+from gptailor_merge.mergekit_plugin import Operation, apply, convert, name_in_layer
+from gptailor_merge.recipe.blocks import placed
 from gptailor_merge.recipe.family import Family, Member
 from gptailor_merge.recipe.operations import Slot
 
@@ -116,7 +118,7 @@ class Bank:
 
     def layer(self, slot: Slot) -> Layer:
         """The layer that a slot holds."""
-        if slot.operation.method == SELECT and not self.on_host:
+        if slot.is_as_stored and not self.on_host:
             if slot not in self._shared:
                 self._shared[slot] = self._build(slot)
             return self._shared[slot]
@@ -150,20 +152,26 @@ class Bank:
     def _build(self, slot: Slot) -> Layer:
         members = [(self.family.by_model(model), index) for model, index in slot.layers]
         own = self.family.base.architecture
+        edits = placed(slot.edits, self.family.base.config, members[0][1])
         tensors = {}
         for inner in own.layers[members[0][1]]:
             sources = [(member, f"{own.prefix}{index}.{inner}", index) for member, index in members]
-            tensors[inner] = self._combine(slot.operation, sources, sources[0][1])
+            tensors[inner] = self._combine(slot.operation, sources, sources[0][1], edits)
         return Layer(tensors)
 
     def _combine(
-        self, operation: Operation, sources: Sequence[tuple[Member, str, int | None]], name: str
+        self,
+        operation: Operation,
+        sources: Sequence[tuple[Member, str, int | None]],
+        name: str,
+        edits: Sequence[Placed] = (),
     ) -> torch.Tensor:
-        """Exactly what mergekit's graph does: load, cast to dtype, merge, cast to out_dtype."""
+        """Exactly what mergekit's graph does: load, cast to dtype, merge, edit, cast to out_dtype."""
         merge, out, compute = self.precision.merge, self.precision.out, self.precision.compute
         loaded = [self._load(*source) for source in sources]
         tensors = [_cast(tensor.to(self.device, non_blocking=True), merge) for tensor in loaded]
-        return _cast(_cast(apply(operation, tensors, name), out), compute)
+        made = edited(edits, apply(operation, tensors, name), name_in_layer(name))
+        return _cast(_cast(made, out), compute)
 
     def _load(self, member: Member, name: str, layer: int | None) -> torch.Tensor:
         """A tensor as the model has it, which need not be as the checkpoint has it."""

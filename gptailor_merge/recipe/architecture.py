@@ -193,7 +193,7 @@ def difference(first: Kind, second: Kind) -> str:
 
 @lru_cache(maxsize=64)
 def _built(text: str) -> Architecture:
-    model = _empty(text)
+    model = on_meta(text)
     layers = layers_of(model)
     if len(layers) != json.loads(text)[DEPTH]:
         raise FamilyError("its depth is said in a part of its config; only text models are supported")
@@ -224,7 +224,8 @@ def _built(text: str) -> Architecture:
     )
 
 
-def _empty(text: str) -> PreTrainedModel:
+def on_meta(text: str) -> PreTrainedModel:
+    """The model of a config in JSON, without weights."""
     document = json.loads(text)
     try:
         config: PreTrainedConfig = AutoConfig.for_model(document.pop("model_type"), **document)

@@ -8,6 +8,7 @@ from pathlib import Path
 from gptailor_merge.errors import KeyPath, Problem, RecipeError, errors_in
 from gptailor_merge.recipe.architecture import shifted, unlike
 from gptailor_merge.recipe.checkpoint import ModelId, depth_on_disk
+from gptailor_merge.recipe.edits import map_problems, place_problems
 from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.operations import Plan, plan, problems
 from gptailor_merge.recipe.recipe import Recipe
@@ -23,6 +24,7 @@ def check(recipe: Recipe, *, file: Path | str | None = None) -> Plan:
         RecipeError, FamilyError: all problems that can be found.
     """
     found = problems(recipe) + list(_missing_directories(recipe)) + depth_problems(recipe, depth_on_disk)
+    found = found or list(map_problems(recipe))
     if found:
         raise RecipeError(found, file=file)
     if all(ModelId.parse(model).is_local for model in recipe.models):
@@ -37,7 +39,7 @@ def check_with_family(recipe: Recipe, *, file: Path | str | None = None) -> tupl
         RecipeError: layers that are not there, embeddings or heads that do not fit.
         FamilyError: models that cannot be read or do not fit together.
     """
-    found = problems(recipe)
+    found = problems(recipe) or list(map_problems(recipe))
     if found:
         raise RecipeError(found, file=file)
     resolved = plan(recipe)
@@ -46,6 +48,7 @@ def check_with_family(recipe: Recipe, *, file: Path | str | None = None) -> tupl
     depths = {member.model: member.depth for member in family.members}
     found = depth_problems(recipe, depths.get) + family.component_problems(resolved)
     found = found or kind_problems(recipe, resolved, family) + dtype_problems(recipe, family)
+    found = found or list(place_problems(recipe, family.base.config))
     if found:
         raise RecipeError(found, file=file)
     return resolved, family

@@ -22,6 +22,7 @@ from transformers import AutoConfig
 from gptailor_merge.errors import Problem, RecipeError
 from gptailor_merge.mergekit_plugin import SELECT, Filtered, Operation, Scalar, Settings, name_in_layer
 from gptailor_merge.recipe.architecture import misfits, pruned
+from gptailor_merge.recipe.blocks import placed
 from gptailor_merge.recipe.checkpoint import ModelId
 from gptailor_merge.recipe.depth import DEPTH
 from gptailor_merge.recipe.family import Family, Member
@@ -64,7 +65,7 @@ def export(plan: Plan, family: Family, out: Path, *, chat_template: str | None =
     Raises:
         RecipeError: what stock mergekit cannot do.
     """
-    found = stages(plan)
+    found = stages(plan, family.base.config)
     problems = [*_problems(plan), *_architecture_problems(plan, found, family.base)]
     if problems:
         raise RecipeError(f"there is no plain mergekit configuration: {'; '.join(problems)}")
@@ -87,16 +88,29 @@ def export(plan: Plan, family: Family, out: Path, *, chat_template: str | None =
     return len(documents) > 1
 
 
-def stages(plan: Plan) -> list[Stage]:
-    """The configurations of a plan, the last of which makes the model."""
+def stages(plan: Plan, config: Mapping[str, Any]) -> list[Stage]:
+    """The configurations of a plan, the last of which makes the model.
+
+    Args:
+        config: of the base.
+    """
     methods = dict.fromkeys(s.operation.method for s in plan.slots if s.operation.method != SELECT)
-    made: list[Stage] = []
+    again = _repeated(plan.slots)
+    made = [
+        Stage(
+            name,
+            SELECT,
+            tuple(layer for _, layer in layers),
+            tuple(_part(_model(m), i, i + 1) for m, i in layers),
+        )
+        for name, layers in again.items()
+    ]
     places: dict[Slot, tuple[str, int]] = {}
     for method in methods:
         slots = list(dict.fromkeys(slot for slot in plan.slots if slot.operation.method == method))
         name = f"merged-by-{method}"
         places |= {slot: (name, place) for place, slot in enumerate(slots)}
-        slices = [_slice([(m, i, i + 1) for m, i in slot.layers], slot.operation) for slot in slots]
+        slices = [_slice(_sources(slot, again), slot.operation) for slot in slots]
         made.append(Stage(name, method, tuple(slot.layers[0][1] for slot in slots), tuple(slices)))
     ends: dict[str, str] = {}
     for end, (models, operation) in (("embeddings", plan.embeddings), ("head", plan.head)):
@@ -105,15 +119,65 @@ def stages(plan: Plan) -> list[Stage]:
             ends[end] = f"merged-{end}"
             # One layer, since mergekit writes no model without; embeddings and head come with it.
             made.append(
-                Stage(ends[end], operation.method, (0,), (_slice([(m, 0, 1) for m in models], operation),))
+                Stage(
+                    ends[end],
+                    operation.method,
+                    (0,),
+                    (_slice([(_model(m), 0, 1) for m in models], operation),),
+                )
             )
     layers: list[Layer] = []
     for slot in plan.slots:
         model, place = places.get(slot) or (_model(slot.layers[0][0]), slot.layers[0][1])
         scale = slot.operation.inputs[0] if slot.operation.method == SELECT else ()
-        layers.append((model, place, scale))
+        layers.append((model, place, _without(slot, config, scale)))
     stacked = [_part(ends["embeddings"], 0, 0), *_runs(layers), _part(ends["head"], 0, 0)]
     return [*made, Stage(None, SELECT, plan.kept, tuple(stacked))]
+
+
+def _without(slot: Slot, config: Mapping[str, Any], scale: Settings) -> Settings:
+    """passthrough's setting for a slot: what is left out is scaled to nothing, the rest as before."""
+    left_out = placed([e for e in slot.edits if e.digest is None], config, slot.layers[0][1])
+    zeros: list[tuple[str | None, Scalar]] = [(name, 0.0) for one in left_out for name in one.names]
+    if not zeros:
+        return scale
+    given = dict(scale).get("scale", 1.0)
+    return (("scale", (*zeros, *(given if isinstance(given, tuple) else ((None, given),)))),)
+
+
+def _again(slot: Slot) -> Iterator[str | None]:
+    """For each source the intermediate model that gives its layer, where its own is in the slot already.
+
+    mergekit wants the layers of a slice to be of different models.
+    """
+    seen: set[str] = set()
+    repeated = 0
+    for model, _ in slot.layers:
+        if model in seen:
+            repeated += 1
+            yield f"again-{repeated}"
+        else:
+            yield None
+        seen.add(model)
+
+
+def _repeated(slots: Sequence[Slot]) -> dict[str, list[tuple[str, int]]]:
+    """name of such an intermediate model -> the layers that it is a stack of."""
+    found: dict[str, list[tuple[str, int]]] = {}
+    for slot in slots:
+        for layer, name in zip(slot.layers, _again(slot), strict=True):
+            if name is not None and layer not in found.setdefault(name, []):
+                found[name].append(layer)
+    return found
+
+
+def _sources(slot: Slot, again: Mapping[str, Sequence[tuple[str, int]]]) -> list[tuple[str, int, int]]:
+    """What a slot is made of, as (model, first layer, past the last) of its own or of `again`."""
+    sources = []
+    for (model, layer), name in zip(slot.layers, _again(slot), strict=True):
+        first = layer if name is None else again[name].index((model, layer))
+        sources.append((name or _model(model), first, first + 1))
+    return sources
 
 
 def _runs(layers: Sequence[Layer]) -> Iterator[dict[str, Any]]:
@@ -134,9 +198,9 @@ def _part(model: str, first: int, last: int, settings: Settings = ()) -> dict[st
 def _slice(sources: Sequence[tuple[str, int, int]], operation: Operation) -> dict[str, Any]:
     written: dict[str, Any] = {"sources": []}
     for (model, first, last), settings in zip(sources, operation.inputs, strict=True):
-        written["sources"] += _part(_model(model), first, last, settings)["sources"]
+        written["sources"] += _part(model, first, last, settings)["sources"]
     if operation.base is not None:
-        written["base_model"] = _model(sources[operation.base][0])
+        written["base_model"] = sources[operation.base][0]
     if operation.shared:
         written["parameters"] = _parameters(operation.shared)
     return written
@@ -181,6 +245,9 @@ def _base(stage: Stage, plan: Plan, family: Family, out: Path) -> str:
 def _problems(plan: Plan) -> Iterator[str]:
     for slot in plan.slots:
         method = slot.operation.method
+        if any(edit.digest is not None for edit in slot.edits):
+            yield "a repair is a matrix product, which no method of mergekit computes"
+            return
         if method.startswith(_RANDOM):
             yield f"{method} draws random numbers, and mergekit draws others in every run"
             return

@@ -8,11 +8,12 @@ final norm and lm_head from those of the last.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptailor_merge.mergekit_plugin import CONFIG, SLOT, TAILOR, Operation
+from gptailor_merge.editing import Edit, Placed, to_json
+from gptailor_merge.mergekit_plugin import CONFIG, EDITS, SLOT, TAILOR, Operation
 from gptailor_merge.recipe.checkpoint import ModelId
 from gptailor_merge.recipe.operations import Plan
 
@@ -32,12 +33,21 @@ def lower(
     def reference(model: str) -> str | dict[str, Any]:
         return _reference(str((directories or {}).get(model, model)))
 
-    def slice_of(sources: list[tuple[str, int, int]], operation: Operation) -> dict[str, Any]:
+    def slice_of(
+        sources: list[tuple[str, int, int]], operation: Operation, edits: Sequence[Edit] = ()
+    ) -> dict[str, Any]:
+        # Which tensors an edit is of is filled in when the models are there, see mergekit_model.py.
+        more = {EDITS: to_json([Placed(edit, ()) for edit in edits])} if edits else {}
+        models = [model for model, _, _ in sources]
         return {
             "sources": [
-                {"model": reference(model), "layer_range": [first, last]} for model, first, last in sources
+                {
+                    "model": _alias(reference(model), models[:position].count(model)),
+                    "layer_range": [first, last],
+                }
+                for position, (model, first, last) in enumerate(sources)
             ],
-            "parameters": {SLOT: operation.to_json()},
+            "parameters": {SLOT: operation.to_json(), **more},
         }
 
     embeddings, head = plan.embeddings, plan.head
@@ -47,7 +57,7 @@ def lower(
     missing = max(0, len(head[0]) - len(embeddings[0]))
     slices = [slice_of([(m, 0, 0) for m in (*embeddings[0], *padding[:missing])], embeddings[1])]
     slices += [
-        slice_of([(model, layer, layer + 1) for model, layer in slot.layers], slot.operation)
+        slice_of([(model, layer, layer + 1) for model, layer in slot.layers], slot.operation, slot.edits)
         for slot in plan.slots
     ]
     slices.append(slice_of([(model, 0, 0) for model in head[0]], head[1]))
@@ -79,6 +89,19 @@ def _reference(model: str) -> str | dict[str, Any]:
         return model
     adapter = {"lora": _path(parsed.adapter)} if parsed.adapter else {}
     return {"model": _path(parsed.model), **adapter}
+
+
+def _alias(reference: str | dict[str, Any], times: int) -> str | dict[str, Any]:
+    """The same model under another reference, for one that is in a slice already so many times.
+
+    mergekit keeps a slice's tensors by the references of their models. A reference may name another
+    architecture than config.json does, which tells it from the plain one and changes nothing else:
+    we take no notice of it (mergekit_model.py).
+    """
+    if not times:
+        return reference
+    plain = {"model": {"path": reference}} if isinstance(reference, str) else reference
+    return {**plain, "override_architecture": f"again {times}"}
 
 
 def _path(model: ModelId) -> dict[str, Any]:

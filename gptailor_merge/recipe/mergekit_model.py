@@ -18,9 +18,11 @@ from mergekit.config import MergeConfiguration
 from mergekit.merge_methods import registry
 from transformers import PreTrainedConfig
 
+from gptailor_merge.editing import from_json, to_json
 from gptailor_merge.errors import InputError, Problem, RecipeError
-from gptailor_merge.mergekit_plugin import TAILOR, TailorMethod
+from gptailor_merge.mergekit_plugin import EDITS, TAILOR, TailorMethod
 from gptailor_merge.recipe.architecture import Architecture, Shape, pruned, shifted, unlike
+from gptailor_merge.recipe.blocks import placed
 from gptailor_merge.recipe.lowering import config_base
 
 
@@ -57,6 +59,7 @@ def register() -> None:
         if adapted and not options.lora_merge_cache:
             text = f"mergekit merges {adapted[0]} only with --lora-merge-cache DIR; gptailor merge needs none"
             refuse(RecipeError(text))
+        _place_edits(config)
         module = ModuleDefinition(architecture=TailorModule())
         return ModelArchitecture(modules={"default": module}, architectures=[], model_type="")
 
@@ -64,7 +67,7 @@ def register() -> None:
         if config.merge_method != TAILOR:
             return config_of(config, *arguments, **named)
         donor = config.base_model
-        base = ModelReference.model_validate(config_base(config.parameters) or donor)
+        base = _config_model(config)
         result = config_of(config.model_copy(update={"base_model": base}), *arguments, **named)
         own = base.config().to_dict()
         # The first and the last slice hold no layers, see lowering.py.
@@ -78,6 +81,23 @@ def register() -> None:
 
     mergekit.merge.get_architecture_info = get_architecture_info
     mergekit.merge._model_out_config = model_out_config
+
+
+def _config_model(config: MergeConfiguration) -> ModelReference:
+    return ModelReference.model_validate(config_base(config.parameters) or config.base_model)
+
+
+def _place_edits(config: MergeConfiguration) -> None:
+    """Tell each edit its tensors, which takes the config of a model that may have come just now."""
+    own: dict[str, Any] | None = None
+    for part in config.slices or ():
+        if EDITS in (part.parameters or {}):
+            own = own or _config_model(config).config().to_dict()
+            edits = [one.edit for one in from_json(part.parameters[EDITS])]
+            try:
+                part.parameters[EDITS] = to_json(placed(edits, own, part.sources[0].layer_range[0]))
+            except InputError as error:
+                refuse(error)
 
 
 def _check(config: dict[str, Any], slots: list[list[tuple[str, int]]], kept: list[int]) -> None:

@@ -9,10 +9,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec
-
+from gptailor_merge.editing import Edit
 from gptailor_merge.errors import KeyPath, Problem, RecipeError
 from gptailor_merge.mergekit_plugin import (
     SELECT,
@@ -21,6 +20,8 @@ from gptailor_merge.mergekit_plugin import (
     method_names,
     method_spec,
 )
+from gptailor_merge.recipe.bases import base_problems, with_base
+from gptailor_merge.recipe.edits import edit_problems, edits_of
 from gptailor_merge.recipe.parameters import (
     default_problems,
     input_parameters,
@@ -41,10 +42,22 @@ class Slot:
     Attributes:
         layers: (model, layer index) of each source.
         operation: what makes one layer of them.
+        edits: what is done to single tensors of that layer then.
     """
 
     layers: tuple[tuple[str, int], ...]
     operation: Operation
+    edits: tuple[Edit, ...] = ()
+
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether it is a member's own layer, with no more than a scale."""
+        return self.operation.method == SELECT and not self.edits
+
+    def to_json(self) -> list[Any]:
+        """What the digest is made of."""
+        edits = [[edit.part, edit.digest] for edit in self.edits]
+        return [self.layers, self.operation.to_json(), *([edits] if edits else [])]
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class Plan:
         """16 hex digits; equal for recipes that make the same model, however they are written."""
         parts = [
             self.base_model,
-            [[slot.layers, slot.operation.to_json()] for slot in self.slots],
+            [slot.to_json() for slot in self.slots],
             [[models, operation.to_json()] for models, operation in (self.embeddings, self.head)],
             self.dtype,
             self.out_dtype,
@@ -125,6 +138,7 @@ class Select:
         if part.parameter("method") is not None:
             yield Problem(("parameters", "method"), "select takes no method; did you mean op: merge?")
         yield from parameter_problems(SELECT, part)
+        yield from edit_problems(part)
 
     def slots(self, recipe: Recipe, part: Slice) -> tuple[Slot, ...]:
         return _expand(recipe, part, SELECT, part.sources, base=None)
@@ -146,28 +160,29 @@ class Merge:
                 f"unknown method, found {method!r}{suggest(str(method), known)}",
             )
             return
-        yield from _base_problems(recipe, part, spec)
-        sources, base = _with_base(recipe, part, spec)
+        yield from base_problems(recipe, part, spec)
+        sources, base = with_base(recipe, part, spec)
         wrong = list(parameter_problems(method, part))
         yield from wrong or missing_problems(recipe, part, method, sources, base)
-        if len({source.model for source in sources}) < len(sources):
-            yield Problem(
-                ("sources",), "a model appears twice; mergekit merges layers of different models only"
-            )
+        if len({(source.model, source.layer_range) for source in sources}) < len(sources):
+            yield Problem(("sources",), "a layer appears twice; give it once, with the weight of both")
         elif len(part.sources) > 1 or base is not None:
             try:
-                spec.contract.validate_ids([s.model for s in sources], base)
+                spec.contract.validate_ids(
+                    range(len(sources)), None if base is None else _index(sources, base)
+                )
             except ValueError as error:
                 text = str(error)
                 yield Problem(("sources",), f"{method}: {text[0].lower() + text[1:]}")
         if len(sources) < 2:
             yield Problem(("sources",), "merge takes two sources or more; for one write op: select")
+        yield from edit_problems(part)
 
     def slots(self, recipe: Recipe, part: Slice) -> tuple[Slot, ...]:
         method = part.parameter("method")
         spec = method_spec(method)
         assert spec is not None
-        sources, base = _with_base(recipe, part, spec)
+        sources, base = with_base(recipe, part, spec)
         return _expand(recipe, part, method, sources, base)
 
 
@@ -210,6 +225,12 @@ def problems(recipe: Recipe) -> list[Problem]:
     for index, part in enumerate(recipe.slices):
         found += [Problem(("slices", index, *p.path), p.message) for p in _slice_problems(recipe, part)]
     found += _removal_problems(recipe)
+    if recipe.chat_template == "auto" and any(
+        len({s.model for s in p.sources}) < len(p.sources) for p in recipe.slices
+    ):
+        # It would be counted once for each of its layers in a slot, see lowering.py.
+        text = "auto takes the commonest, and a model that gives several layers to a slot counts as several"
+        found.append(Problem(("chat_template",), f"{text}; name a template"))
     components = {
         "embeddings": recipe.parameters.embeddings,
         "head": recipe.parameters.head,
@@ -290,67 +311,35 @@ def _removal_problems(recipe: Recipe) -> Iterator[Problem]:
                     )
 
 
-def _base_problems(recipe: Recipe, part: Slice, spec: MergeMethodSpec) -> Iterator[Problem]:
-    if spec.contract.base in (BasePolicy.IGNORED, BasePolicy.FORBIDDEN):
-        if part.base_model is not None:
-            yield Problem(("base_model",), f"{spec.name} takes no base")
-        return
-    base = part.base_model or recipe.base_model
-    named = any(source.model == base for source in part.sources)
-    if named or spec.contract.base is not BasePolicy.REQUIRED:
-        return
-    if spec.contract.max_inputs is not None and len(part.sources) >= spec.contract.max_inputs:
-        names = " or ".join(source.model for source in part.sources)
-        yield Problem(
-            ("base_model",),
-            f"{spec.name} needs a base among its {len(part.sources)} sources and {base} is none of "
-            f"them; set the slice's base_model to {names}",
-        )
-    elif len({source.layer_range for source in part.sources}) > 1:
-        yield Problem(
-            ("sources",),
-            f"{spec.name} needs the base's layers, and the sources take different ones; "
-            f"add {base} as a source with its layer_range",
-        )
-
-
-def _with_base(recipe: Recipe, part: Slice, spec: MergeMethodSpec) -> tuple[tuple[Source, ...], str | None]:
-    """The sources with the base among them where the method needs it, and the base's model."""
-    if spec.contract.base in (BasePolicy.IGNORED, BasePolicy.FORBIDDEN):
-        return part.sources, None
-    base = part.base_model or recipe.base_model
-    if any(source.model == base for source in part.sources):
-        return part.sources, base
-    if spec.contract.base is not BasePolicy.REQUIRED:
-        return part.sources, None
-    added = Source(model=base, layer_range=part.sources[0].layer_range)
-    return (added, *part.sources), base
-
-
 def _expand(
-    recipe: Recipe, part: Slice, method: str, sources: tuple[Source, ...], base: str | None
+    recipe: Recipe, part: Slice, method: str, sources: tuple[Source, ...], base: Source | None
 ) -> tuple[Slot, ...]:
     spec = method_spec(method)
     assert spec is not None
     scopes = scopes_of(recipe, part)
     length = sources[0].length
+    position = None if base is None else _index(sources, base)
     slots = []
     for offset in range(length):
         # mergekit's position within a gradient (plan.py, plan_slice)
         t = offset / (length - 1) if length > 1 else 1.0
         shared = settle(spec.shared_parameters, scopes, t)
         inputs = tuple(
-            settle(input_parameters(spec, source.model == base), [dict(source.parameters), *scopes], t)
+            settle(input_parameters(spec, source is base), [dict(source.parameters), *scopes], t)
             for source in sources
         )
-        position = next((i for i, s in enumerate(sources) if s.model == base), None)
         slots.append(
             Slot(
                 layers=tuple((s.model, s.layer_range[0] + offset) for s in sources),
                 operation=Operation(method, inputs, shared, position),
+                edits=edits_of(part),
             )
         )
     return tuple(slots)
+
+
+def _index(sources: tuple[Source, ...], wanted: Source) -> int:
+    return next(i for i, source in enumerate(sources) if source is wanted)
 
 
 def _component_problems(recipe: Recipe, component: Component) -> Iterator[Problem]:

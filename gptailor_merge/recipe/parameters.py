@@ -13,8 +13,12 @@ from gptailor_merge.errors import KeyPath, Problem
 from gptailor_merge.mergekit_plugin import SELECT, Scalar, Settings, method_spec
 from gptailor_merge.recipe.recipe import Conditional, Parameters, Recipe, Slice, Source, suggest
 
-OWN = ("op", "method")
+WITHOUT, REPAIR, REPAIR_DIGEST = "without", "repair", "repair_digest"
+"""Keys that edit what was selected or merged, see edits.py."""
+OWN = ("op", "method", WITHOUT, REPAIR, REPAIR_DIGEST)
 """Keys of a slice's parameters that are ours, not the method's."""
+BASE_MARK = "base"
+"""The key of a source's parameters that is ours: this source is the method's base."""
 
 
 def parameter_problems(method: str, part: Slice) -> Iterator[Problem]:
@@ -30,6 +34,10 @@ def parameter_problems(method: str, part: Slice) -> Iterator[Problem]:
     for path, parameters, of_source in places:
         for name, value in parameters:
             if not of_source and name in OWN:
+                continue
+            if of_source and name == BASE_MARK and method != SELECT:
+                if value is not True:
+                    yield Problem((*path, name), f"expected true, found {value!r}")
                 continue
             label = "select" if method == SELECT else method
             if name not in known:
@@ -53,7 +61,7 @@ def default_problems(recipe: Recipe, methods: Collection[object]) -> Iterator[Pr
 
 
 def missing_problems(
-    recipe: Recipe, part: Slice, method: str, sources: tuple[Source, ...], base: str | None
+    recipe: Recipe, part: Slice, method: str, sources: tuple[Source, ...], base: Source | None
 ) -> Iterator[Problem]:
     """Required parameters without a value, for some source or for some tensors."""
     spec = method_spec(method)
@@ -63,7 +71,7 @@ def missing_problems(
         (("parameters",), method, spec.shared_parameters, scopes)
     ]
     for position, source in enumerate(part.sources):
-        parameters = input_parameters(spec, source.model == base)
+        parameters = input_parameters(spec, source is base)
         wanted.append((("sources", position), source.model, parameters, [dict(source.parameters), *scopes]))
     for path, owner, parameters, levels in wanted:
         required = tuple(p for p in parameters if p.required)

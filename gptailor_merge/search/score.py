@@ -47,7 +47,7 @@ def score_path(
         {"files": {name: {"nll", "perplexity", "kl", "tokens"}}, "total": {…}}; nll and kl in nats
         per predicted token, kl only with a reference.
     """
-    files = _named(data)
+    files = named(data)
     model, directory = open_model(path, device)
     sets = token_sets(files, load_tokenizer(directory), tokens, sequence_length)
     rungs = layout(sets, BATCH_TOKENS, device=device)
@@ -77,7 +77,8 @@ def _row(scores: dict[str, Score]) -> dict[str, Any]:
     return {"nll": nll.mean, "perplexity": nll.natural, **kl, "tokens": nll.count}
 
 
-def _named(data: Sequence[str]) -> dict[str, str]:
+def named(data: Sequence[str]) -> dict[str, str]:
+    """name -> file, of what `--data` was given."""
     files: dict[str, str] = {}
     for item in data:
         named = "=" in item and not Path(item).exists()

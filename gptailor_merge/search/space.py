@@ -335,7 +335,7 @@ def _shape(resolved: Plan) -> list[Any]:
         operation = slot.operation
         base = None if operation.base is None else slot.layers[operation.base]
         sources = zip(slot.layers, map(_fixed, operation.inputs), strict=True)
-        shape.append((operation.method, base, sorted(sources), _fixed(operation.shared)))
+        shape.append((operation.method, base, sorted(sources), _fixed(operation.shared), slot.edits))
     return shape
 
 

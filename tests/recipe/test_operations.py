@@ -107,9 +107,9 @@ TWO = (source("a", 0, 1, weight=0.5), source("b", 0, 1, weight=0.5))
             ["sources of different length: a [0, 2] has 2, b [0, 3] has 3 layers; all must be equal"],
         ),
         (
-            [part(source("a", 0, 1, weight=1), source("a", 1, 2, weight=1), op="merge", method="linear")],
+            [part(source("a", 0, 1, weight=1), source("a", 0, 1, weight=1), op="merge", method="linear")],
             {},
-            ["a model appears twice"],
+            ["a layer appears twice; give it once, with the weight of both"],
         ),
         (
             [part(source("a", 0, 1, weight=1), op="merge", method="linear")],
