@@ -12,12 +12,24 @@ from gptailor_merge.mergekit_plugin import SELECT, method_names
 from gptailor_merge.recipe.operations import plan, problems
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.search.optimizers import check, create
+from gptailor_merge.search.outer import METHODS as OUTER_METHODS
+from gptailor_merge.search.outer import Outer
 from gptailor_merge.search.parametrization import parametrization
+from gptailor_merge.search.points import Point
 from gptailor_merge.search.sizes import removable_layers, target_sizes
-from gptailor_merge.search.space import Point, Space
+from gptailor_merge.search.space import Space
 
 MODELS = ("org/base", "org/a", "org/b", "org/c")
 METHODS = ("task_arithmetic", "slerp", "linear", "ties", "model_stock", "nearswap", "multislerp", "nuslerp")
+
+PARTS = ("mlp.", "post_attention_layernorm.")
+OUTERS = (
+    None,
+    Outer(MODELS),
+    Outer(MODELS, OUTER_METHODS),
+    Outer(MODELS[:2], OUTER_METHODS, tied=True),
+    Outer(MODELS, tied=True),
+)
 
 
 def space(depth: int = 8, kept: int | tuple[int, ...] = 5, **options: object) -> Space:
@@ -34,7 +46,16 @@ def spaces(draw: st.DrawFn) -> Space:
     smallest, largest = sorted((draw(possible), draw(possible)))
     methods = draw(st.lists(st.sampled_from(METHODS), unique=True, max_size=4))
     sizes = tuple(range(smallest, largest + 1))
-    return space(depth, sizes, removable=tuple(sorted(removable)), methods=tuple(methods))
+    return space(
+        depth,
+        sizes,
+        removable=tuple(sorted(removable)),
+        methods=tuple(methods),
+        outer=draw(st.sampled_from(OUTERS)),
+        neighbours=draw(st.sampled_from([0, 0, 1, 2])),
+        parts=draw(st.sampled_from([(), PARTS])),
+        layer_kinds=draw(st.sampled_from([(), tuple("ab" * depth)[:depth]])),
+    )
 
 
 @st.composite
@@ -56,13 +77,20 @@ def layers(made: Space, point: Point) -> list[int]:
 def assert_valid(made: Space, point: Point) -> None:
     recipe = made.decode(point)
     assert problems(recipe) == []
-    kept = layers(made, point)
-    assert len(kept) == made.size(point)
-    assert len(kept) in made.sizes
-    assert kept == sorted(set(kept))
-    assert set(range(made.depth)) - set(kept) <= set(made.removable)
-    removed = [s for s in recipe.slices if s.parameter("op") == "remove"]
-    assert sum(s.sources[0].length for s in removed) == made.depth - len(kept)
+    resolved = plan(recipe)
+    own = made.kept_layers(point)
+    assert len(resolved.slots) == len(own) == made.size(point)
+    assert made.size(point) in made.sizes
+    assert own == sorted(set(own))
+    for layer, slot in zip(own, resolved.slots, strict=True):
+        assert {taken for _, taken in slot.layers} <= set(made.layers_for(layer))
+    used = {taken for slot in resolved.slots for _, taken in slot.layers}
+    assert set(range(made.depth)) - used <= set(made.removable)
+    removed = [s.sources[0].layer_range for s in recipe.slices if s.parameter("op") == "remove"]
+    assert {layer for first, last in removed for layer in range(first, last)} == set(range(made.depth)) - used
+    assert made.neighbours or used == set(own)
+    if made.outer is None or made.outer.tied:
+        assert resolved.embeddings == resolved.head
 
 
 @given(points())
