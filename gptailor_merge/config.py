@@ -90,16 +90,22 @@ class Protect(Section):
 
 
 class Operations(Section):
-    """What may happen to a layer.
+    """What may happen to a layer, and to embeddings and head.
 
     Attributes:
         merge: mergekit methods; an empty list searches removal and selection only.
         removable: layers that may be removed; default all but the protected ones.
+        outer: what embeddings and head are: the base's, selected from a member, or selected or merged.
+        neighbours: how far from its own layer a slot may take one, of any member.
+        parts: whether a slot may have the attention of one member and the MLP of another.
     """
 
     merge: tuple[str, ...] = Field(default=("task_arithmetic", "slerp"), strict=False)
     protect: Protect = Protect()
     removable: tuple[int, ...] | None = Field(default=None, strict=False)
+    outer: Literal["base", "select", "merge"] = "base"
+    neighbours: Annotated[int, Field(ge=0)] = 0
+    parts: bool = False
 
 
 class StartRecipe(Section):

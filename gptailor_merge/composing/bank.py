@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -74,8 +74,8 @@ class _Cached:
 class Bank:
     """Gives the tensors of slots, embeddings and heads; the same object for the same content.
 
-    A selected layer shares the family's storage where the precision changes nothing. Layers that
-    had to be made (merged, or brought to the device from the host) are kept up to `cache_bytes`.
+    A selected layer shares the family's storage where the precision changes nothing. What had
+    to be made (merged, or a layer brought to the device from the host) is kept up to `cache_bytes`.
     When room is needed the ones go first that are cheap to make again and were not asked for in a
     while (GreedyDual: N. Young, Algorithmica 11, 1994).
 
@@ -103,7 +103,7 @@ class Bank:
         self._loaded: dict[tuple[str, str], torch.Tensor] = {}
         self._files: dict[tuple[Path, torch.device], Any] = {}
         self._shared: dict[Slot, Layer] = {}
-        self._made: dict[Slot, _Cached] = {}
+        self._made: dict[Hashable, _Cached] = {}
         self._outer: dict[tuple[tuple[str, ...], Operation, str], torch.Tensor] = {}
 
     def preload(self) -> None:
@@ -122,21 +122,25 @@ class Bank:
             if slot not in self._shared:
                 self._shared[slot] = self._build(slot)
             return self._shared[slot]
-        cached = self._made.get(slot)
+        return self._kept(slot, lambda: self._build(slot))
+
+    def _kept(self, key: Hashable, make: Callable[[], Layer]) -> Layer:
+        """What was made, or is made now, and kept as long as there is room."""
+        cached = self._made.get(key)
         if cached is None:
             begun = time.perf_counter()
-            layer = self._build(slot)
+            layer = make()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            cached = self._made[slot] = _Cached(layer, time.perf_counter() - begun, 0.0)
+            cached = self._made[key] = _Cached(layer, time.perf_counter() - begun, 0.0)
             self._used_bytes += layer.nbytes
         cached.rank = self._rank + cached.cost / cached.layer.nbytes
         while self._used_bytes > self._cache_bytes and len(self._made) > 1:
-            self._drop_one(slot)
+            self._drop_one(key)
         return cached.layer
 
-    def _drop_one(self, wanted: Slot) -> None:
-        lowest = min((slot for slot in self._made if slot != wanted), key=lambda slot: self._made[slot].rank)
+    def _drop_one(self, wanted: Hashable) -> None:
+        lowest = min((key for key in self._made if key != wanted), key=lambda key: self._made[key].rank)
         dropped = self._made.pop(lowest)
         self._rank = dropped.rank
         self._used_bytes -= dropped.layer.nbytes
@@ -144,9 +148,15 @@ class Bank:
     def outer(self, models: tuple[str, ...], operation: Operation, name: str) -> torch.Tensor:
         """A tensor outside the layers: of the embeddings, the final norm or the head."""
         key = (models, operation, name)
+
+        def make() -> Layer:
+            sources = [(self.family.by_model(model), name, None) for model in models]
+            return Layer({name: self._combine(operation, sources, name)})
+
+        if operation.method != SELECT:
+            return self._kept(key, make).tensors[name]
         if key not in self._outer:
-            members = [self.family.by_model(model) for model in models]
-            self._outer[key] = self._combine(operation, [(m, name, None) for m in members], name)
+            self._outer[key] = make().tensors[name]
         return self._outer[key]
 
     def _build(self, slot: Slot) -> Layer:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from gptailor_merge.composing.bank import Bank, Layer
-from gptailor_merge.mergekit_plugin import Operation
+from gptailor_merge.mergekit_plugin import SELECT, Operation
 from gptailor_merge.recipe.architecture import INDEX_NAMES, layers_of, tokens_of
 from gptailor_merge.recipe.depth import changes
 from gptailor_merge.recipe.operations import Plan
@@ -99,7 +99,9 @@ class Composer:
 
     def _shell(self, embeddings: Component, head: Component) -> PreTrainedModel:
         """The template with embeddings, final norm and head; its layers are still empty."""
-        if (embeddings, head) not in self._shells:
+        key = (embeddings, head)
+        model = self._shells.get(key)
+        if model is None:
             model = _shallow_copy(self._template)
             self._set_outer(model, embeddings, self._bank.family.base.architecture.before)
             self._set_outer(model, head, self._bank.family.base.architecture.after)
@@ -107,8 +109,10 @@ class Composer:
                 output = model.get_output_embeddings()
                 weight = model.get_input_embeddings().weight
                 model.set_output_embeddings(_with_parameter(output, "weight", weight))
-            self._shells[embeddings, head] = model
-        return self._shells[embeddings, head]
+            # Merges are without end; what they hold is the bank's to keep or to drop.
+            if all(operation.method == SELECT for _, operation in key):
+                self._shells[key] = model
+        return model
 
     def _module(self, layer: Layer, source_index: int, position: int) -> nn.Module:
         if position not in layer.modules:

@@ -7,7 +7,7 @@ config describes the same layers is for architecture.py to verify.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 DEPTH = "num_hidden_layers"
@@ -116,15 +116,34 @@ def choose(
     Returns:
         One layer per slot, or None where there is no such choice.
     """
+
+    def cost(slot: int, layer: int) -> float | None:
+        return costs[layer] if kinds[layer] == pattern[slot] else None
+
+    return assign(len(pattern), len(kinds), cost, needed)
+
+
+def assign(
+    slots: int, layers: int, cost: Callable[[int, int], float | None], needed: Collection[int]
+) -> list[int] | None:
+    """The cheapest ascending layers for a number of slots.
+
+    Args:
+        cost: (slot, layer) -> what that layer costs there, or None where it does not fit.
+        needed: layers that must be taken.
+
+    Returns:
+        One layer per slot, or None where there is no such choice.
+    """
     # best[s]: (cost, layers) of the first s slots, filled from the layers seen so far.
-    best: list[tuple[float, tuple[int, ...]] | None] = [None] * (len(pattern) + 1)
+    best: list[tuple[float, tuple[int, ...]] | None] = [None] * (slots + 1)
     best[0] = (0.0, ())
-    for layer, kind in enumerate(kinds):
+    for layer in range(layers):
         after = [None if layer in needed else so_far for so_far in best]
-        for slot, wanted in enumerate(pattern):
-            so_far = best[slot]
-            if kind == wanted and so_far is not None:
-                taken = (so_far[0] + costs[layer], (*so_far[1], layer))
+        for slot in range(slots):
+            so_far, price = best[slot], cost(slot, layer)
+            if price is not None and so_far is not None:
+                taken = (so_far[0] + price, (*so_far[1], layer))
                 other = after[slot + 1]
                 if other is None or taken < other:
                     after[slot + 1] = taken

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.search.space import Point, Space
+from gptailor_merge.search.points import Point
+from gptailor_merge.search.space import Space
 
 
 def probes(space: Space) -> list[tuple[int, Recipe]]:

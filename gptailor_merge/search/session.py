@@ -16,11 +16,12 @@ from gptailor_merge.errors import ConfigError, FamilyError, InputError, Problem
 from gptailor_merge.recipe.architecture import pattern
 from gptailor_merge.recipe.depth import choose
 from gptailor_merge.recipe.family import Family, Member
+from gptailor_merge.recipe.parts import mlp_filters
 from gptailor_merge.recipe.recipe import GlobalParameters, Recipe
 from gptailor_merge.scoring.calibration import load_tokenizer
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.objectives import Scores, digest
-from gptailor_merge.search import optimizers
+from gptailor_merge.search import optimizers, outer
 from gptailor_merge.search.driver import Settings
 from gptailor_merge.search.gates import Gates
 from gptailor_merge.search.measuring import Measures, measures
@@ -115,12 +116,41 @@ def prepare(config: SearchConfig) -> Plans:
         out_dtype=config.out_dtype or stored_dtype(family.base),
         layer_kinds=family.kinds,
         patterns=patterns,
+        outer=_outer(config, family),
+        neighbours=config.operations.neighbours,
+        parts=_parts(config, family),
     )
     return Plans(config, family, space, _start(config, space))
 
 
+def _outer(config: SearchConfig, family: Family) -> outer.Outer | None:
+    """What embeddings and head may be."""
+    chosen = config.operations.outer
+    if chosen == "base":
+        return None
+    vocabulary = family.base.config["vocab_size"]
+    # A model without a slash in its name must give a layer, or else a recipe takes it for a misspelling.
+    fitting = [m.model for m in family.members[1:] if m.config["vocab_size"] == vocabulary and "/" in m.model]
+    if not fitting:
+        message = f"no variant has a vocabulary of the base's size, {vocabulary}, found {chosen!r}"
+        raise ConfigError(Problem(("operations", "outer"), message))
+    models = (family.base.model, *fitting)
+    return outer.Outer(models, outer.METHODS if chosen == "merge" else (), family.tied)
+
+
+def _parts(config: SearchConfig, family: Family) -> tuple[str, ...]:
+    """What the names of the MLPs' tensors contain, where parts may be mixed."""
+    if not config.operations.parts:
+        return ()
+    filters = mlp_filters(family.base.architecture.layers)
+    if not filters:
+        message = f"layers of {family.base.config['model_type']} have no MLP beside their attention"
+        raise ConfigError(Problem(("operations", "parts"), message))
+    return filters
+
+
 def _start(config: SearchConfig, space: Space) -> tuple[Recipe, ...]:
-    """The recipes that the search starts from: their layers; the rest is the search's own."""
+    """The recipes that the search starts from: what the space has of them; the rest is the search's own."""
     given = [start for start in config.search.start if not isinstance(start, str)]
     if len(given) > config.search.population:
         message = f"{len(given)} recipes are more than a generation of {config.search.population} holds"
@@ -128,21 +158,34 @@ def _start(config: SearchConfig, space: Space) -> tuple[Recipe, ...]:
     recipes = []
     for start in given:
         whole = Recipe.from_mapping(start.recipe, file=start.file)
-        parameters = whole.parameters.defaults
-        recipe = whole.model_copy(
-            update={
-                "dtype": space.dtype,
-                "out_dtype": space.out_dtype,
-                "parameters": GlobalParameters(defaults=parameters),
-            }
-        )
+        whole = whole.model_copy(update={"dtype": space.dtype, "out_dtype": space.out_dtype})
         try:
-            space.encode(recipe, nearest=True)
+            recipes.append(_in_space(whole, space))
         except InputError as error:
             message = f"{start.file} cannot be searched from: {error}"
             raise ConfigError(Problem(("search", "start"), message)) from None
-        recipes.append(recipe)
     return tuple(recipes)
+
+
+def _in_space(recipe: Recipe, space: Space) -> Recipe:
+    """The recipe with its own embeddings and head as far as the space has them, else the base's.
+
+    Raises:
+        ConfigError, RecipeError: its layers are not in the space.
+    """
+    given = recipe.parameters
+    for kept in (("embeddings", "head"), ("embeddings",), ("head",), ()):
+        own = {name: getattr(given, name) for name in kept}
+        parameters = GlobalParameters(defaults=given.defaults, **own)
+        candidate = recipe.model_copy(update={"parameters": parameters})
+        try:
+            space.encode(candidate, nearest=True)
+        except InputError:
+            if not kept:
+                raise
+        else:
+            return candidate
+    raise AssertionError("the last of these returns or raises")
 
 
 def stored_dtype(member: Member) -> str:

@@ -5,6 +5,8 @@ import torch
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.recipe.check import check_with_family
+from gptailor_merge.recipe.operations import Plan
+from gptailor_merge.recipe.operations import plan as resolve
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import recipe_of
 
@@ -62,6 +64,24 @@ def test_merged_layers_are_kept_by_content_within_a_budget(family: dict[str, str
     assert again is not first
     for name, tensor in first.tensors.items():
         assert torch.equal(tensor, again.tensors[name])
+
+
+def test_merged_embeddings_are_kept_within_the_same_budget(family: dict[str, str]) -> None:
+    """Composed models do not hold what the bank has dropped; they come out the same again."""
+    names = (family["math"], family["code"])
+
+    def plan_of(weight: float) -> Plan:
+        merged = {"method": "linear", "weights": dict(zip(names, (weight, 1 - weight), strict=True))}
+        return resolve(Recipe.from_mapping(recipe_of(family, parameters={"embeddings": merged})))
+
+    _, loaded = check_with_family(Recipe.from_mapping(recipe_of(family)))
+    for cache_bytes, kept in ((1, False), (10**9, True)):
+        composer = Composer(Bank(loaded, Precision(), cache_bytes=cache_bytes))
+        first = composer.compose(plan_of(0.25)).get_input_embeddings().weight
+        composer.compose(plan_of(0.75))
+        again = composer.compose(plan_of(0.25)).get_input_embeddings().weight
+        assert torch.equal(first, again)
+        assert (first.data_ptr() == again.data_ptr()) == kept
 
 
 def test_what_is_cheap_to_make_again_goes_first(family: dict[str, str]) -> None:

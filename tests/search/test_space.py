@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,26 @@ from gptailor_merge.mergekit_plugin import SELECT, method_names
 from gptailor_merge.recipe.operations import plan, problems
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.search.optimizers import check, create
+from gptailor_merge.search.outer import METHODS as OUTER_METHODS
+from gptailor_merge.search.outer import Outer
 from gptailor_merge.search.parametrization import parametrization
+from gptailor_merge.search.points import Point
 from gptailor_merge.search.sizes import removable_layers, target_sizes
-from gptailor_merge.search.space import Point, Space
+from gptailor_merge.search.slots import is_parts
+from gptailor_merge.search.space import Space
 
 MODELS = ("org/base", "org/a", "org/b", "org/c")
 METHODS = ("task_arithmetic", "slerp", "linear", "ties", "model_stock", "nearswap", "multislerp", "nuslerp")
+
+PARTS = ("mlp.", "post_attention_layernorm.")
+WALKS: dict[object, str] = {5: "68862f71241d2622", (4, 5, 6): "e5895bcb7ec31d66"}
+OUTERS = (
+    None,
+    Outer(MODELS),
+    Outer(MODELS, OUTER_METHODS),
+    Outer(MODELS[:2], OUTER_METHODS, tied=True),
+    Outer(MODELS, tied=True),
+)
 
 
 def space(depth: int = 8, kept: int | tuple[int, ...] = 5, **options: object) -> Space:
@@ -34,7 +49,16 @@ def spaces(draw: st.DrawFn) -> Space:
     smallest, largest = sorted((draw(possible), draw(possible)))
     methods = draw(st.lists(st.sampled_from(METHODS), unique=True, max_size=4))
     sizes = tuple(range(smallest, largest + 1))
-    return space(depth, sizes, removable=tuple(sorted(removable)), methods=tuple(methods))
+    return space(
+        depth,
+        sizes,
+        removable=tuple(sorted(removable)),
+        methods=tuple(methods),
+        outer=draw(st.sampled_from(OUTERS)),
+        neighbours=draw(st.sampled_from([0, 0, 1, 2])),
+        parts=draw(st.sampled_from([(), PARTS])),
+        layer_kinds=draw(st.sampled_from([(), tuple("ab" * depth)[:depth]])),
+    )
 
 
 @st.composite
@@ -56,13 +80,20 @@ def layers(made: Space, point: Point) -> list[int]:
 def assert_valid(made: Space, point: Point) -> None:
     recipe = made.decode(point)
     assert problems(recipe) == []
-    kept = layers(made, point)
-    assert len(kept) == made.size(point)
-    assert len(kept) in made.sizes
-    assert kept == sorted(set(kept))
-    assert set(range(made.depth)) - set(kept) <= set(made.removable)
-    removed = [s for s in recipe.slices if s.parameter("op") == "remove"]
-    assert sum(s.sources[0].length for s in removed) == made.depth - len(kept)
+    resolved = plan(recipe)
+    own = made.kept_layers(point)
+    assert len(resolved.slots) == len(own) == made.size(point)
+    assert made.size(point) in made.sizes
+    assert own == sorted(set(own))
+    for layer, slot in zip(own, resolved.slots, strict=True):
+        assert {taken for _, taken in slot.layers} <= set(made.layers_for(layer))
+    used = {taken for slot in resolved.slots for _, taken in slot.layers}
+    assert set(range(made.depth)) - used <= set(made.removable)
+    removed = [s.sources[0].layer_range for s in recipe.slices if s.parameter("op") == "remove"]
+    assert {layer for first, last in removed for layer in range(first, last)} == set(range(made.depth)) - used
+    assert made.neighbours or used == set(own)
+    if made.outer is None or made.outer.tied:
+        assert resolved.embeddings == resolved.head
 
 
 @given(points())
@@ -125,6 +156,128 @@ def test_mutation_reaches_every_kind_and_every_removal() -> None:
         seen_kinds |= {slot.operation.method for slot in plan(made.decode(point)).slots}
     assert seen_removed == set(made.removable)
     assert seen_kinds == {SELECT, *METHODS}
+
+
+@pytest.mark.parametrize("kept", [5, (4, 5, 6)])
+def test_what_is_off_draws_no_random_numbers(kept: int | tuple[int, ...]) -> None:
+    """The recipes of a walk, as they were before there was anything to switch on."""
+    made, rng = space(kept=kept), np.random.RandomState(5)
+    point = made.encode(made.decode(made.random(rng)), rng)
+    walk = hashlib.sha256()
+    for _ in range(40):
+        point = made.mutate(made.recombine(point, made.random(rng), rng), rng)
+        walk.update(made.decode(point).to_yaml().encode())
+    assert walk.hexdigest()[:16] == WALKS[kept]
+
+
+def test_mutation_reaches_all_that_is_switched_on() -> None:
+    """Every member of embeddings and of head, merges of both, both neighbours, every pair of parts."""
+    made = space(methods=("linear",), outer=Outer(MODELS, OUTER_METHODS), neighbours=1, parts=PARTS)
+    rng = np.random.RandomState(0)
+    point = made.random(rng)
+    components: tuple[set[object], set[object]] = (set(), set())
+    steps, pairs = set(), set()
+    for _ in range(1500):
+        point = made.mutate(point, rng)
+        resolved = plan(made.decode(point))
+        for seen, (models, operation) in zip(components, (resolved.embeddings, resolved.head), strict=True):
+            seen.add(models[0] if operation.method == SELECT else operation.method)
+        for layer, slot in zip(made.kept_layers(point), resolved.slots, strict=True):
+            steps |= {(model, taken - layer) for model, taken in slot.layers}
+            if is_parts(slot.operation):
+                pairs.add(tuple(model for model, _ in slot.layers))
+    assert components == ({*MODELS, *OUTER_METHODS},) * 2
+    assert steps == {(model, step) for model in MODELS for step in (-1, 0, 1)}
+    assert pairs == {(one, other) for one in MODELS for other in MODELS if one != other}
+
+
+def test_recombination_takes_components_from_both() -> None:
+    made, rng = space(outer=Outer(MODELS)), np.random.RandomState(0)
+    first = made.encode(whole(made, "org/a", "org/a"))
+    second = made.encode(whole(made, "org/b", "org/b"))
+    children = [plan(made.decode(made.recombine(first, second, rng))) for _ in range(50)]
+    pairs = {(*child.embeddings[0], *child.head[0]) for child in children}
+    assert pairs == {(one, other) for one in ("org/a", "org/b") for other in ("org/a", "org/b")}
+
+
+def whole(made: Space, embeddings: str, head: str) -> Recipe:
+    """The base without layers 1, 2 and 3 between these embeddings and this head."""
+    document = made.select(0, {1, 2, 3}).to_mapping()
+    return Recipe.from_mapping({**document, "parameters": {"embeddings": embeddings, "head": head}})
+
+
+def test_a_pruned_member_has_its_own_embeddings_and_head_where_they_fit() -> None:
+    made = space(outer=Outer(MODELS[:2]))
+    for member, outer in ((0, 0), (1, 1), (2, 0)):
+        resolved = plan(made.select(member, {2, 3, 4}))
+        assert {model for slot in resolved.slots for model, _ in slot.layers} == {MODELS[member]}
+        assert resolved.embeddings[0] == resolved.head[0] == (MODELS[outer],)
+    assert plan(space().select(1, {2, 3, 4})).embeddings[0] == (MODELS[0],)
+
+
+def test_one_component_where_the_head_is_the_embedding_matrix() -> None:
+    made = space(outer=Outer(MODELS, tied=True))
+    assert made.decode(made.encode(whole(made, "org/a", "org/a"))) == whole(made, "org/a", "org/a")
+    with pytest.raises(ConfigError, match="that this space does not have"):
+        made.encode(whole(made, "org/a", "org/b"))
+    with pytest.raises(ConfigError, match="embeddings: its model or method is not in this space"):
+        space(outer=Outer(MODELS[:2])).encode(whole(made, "org/b", "org/b"))
+
+
+def stack(made: Space, *taken: int) -> Recipe:
+    """These layers of the base, one after the other."""
+    slices = [
+        {"sources": [{"model": MODELS[0], "layer_range": [i, i + 1]}], "parameters": {"op": "select"}}
+        for i in taken
+    ]
+    document = {"merge_method": "tailor", "base_model": MODELS[0], "dtype": "float32", "slices": slices}
+    return Recipe.from_mapping(document)
+
+
+@pytest.mark.parametrize(
+    ("taken", "own"),
+    [
+        ((0, 1, 2, 6, 7), [0, 1, 2, 6, 7]),
+        ((0, 2, 2, 6, 7), [0, 1, 2, 6, 7]),  # layer 2 twice
+        ((0, 3, 2, 6, 7), [0, 2, 3, 6, 7]),  # 2 and 3 change places
+        ((0, 3, 3, 3, 7), [0, 2, 3, 4, 7]),  # layer 3 three times
+    ],
+)
+def test_a_neighbour_is_encoded_as_the_nearest_slot(taken: tuple[int, ...], own: list[int]) -> None:
+    made = space(neighbours=1)
+    point = made.encode(stack(made, *taken))
+    assert made.kept_layers(point) == own
+    assert layers(made, point) == list(taken)
+    removed = [s.sources[0].layer_range for s in made.decode(point).slices if s.parameter("op") == "remove"]
+    assert {i for first, last in removed for i in range(first, last)} == set(range(8)) - set(taken)
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        (1, 2, 3, 6, 7),  # the first layer is protected
+        (0, 5, 2, 6, 7),  # too far
+    ],
+)
+def test_a_neighbour_too_far_is_refused(taken: tuple[int, ...]) -> None:
+    made = space(neighbours=1)
+    with pytest.raises(ConfigError, match="that this space does not have"):
+        made.encode(stack(made, *taken))
+
+
+def test_a_family_of_one_has_no_parts_to_mix() -> None:
+    with pytest.raises(ConfigError, match=r"operations\.parts: a family of one model has no parts to mix"):
+        Space(models=MODELS[:1], depth=8, sizes=(5,), removable=(1, 2, 3), methods=(), parts=PARTS)
+
+
+def test_weights_that_differ_by_tensor_are_not_in_a_space_without_parts() -> None:
+    made = space(parts=PARTS)
+    point = made.random(np.random.RandomState(0))
+    point["kind"][:], point["part"][:] = 1.0, [0.1, 0.9]
+    assert {is_parts(slot.operation) for slot in plan(made.decode(point)).slots} == {True}
+    for nearest in (False, True):
+        with pytest.raises(ConfigError, match="weights differ by tensor"):
+            space().encode(made.decode(point), nearest=nearest)
 
 
 def test_a_recipe_from_elsewhere_is_refused() -> None:
