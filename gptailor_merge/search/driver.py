@@ -166,7 +166,9 @@ def prune(
     """
     run = _Run(space, scorer, journal, settings, gate, on_candidate)
     made = method.find(_problem(space, run, settings.budget, given, hidden))
-    run.score([recipe for recipe in made if not run.has_scored(recipe)])
+    left = [recipe for recipe in made if not run.has_scored(recipe)]
+    if left:
+        run.score(left)
     return _best(journal)
 
 
