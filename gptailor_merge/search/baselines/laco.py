@@ -33,7 +33,8 @@ class LaCo:
 
     The paper chooses its settings by hand until a size comes out. Here the threshold is the highest, in
     steps of 0.05, that reaches the size, and the last merge takes no more layers than are left to go;
-    4 layers a merge and an interval of 2 are our choice. Only layers that may be removed take part.
+    4 layers a merge and an interval of 2 are our choice. Where no threshold reaches the size, it begins at
+    the last layers again. Only layers that may be removed take part.
     """
 
     merged: int = 4
@@ -69,24 +70,30 @@ class LaCo:
         ]
 
     def _collapsed(self, space: Space, size: int, similarity: Similarity) -> list[Slot]:
-        for threshold in THRESHOLDS:
-            slots = [{layer: 1.0} for layer in range(space.depth)]
-            for wider in self._pass(space, slots, size, similarity, threshold):
-                slots = wider
-            if len(slots) == size:
-                return slots
-        raise SearchError(f"laco cannot collapse {space.depth} layers to {size} within those that may go")
+        for passes in (1, len(space.removable)):
+            for threshold in THRESHOLDS:
+                slots = [{layer: 1.0} for layer in range(space.depth)]
+                for _ in range(passes):
+                    for wider in self._pass(space, slots, size, similarity, threshold):
+                        slots = wider
+                if len(slots) == size:
+                    return slots
+        raise SearchError(
+            f"laco cannot collapse {space.depth} layers to {size}: it merges neighbours of one kind that "
+            "may be removed, and leaves the first of them"
+        )
 
     def _pass(
         self, space: Space, slots: list[Slot], size: int, similarity: Similarity, threshold: float
     ) -> Iterator[list[Slot]]:
         """The model after each merge, from the last layers down."""
-        behind = space.depth - 1 - max(space.removable)
-        at = len(slots) - behind - self.merged
-        while at >= min(space.removable) and len(slots) > size:
+        lowest, behind = min(space.removable), space.depth - 1 - max(space.removable)
+        at = max(len(slots) - behind - self.merged, lowest)
+        while at >= lowest and len(slots) > size:
             count = min(self.merged - 1, len(slots) - behind - 1 - at, len(slots) - size)
-            wider = collapse(slots, at, count)
-            if _allowed(space, slots[at : at + count + 1], wider, size) and similarity(wider) > threshold:
+            wider = collapse(slots, at, count) if count > 0 else slots
+            allowed = count > 0 and _allowed(space, slots[at : at + count + 1], wider, size)
+            if allowed and similarity(wider) > threshold:
                 slots = wider
                 yield slots
                 at = min(at - self.interval, len(slots) - behind - self.merged)

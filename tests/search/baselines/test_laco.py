@@ -86,6 +86,13 @@ def test_every_size_is_reached_and_protected_layers_are_untouched(size: int) -> 
     assert sorted(layer for slot in slots for layer in slot) == list(range(12))
 
 
+@pytest.mark.parametrize("size", [3, 4])
+def test_where_one_pass_has_no_room_it_begins_again(size: int) -> None:
+    space = Space(("org/base",), 8, (size,), tuple(range(1, 7)), ())
+    slots = collapsed(space, size, lambda _: 1.0)
+    assert [next(iter(slot)) for slot in slots] == {3: [0, 1, 7], 4: [0, 1, 3, 7]}[size]
+
+
 def test_the_highest_threshold_that_reaches_the_size_is_taken() -> None:
     """One merge is as similar as it must be only from 0.6 on; another, further down, from 0.8 on."""
 
@@ -108,7 +115,7 @@ def test_kinds_and_patterns_are_kept() -> None:
 
 def test_what_it_cannot_do_is_told() -> None:
     space = Space(("org/base",), 5, (2,), (1, 2, 3), ())
-    with pytest.raises(SearchError, match="laco cannot collapse 5 layers to 2 within those that may go"):
+    with pytest.raises(SearchError, match="laco cannot collapse 5 layers to 2: it merges neighbours"):
         collapsed(space, 2, lambda _: 1.0)
     given = base_of(space_of(5))
     merge = type(given)("ties", "org/base", 8, {"org/base": {}, "org/a": {"weight": 1.0}}, {"op": "merge"})
