@@ -148,6 +148,54 @@ def evolve(
 
 
 @app.command()
+def baseline(
+    name: Annotated[str, typer.Argument(help="one_shot, shortgpt, uidl, sleb, evopress or random.")],
+    config: Annotated[Path, typer.Argument(help="The search config, a YAML file.")],
+    out: Annotated[Path, typer.Option(help="The run directory to make.")],
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="Candidates of evopress and random; replaces search.budget.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Replaces seed.")] = None,
+    device: Device = "auto",
+    member: Annotated[str | None, typer.Option(help="The member that is pruned; default the base.")] = None,
+    merge_method: Annotated[
+        str | None,
+        typer.Option("--merge", help="Prune a merge of all members: linear, task_arithmetic or ties."),
+    ] = None,
+    allow_test_split: Annotated[
+        bool, typer.Option("--allow-test-split", help="Search on tasks' test splits; every report says so.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+) -> None:
+    """Prune by somebody else's method, to the size and by the objectives of a search config."""
+    from gptailor_merge.config import SearchConfig
+    from gptailor_merge.search.baselines.choice import Choice
+    from gptailor_merge.search.run import RunDirectory, execute
+    from gptailor_merge.search.session import pick_device, prepare
+
+    quiet_libraries()
+    choice = Choice(name, member, merge_method)
+    method = choice.method
+    settings = SearchConfig.load(config).override(budget=budget, seed=seed, allow_test_split=allow_test_split)
+    with errors_in(config):
+        space = prepare(settings).space
+    run, chosen = RunDirectory(out), pick_device(device)
+    with _progress(method.candidates(space, settings.search.budget)) as (on_step, on_candidate):
+        summary = execute(
+            settings,
+            run,
+            chosen,
+            resume=resume,
+            file=config,
+            baseline=choice,
+            on_step=on_step,
+            on_candidate=on_candidate,
+        )
+    printing.summary(summary)
+    typer.echo(f"recipe  {run.best}")
+
+
+@app.command()
 def merge(
     recipe: Annotated[Path, typer.Argument(help="A recipe, merge_method: tailor.")],
     out: Annotated[Path, typer.Argument(help="The model directory to make.")],

@@ -139,6 +139,8 @@ class SearchSection(Section):
         pareto: find the front of several objectives, instead of the best weighted sum; default where
             the target is a range, or a cost has no weight.
         pick: which recipe of the front is the run's best, see search.front.
+        warm_start: baselines whose recipes the first generation begins with, see search.baselines;
+            default one_shot, where it takes no more than a quarter of the budget.
     """
 
     optimizer: str = "default"
@@ -149,6 +151,7 @@ class SearchSection(Section):
     pareto: bool | None = None
     pick: Annotated[str, BeforeValidator(_read_rule)] = KNEE
     start: tuple[str | StartRecipe, ...] = Field(default=(), strict=False)
+    warm_start: tuple[str, ...] | None = Field(default=None, strict=False)
 
 
 class SearchConfig(Section):

@@ -33,6 +33,8 @@ def numbers(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[floa
 def summary(made: Any) -> None:
     """What a run has found: search.run.Summary."""
     counts = made.counts
+    if made.baseline is not None:
+        typer.echo(f"baseline  {made.baseline}")
     loss = "" if made.front else f"  loss {made.loss:.4f}"
     typer.echo(
         f"{'picked' if made.front else 'best  '}  {made.digest}{loss}  "

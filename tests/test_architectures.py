@@ -20,7 +20,7 @@ from gptailor_merge.recipe.lowering import lower
 from gptailor_merge.recipe.mergekit_model import register
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.search.baselines import one_shot
+from gptailor_merge.search.baselines.problem import removal
 from gptailor_merge.search.session import prepare
 from tests.test_three_models import IDS, assert_three_equal
 from tests.zoo import ZOO, write_family
@@ -143,14 +143,14 @@ def test_a_search_offers_only_what_keeps_the_pattern(ernie: dict[str, str]) -> N
         }
     )
     space = prepare(config).space
-    assert space.pattern is not None
+    assert space.patterns
     rng = np.random.RandomState(0)
     seen = set()
     for _ in range(6):
         recipe = space.decode(space.mutate(space.random(rng), rng))
         seen.add(check(recipe).kept)
     assert len(seen) > 1
-    assert one_shot(space, {layer: float(layer) for layer in range(8)}) in ({1, 2}, {2, 3})
+    assert removal(space, [-float(layer) for layer in range(8)], 6) in ({1, 2}, {2, 3})
     with pytest.raises(ConfigError, match="no 5 layers keep the pattern"):
         prepare(
             config.model_copy(

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import nn
 
 from gptailor_merge.editing import Placed, edited
-from gptailor_merge.mergekit_plugin import Operation, apply, convert, name_in_layer
+from gptailor_merge.mergekit_plugin import SELECT, Operation, apply, convert, name_in_layer
 from gptailor_merge.recipe.blocks import placed
 from gptailor_merge.recipe.family import Family, Member
 from gptailor_merge.recipe.operations import Slot

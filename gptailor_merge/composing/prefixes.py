@@ -75,7 +75,8 @@ def advance(
         ids: token ids [sequences, length].
         state: what the layer before the first of `layers` gave; of no meaning from layer 0 on.
         layers: consecutive layers; the others compute nothing.
-        record: the layers whose outputs are returned, in order.
+        record: the layers whose outputs are returned, in order; -1 beside 0 also returns what goes into
+            the first.
         branches: None where each row is one text.
     """
     named = {}
@@ -87,7 +88,8 @@ def advance(
         stand_ins: list[nn.Module] = []
         for index, layer in enumerate(own):
             if index in layers:
-                stand_ins.append(_Record(layer, kept) if index in record else layer)
+                before = index == 0 and -1 in record
+                stand_ins.append(_Record(layer, kept, before=before) if index in record else layer)
             elif index == layers.start - 1:
                 stand_ins.append(_Replay(layer, state))
             else:
@@ -220,13 +222,15 @@ class _Replay(_StandIn):
 
 
 class _Record(_StandIn):
-    """Runs the layer and keeps its output."""
+    """Runs the layer and keeps its output, and before it its input where that is wanted."""
 
-    def __init__(self, layer: nn.Module, kept: list[State]) -> None:
+    def __init__(self, layer: nn.Module, kept: list[State], *, before: bool) -> None:
         super().__init__(layer)
-        self._kept = kept
+        self._kept, self._before = kept, before
 
-    def forward(self, *arguments: Any, **named: Any) -> Any:
-        output = self._layer(*arguments, **named)
+    def forward(self, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        if self._before:
+            self._kept.append(hidden_states)
+        output = self._layer(hidden_states, *arguments, **named)
         self._kept.append(output)
         return output

@@ -14,6 +14,7 @@ scored, s² is no less than the mean square of the differences between all candi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,6 +86,18 @@ class Race:
 
     def _cut(self, like: Units) -> list[Units]:
         return [_first(incumbent, like) for incumbent in self.incumbents]
+
+
+@dataclass(frozen=True)
+class Selection(Race):
+    """A race in which only `keep` of the candidates go on after the first rung, certain or not."""
+
+    def hopeless(self, running: Sequence[Units], totals: Totals) -> list[bool]:
+        """For each whether `keep` others are better so far."""
+        losses = [_extrapolated(units, totals) for units in running]
+        order = sorted(range(len(losses)), key=lambda n: (math.isnan(losses[n]), losses[n], n))
+        stay = set(order[: self.keep])
+        return [number not in stay for number in range(len(losses))]
 
 
 def loss_of(units: Units) -> float:

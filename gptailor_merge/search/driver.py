@@ -25,24 +25,21 @@ from gptailor_merge.errors import SearchError
 from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Outcome
-from gptailor_merge.scoring.objectives import Score, Scores, Weights
+from gptailor_merge.scoring.hidden import HiddenStates
+from gptailor_merge.scoring.objectives import Scores, Weights
 from gptailor_merge.scoring.racing import Race, Units
-from gptailor_merge.search import baselines
-from gptailor_merge.search.baselines import first_generation
+from gptailor_merge.search.baselines.one_shot import OneShot
+from gptailor_merge.search.baselines.problem import Baseline, Problem
+from gptailor_merge.search.baselines.registry import STARTING_GENERATIONS
+from gptailor_merge.search.baselines.subject import Subject, base_of
 from gptailor_merge.search.front import losses
-from gptailor_merge.search.journal import (
-    DROPPED,
-    DUPLICATE,
-    FAILED,
-    GATED,
-    PROBE,
-    SCORED,
-    Candidate,
-    Journal,
-)
+from gptailor_merge.search.journal import SCORED, Candidate, Journal
 from gptailor_merge.search.optimizers import create, keeps
+from gptailor_merge.search.outcomes import Verdict, candidate_of, duplicate_of, measured
+from gptailor_merge.search.outcomes import loss as loss
 from gptailor_merge.search.parametrization import parametrization
 from gptailor_merge.search.space import Space
+from gptailor_merge.search.start import first_generation
 
 PROBE_SHARE = 0.25
 """The start is probed where that takes no more than this share of the budget."""
@@ -101,11 +98,6 @@ class Settings:
         return FAILED_LOSS if candidate.loss is None else candidate.loss
 
 
-def loss(scores: Scores, weights: Weights) -> float:
-    """The number that is minimised: the weighted sum of the objectives' means over all units."""
-    return sum(weight * Score.total(list(scores[name].values())).mean for name, weight in weights.items())
-
-
 def search(
     space: Space,
     scorer: Scorer,
@@ -114,6 +106,8 @@ def search(
     *,
     gate: Gate | None = None,
     start: Sequence[Recipe] = (),
+    warm: Sequence[Baseline] | None = None,
+    hidden: HiddenStates | None = None,
     on_candidate: Callable[[Candidate], None] = lambda candidate: None,
 ) -> Candidate:
     """Propose and score `settings.budget` candidates and return the best.
@@ -121,6 +115,8 @@ def search(
     Args:
         gate: keeps candidates out; probes of other sizes are no candidates.
         start: recipes that the first generation begins with, no more than it has candidates.
+        warm: methods whose recipes come next; by default layers are probed where that is affordable.
+        hidden: for methods that look at hidden states.
         on_candidate: called for every candidate, also for those that the journal knew.
 
     Raises:
@@ -134,9 +130,9 @@ def search(
         population=settings.population,
         pareto=bool(settings.axes),
     )
-    removed = _probe(space, run)
+    found = _warm_start(space, run, warm, hidden)
     rng = np.random.RandomState(settings.seed)
-    first = first_generation(space, removed, settings.population, rng, start)
+    first = first_generation(space, found, settings.population, rng, start)
     for point in reversed(first):  # nevergrad takes the last suggestion first
         optimizer.suggest(dict(point))
     while run.asked < settings.budget:
@@ -145,6 +141,38 @@ def search(
         recipes = [space.decode(proposal.value) for proposal in proposals]
         for proposal, candidate in zip(proposals, run.score(recipes, keep=settings.keep), strict=True):
             _tell(optimizer, proposal, settings.told(candidate))
+    return _best(journal)
+
+
+def prune(
+    space: Space,
+    scorer: Scorer,
+    journal: Journal,
+    settings: Settings,
+    method: Baseline,
+    *,
+    given: Subject | None = None,
+    hidden: HiddenStates | None = None,
+    gate: Gate | None = None,
+    on_candidate: Callable[[Candidate], None] = lambda candidate: None,
+) -> Candidate:
+    """Do what a baseline does instead of a search, score what it comes to, and return the best.
+
+    Args:
+        given: the model that is pruned; see Problem.
+
+    Raises:
+        SearchError, ConfigError: see Baseline.find and `search`.
+    """
+    run = _Run(space, scorer, journal, settings, gate, on_candidate)
+    made = method.find(_problem(space, run, settings.budget, given, hidden))
+    left = [recipe for recipe in made if not run.has_scored(recipe)]
+    if left:
+        run.score(left)
+    return _best(journal)
+
+
+def _best(journal: Journal) -> Candidate:
     best = journal.best()
     if best is None:
         counts, cause = journal.counts(), list(journal.candidates())[-1].cause
@@ -155,21 +183,37 @@ def search(
     return best
 
 
-def _probe(space: Space, run: _Run) -> dict[int, set[int]] | None:
-    """For each size the layers that cost least one by one; None where probing would cost too much."""
-    recipes = baselines.probes(space)
-    affordable = len(recipes) <= run.settings.budget * PROBE_SHARE
-    if 0 in run.known:  # a resumed run does as it did, also under a larger budget
-        affordable = run.known[0].digest == plan(recipes[0][1]).digest
-    if not affordable:
-        return None
-    finished = run.score([recipe for _, recipe in recipes], status=PROBE)
-    losses = {
-        layer: candidate.loss
-        for (layer, _), candidate in zip(recipes, finished, strict=True)
-        if candidate.loss is not None
-    }
-    return baselines.one_shot(space, losses)
+def _problem(
+    space: Space, run: _Run, budget: int, given: Subject | None, hidden: HiddenStates | None
+) -> Problem:
+    settings = run.settings
+    return Problem(
+        space=space,
+        run=run,
+        base=base_of(space),
+        budget=budget,
+        seed=settings.seed,
+        weights=settings.weights,
+        racing=settings.racing is not False and not settings.axes,
+        given=given,
+        hidden=hidden,
+    )
+
+
+def _warm_start(
+    space: Space, run: _Run, warm: Sequence[Baseline] | None, hidden: HiddenStates | None
+) -> list[Recipe]:
+    """What the methods come to; without any that are named, the probes, where they are affordable."""
+    # Not of the budget, which may grow when a run is resumed.
+    problem = _problem(space, run, STARTING_GENERATIONS * run.settings.population, None, hidden)
+    if warm is None:
+        probes = OneShot().probes(space, problem.base)
+        affordable = len(probes) <= run.settings.budget * PROBE_SHARE
+        if 0 in run.known:  # a resumed run does as it did, also under a larger budget
+            affordable = run.known[0].digest == plan(probes[0]).digest
+        warm = [OneShot()] if affordable else []
+    made = [recipe for method in warm for recipe in method.find(problem)]
+    return list({plan(recipe).digest: recipe for recipe in made}.values())
 
 
 def _tell(optimizer: Any, proposal: Any, value: float | list[float]) -> None:
@@ -200,14 +244,14 @@ class _Run:
         self._failures = 0
 
     def score(
-        self, recipes: Sequence[Recipe], *, status: str = SCORED, keep: int | None = None
+        self, recipes: Sequence[Recipe], *, status: str = SCORED, keep: int | Race | None = None
     ) -> list[Candidate]:
         """The next candidates, in order, recorded in one transaction.
 
         They come from the journal, or are duplicates, or are freshly scored.
 
         Args:
-            keep: how many of the best the optimiser keeps; None scores all to the end.
+            keep: how many of the best go on, or the race that tells; None scores all to the end.
 
         Raises:
             SearchError: too many failures in a row, or a journal of another search.
@@ -236,15 +280,16 @@ class _Run:
             else:
                 original = self._by_digest.get(digest)
                 if original is not None:
-                    candidate = _duplicate(number, recipe, original)
+                    candidate = duplicate_of(number, recipe, original)
                 else:
-                    candidate = _candidate(
+                    candidate = candidate_of(
                         number,
                         digest,
                         recipe,
                         judged.get(digest),
                         outcomes.get(digest),
-                        self.settings,
+                        self.settings.weights,
+                        self.settings.fingerprint,
                         status,
                     )
                 new.append(candidate)
@@ -257,20 +302,48 @@ class _Run:
             self._count_failure(candidate)
         return finished
 
-    def _judge(self, plans: Sequence[Plan]) -> dict[str, _Verdict]:
+    def measure(self, recipe: Recipe, take: Callable[[Plan], Outcome]) -> Candidate:
+        """The next candidate: something else than the objectives is measured on it.
+
+        Raises:
+            SearchError: a journal of another search.
+        """
+        number, made = self.asked, plan(recipe)
+        candidate = self.known.get(number)
+        if candidate is not None:
+            self._check(candidate, made.digest)
+        else:
+            candidate = measured(number, made, recipe, take(made), self.settings.fingerprint)
+            self._journal.record([candidate])
+        self.asked += 1
+        self._on_candidate(candidate)
+        return candidate
+
+    def original(self, digest: str) -> Candidate | None:
+        """The first candidate of a digest that was scored."""
+        return self._by_digest.get(digest)
+
+    def has_scored(self, recipe: Recipe) -> bool:
+        """Whether a recipe has been a candidate, no probe, that was scored on everything."""
+        known = self.original(plan(recipe).digest)
+        return known is not None and known.status == SCORED
+
+    def _judge(self, plans: Sequence[Plan]) -> dict[str, Verdict]:
         """By digest what the gate says of those that are candidates."""
         candidates = [made for made in plans if len(made.slots) in self._space.sizes]
         if self._gate is None or not candidates:
             return {}
         outcomes = self._gate.judge(candidates)
         return {
-            made.digest: _Verdict(outcome, None if outcome.cause else self._gate.beyond(outcome.scores))
+            made.digest: Verdict(outcome, None if outcome.cause else self._gate.beyond(outcome.scores))
             for made, outcome in zip(candidates, outcomes, strict=True)
         }
 
-    def _race(self, plans: Sequence[Plan], keep: int | None) -> Sequence[Outcome]:
+    def _race(self, plans: Sequence[Plan], keep: int | Race | None) -> Sequence[Outcome]:
         if keep is None or not plans:
             return self._scorer.score(plans)
+        if isinstance(keep, Race):
+            return self._run_race(plans, keep)
         return self._run_race(plans, Race(keep, self.settings.weights, tuple(self._incumbents(keep))))
 
     def _run_race(self, plans: Sequence[Plan], race: Race) -> Sequence[Outcome]:
@@ -304,71 +377,3 @@ class _Run:
                 f"{self._failures} candidates in a row failed; the last: {candidate.cause}\n"
                 f"What was scored before is kept in {self._journal.file}."
             )
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    """What the gate says of a candidate.
-
-    Attributes:
-        beyond: the bound that it breaks, or None.
-    """
-
-    outcome: Outcome
-    beyond: str | None
-
-    @property
-    def passes(self) -> bool:
-        return self.outcome.cause is None and self.beyond is None
-
-
-def _candidate(
-    number: int,
-    digest: str,
-    recipe: Recipe,
-    verdict: _Verdict | None,
-    outcome: Outcome | None,
-    settings: Settings,
-    status: str,
-) -> Candidate:
-    """What became of a proposal that was judged, scored, or both."""
-    parts = [verdict.outcome] if verdict is not None else []
-    parts += [outcome] if outcome is not None else []
-    scores = {name: by_set for part in parts for name, by_set in part.scores.items()}
-    cause = next((part.cause for part in parts if part.cause is not None), None)
-    value: float | None = None
-    if cause is not None:
-        status, scores = FAILED, {}
-    elif outcome is None:
-        assert verdict is not None
-        status, cause = GATED, verdict.beyond
-    elif outcome.estimate is not None:
-        status, value = DROPPED, outcome.estimate
-    else:
-        value = loss(scores, settings.weights)
-    return Candidate(
-        number=number,
-        digest=digest,
-        recipe=recipe.to_yaml(),
-        status=status,
-        loss=value,
-        scores=scores,
-        fingerprint=settings.fingerprint,
-        cause=cause,
-        tokens=sum(part.tokens for part in parts),
-        seconds=sum(part.seconds for part in parts),
-    )
-
-
-def _duplicate(number: int, recipe: Recipe, original: Candidate) -> Candidate:
-    return Candidate(
-        number=number,
-        digest=original.digest,
-        recipe=recipe.to_yaml(),
-        status=DUPLICATE,
-        loss=original.loss,
-        scores=original.scores,
-        fingerprint=original.fingerprint,
-        cause=original.cause,
-        original=original.number if original.original is None else original.original,
-    )

@@ -15,7 +15,8 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, ScoringError, errors_in
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.scoring.objectives import Score, Scores
-from gptailor_merge.search.driver import search
+from gptailor_merge.search.baselines.choice import Choice
+from gptailor_merge.search.driver import prune, search
 from gptailor_merge.search.front import Point, check_rule, front, pick
 from gptailor_merge.search.gap import Gap, gap
 from gptailor_merge.search.journal import Candidate, Counts, Journal, open_existing
@@ -30,6 +31,7 @@ from gptailor_merge.search.session import (
 )
 
 TOTAL = "total"
+BASELINE = "baseline"
 FOUND = "found"
 """The name of the best recipe in the held-out table, beside the members' names."""
 
@@ -89,6 +91,7 @@ class Summary:
             those of the front by the names of their files.
         gaps: of the found recipe.
         warnings: sentences that belong beside the scores.
+        baseline: which one the run is of, and of what model, where it is none of a search.
     """
 
     digest: str
@@ -101,6 +104,7 @@ class Summary:
     front: tuple[FrontRow, ...] = ()
     gaps: tuple[Gap, ...] = ()
     warnings: tuple[str, ...] = ()
+    baseline: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As `gptailor show --json` prints it."""
@@ -122,6 +126,7 @@ class Summary:
             "front": [{**asdict(row), "recipe": str(row.recipe)} for row in self.front],
             "gaps": [{**asdict(one), "gap": one.difference} for one in self.gaps],
             "warnings": list(self.warnings),
+            **({} if self.baseline is None else {"baseline": self.baseline}),
         }
 
 
@@ -157,6 +162,7 @@ def execute(
     resume: bool = False,
     bank: BankMode = "auto",
     file: Path | None = None,
+    baseline: Choice | None = None,
     on_step: Callable[[str], None] = lambda step: None,
     on_candidate: Callable[[Candidate], None] = lambda candidate: None,
 ) -> Summary:
@@ -165,12 +171,14 @@ def execute(
     Args:
         bank: where the family's weights live.
         file: the config's file, for error messages.
+        baseline: is done instead of a search.
         on_step: told what is being done.
         on_candidate: told of every candidate in order.
     """
     on_step("reading the family")
     with errors_in(file):
         plans = prepare(config)
+    given = None if baseline is None else baseline.subject(plans.family, plans.space)
     open_run(config, run, resume=resume)
     with errors_in(file):
         session = start(plans, device, bank=bank, progress=on_step)
@@ -178,19 +186,30 @@ def execute(
     with errors_in(file):
         check_rule(config.search.pick, axes, plans.space.sizes)
     with Journal(run.journal) as journal:
+        _check_kind(journal, baseline)
         journal.record_items(session.measures.items)
         journal.set_meta("axes", json.dumps(axes))
         journal.set_meta("warnings", json.dumps(session.measures.warnings))
-        on_step("searching")
-        best = search(
-            plans.space,
-            session.evaluator,
-            journal,
-            session.settings,
-            gate=session.gates,
-            start=plans.start,
-            on_candidate=on_candidate,
-        )
+        on_step("searching" if baseline is None else str(baseline))
+        parts = plans.space, session.evaluator, journal, session.settings
+        if baseline is None:
+            best = search(
+                *parts,
+                gate=session.gates,
+                start=plans.start,
+                warm=plans.warm,
+                hidden=session.hidden,
+                on_candidate=on_candidate,
+            )
+        else:
+            best = prune(
+                *parts,
+                baseline.method,
+                given=given,
+                hidden=session.hidden,
+                gate=session.gates,
+                on_candidate=on_candidate,
+            )
         found = {}
         if axes:
             points = front(journal.finished(), axes)
@@ -207,6 +226,19 @@ def execute(
             on_step("scoring on the held-out set")
             _score_held_out(plans, session, journal, found, device)
     return summarize(run)
+
+
+def _check_kind(journal: Journal, baseline: Choice | None) -> None:
+    """A run is of one search, or of one baseline, and says so.
+
+    Raises:
+        ConfigError: it was begun as another.
+    """
+    asked = "" if baseline is None else str(baseline)
+    begun = journal.meta(BASELINE) or ""
+    if journal.counts().candidates and begun != asked:
+        raise ConfigError(f"{journal.file} was begun by {begun or 'a search'}, not by {asked or 'a search'}")
+    journal.set_meta(BASELINE, asked)
 
 
 def summarize(run: RunDirectory, rule: str | None = None) -> Summary:
@@ -251,6 +283,7 @@ def summarize(run: RunDirectory, rule: str | None = None) -> Summary:
             front=tuple(_front_row(run, point, axes) for point in points),
             gaps=tuple(Gap(**{**one, "sets": tuple(one["sets"])}) for one in gaps),
             warnings=tuple(json.loads(journal.meta("warnings") or "[]")),
+            baseline=journal.meta(BASELINE) or None,
         )
 
 

@@ -20,8 +20,11 @@ from gptailor_merge.recipe.parts import mlp_filters
 from gptailor_merge.recipe.recipe import GlobalParameters, Recipe
 from gptailor_merge.scoring.calibration import load_tokenizer
 from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.hidden import HiddenStates
 from gptailor_merge.scoring.objectives import Scores, digest
 from gptailor_merge.search import optimizers, outer
+from gptailor_merge.search.baselines.problem import Baseline
+from gptailor_merge.search.baselines.registry import warm_starts
 from gptailor_merge.search.driver import Settings
 from gptailor_merge.search.gates import Gates
 from gptailor_merge.search.measuring import Measures, measures
@@ -37,12 +40,17 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True)
 class Plans:
-    """What is known of a run before any weight is loaded."""
+    """What is known of a run before any weight is loaded.
+
+    Attributes:
+        warm: methods that the search starts from, where the config names them.
+    """
 
     config: SearchConfig
     family: Family
     space: Space
     start: tuple[Recipe, ...] = ()
+    warm: tuple[Baseline, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Session:
         held_out: scores on the held-out set, or None where there is none.
         gates: None where the config has none.
         measures: what these score on.
+        hidden: of models on the calibration set.
     """
 
     evaluator: Evaluator
@@ -61,6 +70,7 @@ class Session:
     gates: Gates | None
     settings: Settings
     measures: Measures
+    hidden: HiddenStates
 
 
 def pick_device(name: str) -> torch.device:
@@ -120,7 +130,14 @@ def prepare(config: SearchConfig) -> Plans:
         neighbours=config.operations.neighbours,
         parts=_parts(config, family),
     )
-    return Plans(config, family, space, _start(config, space))
+    return Plans(config, family, space, _start(config, space), _warm_start(config, space))
+
+
+def _warm_start(config: SearchConfig, space: Space) -> tuple[Baseline, ...] | None:
+    names, search = config.search.warm_start, config.search
+    if names is None:
+        return None
+    return tuple(warm_starts(names, space, budget=search.budget, population=search.population))
 
 
 def _outer(config: SearchConfig, family: Family) -> outer.Outer | None:
@@ -234,6 +251,7 @@ def start(
         Gates(Evaluator(composer, measured.gates), config.gates, of_base) if config.gates else None,
         _settings(config, measured, of_base, f"{compute} {device.type}"),
         measured,
+        HiddenStates(composer, measured.searched.rungs),
     )
 
 

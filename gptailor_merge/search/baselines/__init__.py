@@ -1,0 +1,1 @@
+"""Other people's methods of pruning, each producing a recipe of a target size."""

@@ -1,0 +1,43 @@
+"""Which baseline is asked for, and of what model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptailor_merge.recipe.family import Family
+from gptailor_merge.search.baselines.problem import Baseline
+from gptailor_merge.search.baselines.registry import baseline
+from gptailor_merge.search.baselines.subject import Subject, subject_of
+from gptailor_merge.search.space import Space
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A baseline by name.
+
+    Attributes:
+        member: the member that it prunes, or
+        merge: how the family is merged to the one model that it prunes.
+    """
+
+    name: str
+    member: str | None = None
+    merge: str | None = None
+
+    @property
+    def method(self) -> Baseline:
+        """The method itself.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        return baseline(self.name)
+
+    def subject(self, family: Family, space: Space) -> Subject | None:
+        """See subject.subject_of."""
+        return subject_of(family, space, member=self.member, merge=self.merge)
+
+    def __str__(self) -> str:
+        if self.member is not None:
+            return f"{self.name} of {self.member}"
+        return f"{self.name} of the family merged by {self.merge}" if self.merge else self.name

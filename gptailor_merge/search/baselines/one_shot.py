@@ -1,0 +1,43 @@
+"""Each layer is removed once, and those go together that cost least alone."""
+
+from __future__ import annotations
+
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.search.baselines.problem import Problem, removal
+from gptailor_merge.search.baselines.subject import Subject
+from gptailor_merge.search.journal import PROBE
+from gptailor_merge.search.space import Space
+
+
+class OneShot:
+    """One-shot removal by the loss of the model without each layer alone.
+
+    B.-K. Kim et al., Shortened LLaMA, arXiv 2402.02834, with the config's objectives in the place of
+    perplexity. This is what a search starts from by default.
+    """
+
+    in_space = True
+
+    def candidates(self, space: Space, budget: int) -> int:
+        return len(space.removable) + len(space.sizes)
+
+    def probes(self, space: Space, subject: Subject) -> list[Recipe]:
+        """The model without each of the layers that may be removed."""
+        return [subject.without({layer}) for layer in space.removable]
+
+    def find(self, problem: Problem) -> list[Recipe]:
+        space, subject = problem.space, problem.subject
+        finished = problem.run.score(self.probes(space, subject), status=PROBE)
+        # A layer without which nothing could be scored is kept if possible.
+        losses = {
+            layer: candidate.loss
+            for layer, candidate in zip(space.removable, finished, strict=True)
+            if candidate.loss is not None
+        }
+        dearest_first = sorted(
+            range(space.depth), key=lambda layer: (losses.get(layer, float("inf")), layer), reverse=True
+        )
+        keys = [0.0] * space.depth
+        for rank, layer in enumerate(dearest_first):
+            keys[layer] = float(rank)
+        return [subject.without(removal(space, keys, size)) for size in space.sizes]
