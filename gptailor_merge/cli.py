@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ def evolve_main() -> None:
 
 
 def _run(command: typer.Typer) -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # of lm-eval's bars; read when tqdm is imported
     sys.argv[1:] = _spread(sys.argv[1:])
     try:
         command()

@@ -16,8 +16,8 @@ from gptailor_merge.scoring.items import ItemSet, Pack, Row, branches, packed
 
 RUNGS = (0.125, 0.25, 0.5, 1.0)
 """Share of every set's sequences that is scored at the end of each rung."""
-PADDED = 0.125
-"""Sequences of items that are shorter than the longest of a batch by no more than this share may join it."""
+PADDING = 1 / 64
+"""Share of a full batch that padding may waste before sequences of items get a batch of their own."""
 
 
 @dataclass(frozen=True)
@@ -184,12 +184,20 @@ def _batches_of_items(packs: Sequence[Pack], batch_tokens: int) -> Iterator[Batc
         kinds[pack.row.is_text].append(pack)
     for some in kinds.values():
         while some:
-            longest = len(some[0].row.ids)
-            fitting = sum(len(pack.row.ids) >= (1 - PADDED) * longest for pack in some)
-            size = min(fitting, max(1, batch_tokens // longest))
+            size = _together([len(pack.row.ids) for pack in some], batch_tokens)
             ids = pad_sequence([pack.row.ids for pack in some[:size]], batch_first=True)
             yield _of_packs(ids, tuple(some[:size]))
             del some[:size]
+
+
+def _together(lengths: Sequence[int], batch_tokens: int) -> int:
+    """How many sequences, of these lengths from the longest on, the first batch gets."""
+    wasted = 0
+    for size, length in enumerate(lengths):
+        wasted += lengths[0] - length
+        if size and (wasted > PADDING * batch_tokens or (size + 1) * lengths[0] > batch_tokens):
+            return size
+    return len(lengths)
 
 
 def _of_packs(ids: torch.Tensor, packs: tuple[Pack, ...]) -> Batch:

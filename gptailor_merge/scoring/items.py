@@ -28,7 +28,7 @@ WORTHWHILE = 0.75
 """A tree stands for its texts where it has no more than this share of their tokens."""
 LARGEST_TREE = 2048
 """In tokens: what a token may see is as large as the square of it."""
-FILLED = 64
+FILLED = 128
 """Short rows are put together up to so many tokens: what they share is saved, and they need no padding."""
 EVEN = 512
 """About so many tokens in its row make a token's attention as costly as the rest of a small model's layer."""
@@ -173,25 +173,44 @@ def packed(rows: Sequence[tuple[ItemSet, int]]) -> list[Pack]:
     Args:
         rows: (set, number of one of its rows).
     """
-    begun: list[_Pack] = []
+    shared: list[_Pack] = []
+    alone: list[_Pack] = []
     for items, number in sorted(rows, key=lambda one: one[0].rows[one[1]].ids.tolist()):
         row = items.rows[number]
-        ids, parents = row.ids.tolist(), row.parents.tolist()
-        known = [
-            (pack.tree.missing(ids, parents), pack) for pack in begun[-OPEN:] if items.trees and pack.trees
-        ]
-        fitting = [
-            (new, -len(pack.tree.ids), pack)
-            for new, pack in known
-            if _saves(len(pack.tree.ids), new, len(ids))
-        ]
-        if fitting:
-            pack = min(fitting, key=lambda one: one[:2])[2]
-        else:
-            pack = _Pack(items.trees)
-            begun.append(pack)
+        pack = _best(shared[-OPEN:], row) if items.trees else None
+        if pack is None:
+            pack = _Pack()
+            (shared if items.trees else alone).append(pack)
         pack.add(Member(items.digest, number, len(row.asked)), row)
-    return [pack.made() for pack in begun]
+    return [pack.made() for pack in (*shared, *alone)]
+
+
+def probe(items: ItemSet) -> list[int]:
+    """The items on which a model shows whether it takes the rows that texts share; none share one.
+
+    Those of the longest row, and of the one with the longest text: a model may look back less far than a
+    row is long, or than a text.
+    """
+    packs = packed([(items, number) for number in range(len(items.rows))])
+    shared = [pack for pack in packs if not pack.row.is_text]
+    if not shared:
+        return []
+    telling = [
+        max(shared, key=lambda pack: len(pack.row.ids)),
+        max(shared, key=lambda pack: _depth(pack.row)),
+    ]
+    return sorted({items.items_of(m.number, m.number + 1)[0] for pack in telling for m in pack.members})
+
+
+def _best(packs: Sequence[_Pack], row: Row) -> _Pack | None:
+    """The one to which a row adds the fewest tokens, if that saves computation."""
+    ids, parents = row.ids.tolist(), row.parents.tolist()
+    best, least = None, len(ids) + 1
+    for pack in packs:
+        new = pack.tree.missing(ids, parents)
+        if new < least and _saves(len(pack.tree.ids), new, len(ids)):
+            best, least = pack, new
+    return best
 
 
 def _saves(size: int, new: int, alone: int) -> bool:
@@ -200,6 +219,14 @@ def _saves(size: int, new: int, alone: int) -> bool:
         return True
     added = new * (1 + (2 * size + new) / EVEN)
     return added < alone * (1 + alone / EVEN) and size + new <= LARGEST_TREE
+
+
+def _depth(row: Row) -> int:
+    """Tokens of the longest text in it."""
+    depths: list[int] = []
+    for parent in row.parents.tolist():
+        depths.append(depths[parent] + 1 if parent >= 0 else 1)
+    return max(depths)
 
 
 def branches(rows: Sequence[Row], length: int) -> Branches | None:
@@ -301,8 +328,7 @@ class _Tree:
 class _Pack:
     """Rows that are being put together."""
 
-    def __init__(self, trees: bool) -> None:
-        self.trees = trees
+    def __init__(self) -> None:
         self.tree = _Tree()
         self._members: list[Member] = []
         self._queries: list[tuple[int, int]] = []

@@ -1,0 +1,273 @@
+"""Candidates per second on lm-eval's tasks: a generation of ours against lm-eval for each candidate.
+
+    python benchmarks/tasks.py [--candidates N] [--items N] [--threads N] [--json FILE]
+
+Two objectives on the built-in family: the true continuation among four, and minimal pairs. The candidates
+are different children of one parent, as at the start of a search. All arms compose them in memory, with
+banks of their own, and score them on the same items, side by side in one run:
+
+    simple_evaluate   lm_eval.simple_evaluate for each candidate, as mergekit-evolve calls it, with one task
+                      manager, no samples, no bootstrap, and the batch size that is fastest here
+    loglikelihood     requests are built once; for each candidate lm-eval's language model answers them
+    alone             ours, one candidate after the other
+    ours              a generation scored together: what candidates share is computed once
+    racing            the same, and candidates that cannot be the best leave early
+
+Nothing is printed unless all arms give each candidate the same accuracy on every task, to the last digit.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from evaluator import DEMO, generations
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from transformers import PreTrainedTokenizerBase
+
+from gptailor_merge.cli import quiet_libraries
+from gptailor_merge.composing.bank import Bank, Precision
+from gptailor_merge.composing.compose import Composer
+from gptailor_merge.config import SearchConfig
+from gptailor_merge.recipe.operations import Plan
+from gptailor_merge.scoring.batching import layout
+from gptailor_merge.scoring.calibration import load_tokenizer
+from gptailor_merge.scoring.evaluator import Evaluator, Outcome
+from gptailor_merge.scoring.harness import encoder, task_manager
+from gptailor_merge.scoring.passes import Passes, predictions_alone
+from gptailor_merge.scoring.racing import Race
+from gptailor_merge.scoring.task_items import TaskItems, TaskSettings, load_items
+from gptailor_merge.scoring.tasks import likelihood, takes_trees
+from gptailor_merge.search.session import Plans, prepare
+from gptailor_merge.search.teachers import load_model
+
+TASKS = DEMO.parent / "tasks"
+QUESTIONS = {"four options": "gptailor_domains", "minimal pairs": "gptailor_blimp"}
+SPLIT = "test"
+"""The one that simple_evaluate scores."""
+METRIC = "acc"
+BATCH_SIZES = (4, 8, 16, 32, 64, 128)
+CPU = torch.device("cpu")
+
+Accuracies = Mapping[str, float]
+"""Of each task."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all arms share.
+
+    Attributes:
+        items: of each task.
+    """
+
+    prepared: Plans
+    name: str
+    items: tuple[TaskItems, ...]
+    passes: Passes
+    tokenizer: PreTrainedTokenizerBase
+
+    def composer(self) -> Composer:
+        """A composer with a bank of its own: no arm profits from what another has merged."""
+        space = self.prepared.space
+        precision = Precision.of(space.dtype, space.out_dtype, torch.float32)
+        bank = Bank(self.prepared.family, precision, device=CPU)
+        bank.preload()
+        return Composer(bank)
+
+    @property
+    def requests(self) -> list[Any]:
+        """lm-eval's, of all items."""
+        return [one for made in self.items for some in made.instances for one in some]
+
+    @property
+    def asked_tokens(self) -> int:
+        """Tokens that go through a model where each request is a text of its own."""
+        flat = (one for made in self.items for some in made.requests for parts in some for one in parts)
+        return sum(len(request.ids) - 1 for request in flat)
+
+
+def set_up(prepared: Plans, name: str, count: int, tokens: int | None) -> Setup:
+    directory = prepared.family.base.directory
+    tokenizer = load_tokenizer(directory)
+    settings = TaskSettings((name,), TASKS, SPLIT, limit=count)
+    items = tuple(load_items(settings, encoder(directory, tokenizer)))
+    base = load_model(directory, torch.float32, CPU)
+    trees = takes_trees(items, lambda batch: predictions_alone(base, batch), CPU)
+    made = likelihood(items, METRIC, trees=trees)
+    rungs = layout(made.sets, tokens or prepared.config.batch_tokens, device=CPU)
+    return Setup(prepared, name, items, Passes([made], rungs), tokenizer)
+
+
+def by_lm_eval(setup: Setup, manager: Any, model: Any, batch_size: int) -> Accuracies:
+    """Everything anew, as lm-eval is called."""
+    results = simple_evaluate(
+        HFLM(pretrained=model, tokenizer=setup.tokenizer, batch_size=batch_size),
+        tasks=[setup.name],
+        samples={made.name: sorted(made.ids) for made in setup.items},
+        task_manager=manager,
+        log_samples=False,
+        bootstrap_iters=0,
+    )
+    return {made.name: results["results"][made.name][f"{METRIC},none"] for made in setup.items}
+
+
+def by_likelihoods(setup: Setup, model: Any, batch_size: int) -> Accuracies:
+    """Requests and what belongs to them are at hand."""
+    lm = HFLM(pretrained=model, tokenizer=setup.tokenizer, batch_size=batch_size)
+    answers = iter(lm.loglikelihood(setup.requests, disable_tqdm=True))
+    found = {}
+    for made in setup.items:
+        values = [
+            made.task.process_results(some[0].doc, [next(answers) for _ in some])[METRIC]
+            for some in made.instances
+        ]
+        found[made.name] = made.task.aggregation()[METRIC](values)
+    return found
+
+
+def of_outcomes(outcomes: Sequence[Outcome]) -> list[Accuracies | None]:
+    """None of a candidate that was dropped."""
+    for outcome in outcomes:
+        if outcome.cause is not None:
+            raise SystemExit(f"a candidate failed: {outcome.cause}")
+    return [
+        {name: score.natural for name, score in o.scores[METRIC].items()} if o.estimate is None else None
+        for o in outcomes
+    ]
+
+
+def fastest(work: Callable[[int], object]) -> int:
+    """The batch size with which work takes the least time, after a warm-up."""
+    work(BATCH_SIZES[0])
+    return min(BATCH_SIZES, key=lambda size: seconds_of(lambda: work(size))[0])
+
+
+def seconds_of(work: Callable[[], Any]) -> tuple[float, Any]:
+    begun = time.perf_counter()
+    made = work()
+    return time.perf_counter() - begun, made
+
+
+def measure(setup: Setup, plans: Sequence[Plan], theirs: int, repeats: int) -> dict[str, Any]:
+    """All arms, one after the other and that several times; the fastest counts.
+
+    Args:
+        theirs: so many of the candidates are scored by lm-eval.
+    """
+    composer = setup.composer()
+    manager = task_manager((setup.name,), TASKS)
+    models = [composer.compose(made) for made in plans]
+    sizes = {
+        "simple_evaluate": fastest(lambda size: by_lm_eval(setup, manager, models[0], size)),
+        "loglikelihood": fastest(lambda size: by_likelihoods(setup, models[0], size)),
+    }
+    Evaluator(setup.composer(), setup.passes).score(plans[:1])  # ours is warm, too
+    arms: dict[str, dict[str, Any]] = {}
+    accuracies: dict[str, list[Accuracies | None]] = {}
+
+    def arm(name: str, of: Sequence[Plan], work: Callable[[], list[Accuracies | None]]) -> None:
+        seconds, accuracies[name] = seconds_of(work)
+        best = arms.setdefault(name, {"seconds": seconds})
+        best["seconds"] = min(best["seconds"], seconds)
+        best["candidates_per_second"] = len(of) / best["seconds"]
+
+    few = plans[:theirs]
+    for _ in range(repeats):
+        composer = setup.composer()
+        size = sizes["simple_evaluate"]
+        arm(
+            "simple_evaluate",
+            few,
+            lambda: [by_lm_eval(setup, manager, composer.compose(p), size) for p in few],
+        )
+        composer = setup.composer()
+        arm(
+            "loglikelihood",
+            few,
+            lambda: [by_likelihoods(setup, composer.compose(p), sizes["loglikelihood"]) for p in few],
+        )
+        evaluator = Evaluator(setup.composer(), setup.passes)
+        arm("alone", plans, lambda: of_outcomes([evaluator.score([plan])[0] for plan in plans]))
+        for name, race in (("ours", None), ("racing", Race(1, {METRIC: 1.0}))):
+            evaluator = Evaluator(setup.composer(), setup.passes)
+            arm(name, plans, lambda: of_outcomes(evaluator.score(plans, race)))
+            arms[name]["layer_tokens"] = evaluator.layer_tokens / len(plans)
+            total = sum(evaluator.seconds.values())
+            arms[name]["split"] = {part: spent / total for part, spent in evaluator.seconds.items()}
+    check_equal(accuracies)
+    for name in sizes:
+        arms[name]["batch_size"] = sizes[name]
+        arms[name]["layer_tokens"] = setup.asked_tokens * len(plans[0].slots)
+    arms["alone"]["layer_tokens"] = setup.passes.tokens * len(plans[0].slots)
+    return {
+        "tasks": {made.name: len(made.ids) for made in setup.items},
+        "asked_tokens": setup.asked_tokens,
+        "row_tokens": setup.passes.tokens,
+        "places": sum(len(row.places) for batch in setup.passes.batches for row in batch.rows),
+        "arms": arms,
+        "ratios": {
+            f"ours : {name}": arms["ours"]["candidates_per_second"] / arms[name]["candidates_per_second"]
+            for name in arms
+            if name != "ours"
+        },
+        "dropped": sum(found is None for found in accuracies["racing"]),
+    }
+
+
+def check_equal(accuracies: Mapping[str, Sequence[Accuracies | None]]) -> None:
+    for name, found in accuracies.items():
+        for number, (one, ours) in enumerate(zip(found, accuracies["ours"], strict=False)):
+            if one is not None and one != ours:
+                raise SystemExit(f"candidate {number}: {name} gives {one}, ours {ours}")
+
+
+def show(question: str, result: Mapping[str, Any]) -> None:
+    print(
+        f"\n{question}: {result['tasks']}\n  {result['asked_tokens']} tokens asked one by one, "
+        f"{result['row_tokens']} in rows, heads at {result['places']} of them"
+    )
+    for name, values in result["arms"].items():
+        more = "".join(f"  {part} {share:.1%}" for part, share in values.get("split", {}).items())
+        more += f"  batches of {values['batch_size']}" if "batch_size" in values else ""
+        print(
+            f"  {name:16} {values['candidates_per_second']:8.3f} candidates/s"
+            f"  {values['layer_tokens'] / 1e3:8.0f}k layer-tokens each{more}"
+        )
+    print("  " + "  ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items()))
+    print(f"  racing dropped {result['dropped']}")
+
+
+def main(
+    candidates: Annotated[int, typer.Option(min=2, help="in a generation")] = 32,
+    items: Annotated[int, typer.Option(min=8, help="of each task")] = 100,
+    theirs: Annotated[int, typer.Option(min=1, help="candidates that lm-eval's arms score")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="of every arm")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="of PyTorch, in all arms")] = 1,
+    batch_tokens: Annotated[int | None, typer.Option(help="of ours; default as in a search")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="where the figures go")] = None,
+) -> None:
+    torch.set_num_threads(threads)
+    quiet_libraries()
+    prepared = prepare(SearchConfig.load(DEMO))
+    plans = generations(prepared.space, candidates)["first"]
+    name = platform.processor() or "cpu"
+    report: dict[str, Any] = {"machine": name, "threads": threads, "candidates": candidates, "items": items}
+    for question, task in QUESTIONS.items():
+        setup = set_up(prepared, task, items, batch_tokens)
+        report[question] = measure(setup, plans, theirs, repeats)
+        show(question, report[question])
+    if json_file:
+        json_file.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
