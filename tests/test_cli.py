@@ -406,3 +406,31 @@ def test_recipes_are_drawn_and_compared(run: Run, tmp_path: Path) -> None:
     code, _, error = run("recipe", "show", broken)
     assert code == 2
     assert f"{broken}:" in error
+
+
+def test_a_baseline_leaves_a_run_as_a_search_does(run: Run, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ("--out", out, "--device", "cpu")
+    code, printed, progress = run("baseline", "sleb", config, *options, "--member", "math")
+    assert code == 0, progress
+    assert {f.name for f in out.iterdir()} == {"config.yml", "journal.db", "best.yml"}
+    assert "baseline  sleb of math" in printed
+    assert f"recipe  {out / 'best.yml'}" in printed
+    shown = json.loads(run("show", out, "--json")[1])
+    assert (shown["baseline"], shown["candidates"], shown["tokens"]) == ("sleb of math", 3 + 2, 5 * 64)
+    assert set(shown["held_out"]) == {"base", "math", "code", "found"}
+    assert shown["sizes"]["found"]["layers"] == 3
+    assert run("recipe", "lint", out / "best.yml")[0] == 0
+
+    code, _, error = run("baseline", "sleb", config, *options)
+    assert (code, "already holds a run; continue it with --resume" in error) == (2, True)
+    code, _, error = run("baseline", "shortgpt", config, *options, "--resume")
+    assert (code, "was begun by sleb of math, not by shortgpt" in error) == (2, True)
+    code, _, error = run(config, *options, "--resume", evolve=True)
+    assert (code, "was begun by sleb of math, not by a search" in error) == (2, True)
+    code, _, _ = run("baseline", "sleb", config, *options, "--member", "math", "--resume")
+    assert code == 0
+    assert json.loads(run("show", out, "--json")[1]) == shown
+    code, _, error = run("baseline", "slab", config, "--out", tmp_path / "other")
+    assert (code, "unknown baseline, found 'slab'; did you mean 'sleb'?" in error) == (2, True)
+    assert not (tmp_path / "other").exists()

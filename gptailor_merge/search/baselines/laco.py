@@ -26,25 +26,25 @@ class LaCo:
     """Collapses rear layers into a prior one wherever the model's output stays similar enough.
 
     Y. Yang et al., LaCo: Large Language Model Pruning via Layer Collapse, arXiv 2402.11187. Its merge is
-    θ*_l = θ_l + Σ_{k=1..m} (θ_{l+k} − θ_l), m = `merged` − 1 (the published code adds the differences to
+    θ*_l = θ_l + Σ_{k=1..m} (θ_{l+k} − θ_l), m + 1 = `merged` (the published code adds the differences to
     what it has added to before, which leaves θ_{l+m}; this is the paper's formula). From the last layers
     down: merge if the cosine of the last hidden states with those of the dense model is above a threshold,
     and go on `interval` layers further down, else one.
 
     The paper chooses its settings by hand until a size comes out. Here the threshold is the highest, in
-    steps of 0.05, that reaches the size, and the last merge takes no more layers than are left to go;
-    4 layers a merge and an interval of 2 are our choice. Where no threshold reaches the size, it begins at
-    the last layers again. Only layers that may be removed take part.
+    steps of 0.05, that reaches the size, and the last merge takes no more layers than are left to go; of
+    several numbers of layers in a merge the one is taken that leaves the model most similar. Where no
+    threshold reaches the size, it begins at the last layers again. Only layers that may be removed take part.
     """
 
-    merged: int = 4
+    merged: tuple[int, ...] = (4, 3, 2)
     interval: int = 2
     in_space = False
 
     def candidates(self, space: Space, budget: int) -> int:
         """Each place, for each number of layers that have gone."""
         rounds = sum(space.depth - size for size in space.sizes)
-        return 1 + len(space.sizes) + len(space.removable) * rounds
+        return 1 + len(space.sizes) + len(self.merged) * len(space.removable) * rounds
 
     def find(self, problem: Problem) -> list[Recipe]:
         subject, states = problem.subject, problem.states
@@ -70,33 +70,47 @@ class LaCo:
         ]
 
     def _collapsed(self, space: Space, size: int, similarity: Similarity) -> list[Slot]:
+        found = [self._reached(space, size, similarity, merged) for merged in self.merged]
+        reached = [slots for slots in found if slots is not None]
+        if not reached:
+            raise SearchError(
+                f"laco cannot collapse {space.depth} layers to {size}: it merges neighbours of one kind that "
+                "may be removed, and leaves the first of them"
+            )
+        return max(reached, key=similarity)
+
+    def _reached(self, space: Space, size: int, similarity: Similarity, merged: int) -> list[Slot] | None:
+        """A model of the size, by the highest threshold that gives one."""
         for passes in (1, len(space.removable)):
             for threshold in THRESHOLDS:
                 slots = [{layer: 1.0} for layer in range(space.depth)]
                 for _ in range(passes):
-                    for wider in self._pass(space, slots, size, similarity, threshold):
+                    for wider in self._pass(space, slots, size, similarity, merged, threshold):
                         slots = wider
                 if len(slots) == size:
                     return slots
-        raise SearchError(
-            f"laco cannot collapse {space.depth} layers to {size}: it merges neighbours of one kind that "
-            "may be removed, and leaves the first of them"
-        )
+        return None
 
     def _pass(
-        self, space: Space, slots: list[Slot], size: int, similarity: Similarity, threshold: float
+        self,
+        space: Space,
+        slots: list[Slot],
+        size: int,
+        similarity: Similarity,
+        merged: int,
+        threshold: float,
     ) -> Iterator[list[Slot]]:
         """The model after each merge, from the last layers down."""
         lowest, behind = min(space.removable), space.depth - 1 - max(space.removable)
-        at = max(len(slots) - behind - self.merged, lowest)
+        at = max(len(slots) - behind - merged, lowest)
         while at >= lowest and len(slots) > size:
-            count = min(self.merged - 1, len(slots) - behind - 1 - at, len(slots) - size)
+            count = min(merged - 1, len(slots) - behind - 1 - at, len(slots) - size)
             wider = collapse(slots, at, count) if count > 0 else slots
             allowed = count > 0 and _allowed(space, slots[at : at + count + 1], wider, size)
             if allowed and similarity(wider) > threshold:
                 slots = wider
                 yield slots
-                at = min(at - self.interval, len(slots) - behind - self.merged)
+                at = min(at - self.interval, len(slots) - behind - merged)
             else:
                 at -= 1
 
