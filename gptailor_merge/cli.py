@@ -256,6 +256,9 @@ def repair(
         list[str], typer.Option(help="Texts to fit to: .jsonl or .txt files, [bold]name=path[/] to name one.")
     ],
     out: Annotated[Path, typer.Option(help="The directory to make, with the recipe and its maps.")],
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="Also behind slots where no layer is missing.")
+    ] = False,
     tokens: Annotated[int, typer.Option(min=2, help="In all, shared evenly by the files.")] = 32768,
     sequence_length: Annotated[int, typer.Option(min=2, help="Tokens in a sequence.")] = 512,
     device: Device = "auto",
@@ -279,6 +282,7 @@ def repair(
             out,
             file=recipe,
             staged=directory,
+            everywhere=everywhere,
             tokens=tokens,
             sequence_length=sequence_length,
             device=pick_device(device),

@@ -122,7 +122,7 @@ def repairs(made: Any) -> None:
     table = _table("behind slot", "without layers", "ridge", "before", "after", title="nats per token")
     for cut in made.cuts:
         first, past = cut.removed
-        layers = str(first) if past == first + 1 else f"{first}-{past - 1}"
+        layers = f"{first}-{past - 1}" if past > first + 1 else str(first) if past > first else ""
         if cut.note:
             table.add_row(str(cut.slot), layers, "not repaired", "", "")
             continue

@@ -27,11 +27,11 @@ from gptailor_merge.scoring.batching import Batch
 
 @dataclass(frozen=True)
 class Cut:
-    """Where layers are missing.
+    """Where layers are missing, or where the state is to be the base's all the same.
 
     Attributes:
         slot: the last before it.
-        removed: the layers of the base that are not there.
+        removed: the layers of the base that are not there; may be empty.
     """
 
     slot: int
@@ -63,18 +63,19 @@ class Moments:
         return one + drawn.T
 
 
-def cuts(plan: Plan, depth: int) -> list[Cut]:
+def cuts(plan: Plan, depth: int, *, everywhere: bool = False) -> list[Cut]:
     """The cuts that have a layer before them; a layer merged of several counts as its first source.
 
     Args:
         depth: layers of the base.
+        everywhere: also behind slots where no layer is missing.
     """
     following = [*plan.kept[1:], depth]
     gaps = [
         Cut(slot, range(layer + 1, after))
         for slot, (layer, after) in enumerate(zip(plan.kept, following, strict=True))
     ]
-    return [cut for cut in gaps if cut.removed]
+    return [cut for cut in gaps if cut.removed or (everywhere and cut.removed.stop == cut.removed.start)]
 
 
 def moments(composer: Composer, plan: Plan, cut: Cut, batches: Sequence[Batch], depth: int) -> Moments:

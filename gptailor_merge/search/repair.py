@@ -78,6 +78,7 @@ def repair(
     *,
     file: Path | None = None,
     staged: Path | None = None,
+    everywhere: bool = False,
     tokens: int,
     sequence_length: int,
     device: torch.device,
@@ -90,6 +91,7 @@ def repair(
         out: the directory that the maps are in, as the recipe names it.
         file: the recipe's, for messages.
         staged: where they are written, if it is to be renamed to `out`.
+        everywhere: also behind slots where no layer is missing.
         tokens: in all, shared evenly by the files.
 
     Raises:
@@ -97,7 +99,7 @@ def repair(
         DataError: too few sequences to choose a ridge on.
     """
     plan, family = check_with_family(recipe, file=file)
-    found = cuts(plan, family.depth)
+    found = cuts(plan, family.depth, everywhere=everywhere)
     if not found:
         raise RecipeError("no layer is missing behind another; there is nothing to repair", file=file)
     if any(edit.digest is not None for slot in plan.slots for edit in slot.edits):
@@ -109,7 +111,8 @@ def repair(
     fit = _Fit(composer, family.depth, *_split(sets), directory=staged or out)
     made = []
     for cut in found:
-        progress(f"repairing behind slot {cut.slot}, where {len(cut.removed)} layers are missing")
+        missing = f"{len(cut.removed)} layers are" if len(cut.removed) != 1 else "1 layer is"
+        progress(f"repairing behind slot {cut.slot}, where {missing} missing")
         plan, one = fit.at(plan, cut, family.base.config)
         made.append(one)
     slots = [replace(slot, edits=tuple(_moved(edit, out) for edit in slot.edits)) for slot in plan.slots]

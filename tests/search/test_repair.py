@@ -69,6 +69,20 @@ def test_the_same_again_is_the_same(block: Recipe, tmp_path: Path) -> None:
     assert plan(one.recipe).digest == plan(other.recipe).digest
 
 
+def test_everywhere_tries_every_slot_and_keeps_what_helps(block: Recipe, tmp_path: Path) -> None:
+    at_cuts = run(block, TEXTS, tmp_path / "cuts")
+    made = run(block, TEXTS, tmp_path / "all", everywhere=True)
+    assert [cut.slot for cut in made.cuts] == list(range(9))
+    assert [i for i, slot in enumerate(plan(made.recipe).slots) if slot.edits] == [
+        cut.slot for cut in made.cuts if cut.ridge is not None
+    ]
+    assert made.cuts[0].ridge is None  # up to the cut the state is the base's
+    assert made.cuts[-1].after is not None
+    assert at_cuts.cuts[-1].after is not None
+    assert made.cuts[-1].after < at_cuts.cuts[-1].after
+    assert_three_equal(made.recipe, tmp_path / "out")
+
+
 def test_gradients_of_a_slice_that_is_split_stay_what_they_were(
     family: dict[str, str], tmp_path: Path
 ) -> None:
