@@ -101,9 +101,7 @@ def test_of_tied_embeddings_and_other_vocabularies(make_family: MakeFamily, tmp_
 def test_what_is_no_subject_is_told(family: dict[str, str]) -> None:
     loaded, space = parts(family)
     assert subject_of(loaded, space, member=None, merge=None) is None
-    with pytest.raises(
-        ConfigError, match=r"--member: no such member, found 'maths'; did you mean 'math'\?"
-    ):
+    with pytest.raises(ConfigError, match=r"--member: no such member, found 'maths'; did you mean 'math'\?"):
         subject_of(loaded, space, member="maths", merge=None)
     with pytest.raises(
         ConfigError, match="--merge: expected one of linear, task_arithmetic, ties, found 'slerp'"
