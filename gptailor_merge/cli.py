@@ -151,7 +151,7 @@ def evolve(
 
 @app.command()
 def baseline(
-    name: Annotated[str, typer.Argument(help="one_shot, shortgpt, uidl, sleb, evopress or random.")],
+    name: Annotated[str, typer.Argument(help="one_shot, shortgpt, uidl, sleb, laco, evopress or random.")],
     config: Annotated[Path, typer.Argument(help="The search config, a YAML file.")],
     out: Annotated[Path, typer.Option(help="The run directory to make.")],
     budget: Annotated[

@@ -9,6 +9,7 @@ from gptailor_merge.recipe.recipe import suggest
 from gptailor_merge.search.baselines.evopress import EvoPress
 from gptailor_merge.search.baselines.greedy import SLEB
 from gptailor_merge.search.baselines.influence import UIDL, ShortGPT
+from gptailor_merge.search.baselines.laco import LaCo
 from gptailor_merge.search.baselines.one_shot import OneShot
 from gptailor_merge.search.baselines.problem import Baseline
 from gptailor_merge.search.baselines.random_search import RandomSearch
@@ -19,6 +20,7 @@ BASELINES: Mapping[str, Baseline] = {
     "shortgpt": ShortGPT(),
     "uidl": UIDL(),
     "sleb": SLEB(),
+    "laco": LaCo(),
     "evopress": EvoPress(),
     "random": RandomSearch(),
 }
