@@ -1,13 +1,14 @@
 """The front of a search over sizes, against random recipes of every size.
 
-    python benchmarks/pareto.py --out RUN [--config FILE] [--budget N] [--seed N] [--json FILE]
+    python benchmarks/pareto.py --out RUN [--config FILE] [--budget N] [--seed N] [--per-size N] [--reuse]
+                                [--json FILE]
 
 `gptailor-evolve` searches the built-in family on two task objectives and the number of parameters. Then,
-for every size of its front, as many random recipes of that size as the whole search proposed are scored on
-the same items, and the one with the best sum of the two objectives is kept. Both are compared on items
-that neither was chosen by: the margin (nats) that is searched on, and the accuracy. The front's recipe of
-a size is, likewise, the one with the best sum on the searched items; how many others of the front are
-dominated by the random one, in both held-out margins, is told beside.
+for every size of its front, as many random recipes of that size as the search scored (or `--per-size`)
+are scored on the same items, and the one with the best sum of the two objectives is kept. Both are
+compared on items that neither was chosen by: the margin (nats) that is searched on, and the accuracy. The
+front's recipe of a size is, likewise, the one with the best sum on the searched items; how many others of
+the front are dominated by the random one, in both held-out margins, is told beside.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,7 +75,7 @@ def margins(scores: Scores) -> tuple[float, ...]:
 
 
 def compare(
-    space: Space, session: Session, points: Sequence[Point], count: int, seed: int
+    space: Space, session: Session, points: Sequence[Point], counts: Mapping[int, int], seed: int
 ) -> list[dict[str, Any]]:
     assert session.held_out is not None
     weights = session.settings.weights
@@ -81,12 +83,13 @@ def compare(
     for size in sorted({point.layers for point in points}):
         some = [point for point in points if point.layers == size]
         some.sort(key=lambda point: loss(point.candidate.scores, weights))
-        random = best_random(space, size, count, seed, session.evaluator, weights)
+        random = best_random(space, size, counts[size], seed, session.evaluator, weights)
         plans = [*(plan(point.candidate.parsed) for point in some), random]
         *ours, theirs = (outcome.scores for outcome in session.held_out.score(plans))
         rows.append(
             {
                 "layers": size,
+                "random_recipes": counts[size],
                 "found": natural(ours[0]),
                 "random": natural(theirs),
                 "of_size": len(some),
@@ -99,13 +102,15 @@ def compare(
 def main(
     out: Annotated[Path, typer.Option(help="The run directory; an earlier one there is replaced.")],
     config: Path = CONFIG,
-    budget: Annotated[int | None, typer.Option(help="Candidates, and random recipes of each size.")] = None,
+    budget: Annotated[int | None, typer.Option(help="Candidates; replaces the config's.")] = None,
     seed: int = 0,
+    per_size: Annotated[int | None, typer.Option(help="Random recipes of each size.")] = None,
+    reuse: Annotated[bool, typer.Option("--reuse", help="Compare a run that is there.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     quiet_libraries()
     run = RunDirectory(out)
-    if run.journal.exists():
+    if run.journal.exists() and not reuse:
         shutil.rmtree(out)
     settings = SearchConfig.load(config).override(budget=budget, seed=seed)
     if sum(not isinstance(one, CostConfig) for one in settings.objectives) != 2:
@@ -118,14 +123,18 @@ def main(
         "--no-model",
     ]
     command += ["--budget", str(settings.search.budget), "--seed", str(seed), "--device", "cpu"]
-    print("$ gptailor-evolve", *command[1:], flush=True)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    if not reuse:
+        print("$ gptailor-evolve", *command[1:], flush=True)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
     prepared = prepare(settings)
     session = start(prepared, CPU)
     with open_existing(run.journal) as journal:
-        points = front(journal.finished(), session.settings.axes)
-    rows = compare(prepared.space, session, points, settings.search.budget, seed)
+        finished = list(journal.finished())
+    points = front(finished, session.settings.axes)
+    searched = Counter(len(plan(candidate.parsed).slots) for candidate in finished)
+    counts = {size: per_size or count for size, count in searched.items()}
+    rows = compare(prepared.space, session, points, counts, seed)
     measures = list(rows[0]["found"])
     whose = [f"{name}: {who}" for name in measures for who in ("found", "random")]
     title = "Held-out items: the front's recipes against the best of random ones"

@@ -171,3 +171,17 @@ def _number(value: float) -> str:
 def _with_size(model: str, sizes: Any) -> str:
     size = sizes.get(model, sizes.get("base"))
     return f"{model} ({size[0]} layers, {size[1] / 1e6:,.2f}M)" if size else model
+
+
+def quiet_libraries() -> None:
+    """Progress bars and notices of the libraries would stand between ours."""
+    import logging
+
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    for library in ("mergekit", "lm_eval"):
+        logging.getLogger(library).setLevel(logging.ERROR)
