@@ -11,17 +11,21 @@ banks of their own, and score them on the same items, side by side in one run:
     loglikelihood     requests are built once; for each candidate lm-eval's language model answers them
     alone             ours, one candidate after the other
     ours              a generation scored together: what candidates share is computed once
-    racing            the same, and candidates that cannot be the best leave early
+    racing            the same in rungs, and candidates that cannot have the best choice_loss leave early
 
 Nothing is printed unless all arms give each candidate the same accuracy on every task, to the last digit.
+Beside the time that passed stands that of the processor, which says more on a busy machine.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import platform
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,14 +42,14 @@ from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.recipe.operations import Plan
-from gptailor_merge.scoring.batching import layout
+from gptailor_merge.scoring.batching import RUNGS, layout
 from gptailor_merge.scoring.calibration import load_tokenizer
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
 from gptailor_merge.scoring.harness import encoder, task_manager
 from gptailor_merge.scoring.passes import Passes, predictions_alone
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.scoring.task_items import TaskItems, TaskSettings, load_items
-from gptailor_merge.scoring.tasks import likelihood, takes_trees
+from gptailor_merge.scoring.task_items import CHOICE_LOSS, TaskItems, TaskSettings, load_items
+from gptailor_merge.scoring.tasks import TaskLikelihood, likelihood, takes_trees
 from gptailor_merge.search.session import Plans, prepare
 from gptailor_merge.search.teachers import load_model
 
@@ -67,12 +71,15 @@ class Setup:
 
     Attributes:
         items: of each task.
+        passes: all items at once.
+        raced: the same items in rungs.
     """
 
     prepared: Plans
     name: str
     items: tuple[TaskItems, ...]
     passes: Passes
+    raced: Passes
     tokenizer: PreTrainedTokenizerBase
 
     def composer(self) -> Composer:
@@ -102,28 +109,34 @@ def set_up(prepared: Plans, name: str, count: int, tokens: int | None) -> Setup:
     items = tuple(load_items(settings, encoder(directory, tokenizer)))
     base = load_model(directory, torch.float32, CPU)
     trees = takes_trees(items, lambda batch: predictions_alone(base, batch), CPU)
-    made = likelihood(items, METRIC, trees=trees)
-    rungs = layout(made.sets, tokens or prepared.config.batch_tokens, device=CPU)
-    return Setup(prepared, name, items, Passes([made], rungs), tokenizer)
+    made = [likelihood(items, metric, trees=trees) for metric in (METRIC, CHOICE_LOSS)]
+
+    def passes(objectives: Sequence[TaskLikelihood], shares: Sequence[float]) -> Passes:
+        rungs = layout(made[0].sets, tokens or prepared.config.batch_tokens, device=CPU, rungs=shares)
+        return Passes(objectives, rungs, shares)
+
+    return Setup(prepared, name, items, passes(made[:1], (1.0,)), passes(made, RUNGS), tokenizer)
 
 
 def by_lm_eval(setup: Setup, manager: Any, model: Any, batch_size: int) -> Accuracies:
     """Everything anew, as lm-eval is called."""
-    results = simple_evaluate(
-        HFLM(pretrained=model, tokenizer=setup.tokenizer, batch_size=batch_size),
-        tasks=[setup.name],
-        samples={made.name: sorted(made.ids) for made in setup.items},
-        task_manager=manager,
-        log_samples=False,
-        bootstrap_iters=0,
-    )
+    with redirect_stderr(io.StringIO()):  # its progress bars
+        results = simple_evaluate(
+            HFLM(pretrained=model, tokenizer=setup.tokenizer, batch_size=batch_size),
+            tasks=[setup.name],
+            samples={made.name: sorted(made.ids) for made in setup.items},
+            task_manager=manager,
+            log_samples=False,
+            bootstrap_iters=0,
+        )
     return {made.name: results["results"][made.name][f"{METRIC},none"] for made in setup.items}
 
 
 def by_likelihoods(setup: Setup, model: Any, batch_size: int) -> Accuracies:
     """Requests and what belongs to them are at hand."""
     lm = HFLM(pretrained=model, tokenizer=setup.tokenizer, batch_size=batch_size)
-    answers = iter(lm.loglikelihood(setup.requests, disable_tqdm=True))
+    with redirect_stderr(io.StringIO()):
+        answers = iter(lm.loglikelihood(setup.requests, disable_tqdm=True))
     found = {}
     for made in setup.items:
         values = [
@@ -146,15 +159,21 @@ def of_outcomes(outcomes: Sequence[Outcome]) -> list[Accuracies | None]:
 
 
 def fastest(work: Callable[[int], object]) -> int:
-    """The batch size with which work takes the least time, after a warm-up."""
+    """The batch size with which work takes the least time of the processor, after a warm-up."""
     work(BATCH_SIZES[0])
-    return min(BATCH_SIZES, key=lambda size: seconds_of(lambda: work(size))[0])
+    return min(BATCH_SIZES, key=lambda size: timed(lambda: work(size))[1])
 
 
-def seconds_of(work: Callable[[], Any]) -> tuple[float, Any]:
-    begun = time.perf_counter()
+def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds that pass, and of the processor in this process and those that it starts; what comes of it."""
+    begun, used = time.perf_counter(), processor_seconds()
     made = work()
-    return time.perf_counter() - begun, made
+    return time.perf_counter() - begun, processor_seconds() - used, made
+
+
+def processor_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def measure(setup: Setup, plans: Sequence[Plan], theirs: int, repeats: int) -> dict[str, Any]:
@@ -163,46 +182,43 @@ def measure(setup: Setup, plans: Sequence[Plan], theirs: int, repeats: int) -> d
     Args:
         theirs: so many of the candidates are scored by lm-eval.
     """
-    composer = setup.composer()
     manager = task_manager((setup.name,), TASKS)
-    models = [composer.compose(made) for made in plans]
+    model = setup.composer().compose(plans[0])
     sizes = {
-        "simple_evaluate": fastest(lambda size: by_lm_eval(setup, manager, models[0], size)),
-        "loglikelihood": fastest(lambda size: by_likelihoods(setup, models[0], size)),
+        "simple_evaluate": fastest(lambda size: by_lm_eval(setup, manager, model, size)),
+        "loglikelihood": fastest(lambda size: by_likelihoods(setup, model, size)),
     }
     Evaluator(setup.composer(), setup.passes).score(plans[:1])  # ours is warm, too
     arms: dict[str, dict[str, Any]] = {}
     accuracies: dict[str, list[Accuracies | None]] = {}
 
     def arm(name: str, of: Sequence[Plan], work: Callable[[], list[Accuracies | None]]) -> None:
-        seconds, accuracies[name] = seconds_of(work)
-        best = arms.setdefault(name, {"seconds": seconds})
+        seconds, used, accuracies[name] = timed(work)
+        best = arms.setdefault(name, {"seconds": seconds, "processor_seconds": used})
         best["seconds"] = min(best["seconds"], seconds)
+        best["processor_seconds"] = min(best["processor_seconds"], used)
         best["candidates_per_second"] = len(of) / best["seconds"]
+        best["processor_ms_per_candidate"] = 1e3 * best["processor_seconds"] / len(of)
 
     few = plans[:theirs]
     for _ in range(repeats):
-        composer = setup.composer()
-        size = sizes["simple_evaluate"]
-        arm(
-            "simple_evaluate",
-            few,
-            lambda: [by_lm_eval(setup, manager, composer.compose(p), size) for p in few],
-        )
-        composer = setup.composer()
-        arm(
-            "loglikelihood",
-            few,
-            lambda: [by_likelihoods(setup, composer.compose(p), sizes["loglikelihood"]) for p in few],
-        )
+        for name, score in (
+            ("simple_evaluate", lambda model, size: by_lm_eval(setup, manager, model, size)),
+            ("loglikelihood", lambda model, size: by_likelihoods(setup, model, size)),
+        ):
+            composer = setup.composer()
+            arm(name, few, lambda: [score(composer.compose(plan), sizes[name]) for plan in few])
         evaluator = Evaluator(setup.composer(), setup.passes)
         arm("alone", plans, lambda: of_outcomes([evaluator.score([plan])[0] for plan in plans]))
-        for name, race in (("ours", None), ("racing", Race(1, {METRIC: 1.0}))):
-            evaluator = Evaluator(setup.composer(), setup.passes)
+        for name, passes, race in (
+            ("ours", setup.passes, None),
+            ("racing", setup.raced, Race(1, {CHOICE_LOSS: 1.0})),
+        ):
+            evaluator = Evaluator(setup.composer(), passes)
             arm(name, plans, lambda: of_outcomes(evaluator.score(plans, race)))
             arms[name]["layer_tokens"] = evaluator.layer_tokens / len(plans)
             total = sum(evaluator.seconds.values())
-            arms[name]["split"] = {part: spent / total for part, spent in evaluator.seconds.items()}
+            arms[name]["split"] = {part: spent / total for part, spent in evaluator.seconds.items() if spent}
     check_equal(accuracies)
     for name in sizes:
         arms[name]["batch_size"] = sizes[name]
@@ -215,8 +231,12 @@ def measure(setup: Setup, plans: Sequence[Plan], theirs: int, repeats: int) -> d
         "places": sum(len(row.places) for batch in setup.passes.batches for row in batch.rows),
         "arms": arms,
         "ratios": {
-            f"ours : {name}": arms["ours"]["candidates_per_second"] / arms[name]["candidates_per_second"]
-            for name in arms
+            f"ours : {name}": {
+                "by the clock": arms["ours"]["candidates_per_second"] / values["candidates_per_second"],
+                "by the processor": values["processor_ms_per_candidate"]
+                / arms["ours"]["processor_ms_per_candidate"],
+            }
+            for name, values in arms.items()
             if name != "ours"
         },
         "dropped": sum(found is None for found in accuracies["racing"]),
@@ -232,23 +252,25 @@ def check_equal(accuracies: Mapping[str, Sequence[Accuracies | None]]) -> None:
 
 def show(question: str, result: Mapping[str, Any]) -> None:
     print(
-        f"\n{question}: {result['tasks']}\n  {result['asked_tokens']} tokens asked one by one, "
-        f"{result['row_tokens']} in rows, heads at {result['places']} of them"
+        f"\n{question}: {result['tasks']}\n  {result['asked_tokens']} tokens one request at a time, "
+        f"{result['row_tokens']} in our rows, heads at {result['places']} of them"
     )
     for name, values in result["arms"].items():
         more = "".join(f"  {part} {share:.1%}" for part, share in values.get("split", {}).items())
         more += f"  batches of {values['batch_size']}" if "batch_size" in values else ""
         print(
             f"  {name:16} {values['candidates_per_second']:8.3f} candidates/s"
-            f"  {values['layer_tokens'] / 1e3:8.0f}k layer-tokens each{more}"
+            f"  {values['processor_ms_per_candidate']:7.0f} ms of processor each"
+            f"  {values['layer_tokens'] / 1e3:5.0f}k layer-tokens each{more}"
         )
-    print("  " + "  ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items()))
+    for name, ratios in result["ratios"].items():
+        print(f"  {name:24}" + "  ".join(f"{how} {ratio:6.2f}" for how, ratio in ratios.items()))
     print(f"  racing dropped {result['dropped']}")
 
 
 def main(
     candidates: Annotated[int, typer.Option(min=2, help="in a generation")] = 32,
-    items: Annotated[int, typer.Option(min=8, help="of each task")] = 100,
+    items: Annotated[int, typer.Option(min=8, help="of each task; recipes/demo/tasks.yml has 50")] = 50,
     theirs: Annotated[int, typer.Option(min=1, help="candidates that lm-eval's arms score")] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="of every arm")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="of PyTorch, in all arms")] = 1,
