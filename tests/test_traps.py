@@ -71,8 +71,8 @@ MERGE = 2
             lambda d: d["slices"][MERGE]["sources"][1].update(
                 model=d["slices"][MERGE]["sources"][0]["model"]
             ),
-            "slices[2].sources: a model appears twice",
-            id="a model twice in a slice",
+            "slices[2].sources: a layer appears twice",
+            id="a layer twice in a slice",
         ),
         pytest.param(
             lambda d: d.pop("base_model"), "base_model: is missing", id="the donor depends on a hash"
