@@ -11,11 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 from gptailor_merge.cli import app
-from gptailor_merge.errors import DataError, RecipeError
+from gptailor_merge.errors import ConfigError, DataError, RecipeError
 from gptailor_merge.recipe.check import check
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.search.repair import RECIPE, RIDGES, Result, repair
+from gptailor_merge.search.space import Space
 from tests.conftest import DEMO, recipe_of
 from tests.test_three_models import assert_three_equal
 
@@ -103,6 +104,7 @@ def test_gradients_of_a_slice_that_is_split_stay_what_they_were(
     assert [i for i, slot in enumerate(after) if slot.edits] == repaired
     assert repaired
     assert Recipe.from_mapping(made.recipe.to_mapping()) == made.recipe
+    assert_three_equal(made.recipe, tmp_path / "out")
 
 
 def test_what_cannot_be_repaired_is_said(
@@ -147,3 +149,26 @@ def test_the_command_writes_a_recipe_with_its_maps(block: Recipe, tmp_path: Path
     assert [bool(slot.edits) for slot in made.slots] == [False, False, True] + [False] * 6
     table = CliRunner().invoke(app, ["repair", str(file), *data, "--out", str(tmp_path / "b"), *settings])
     assert "fitted to 2,048 tokens" in table.stdout
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"without": "mlp"},
+        {"repair": "m", "repair_digest": "0" * 16},
+    ],
+)
+def test_a_search_does_not_start_from_edited_layers_as_if_they_were_plain(edit: dict[str, str]) -> None:
+    document: dict[str, Any] = recipe_of({"base": "org/b", "math": "org/m", "code": "org/c"})
+    space = Space(
+        models=("org/b", "org/m", "org/c"),
+        depth=5,
+        sizes=(4,),
+        removable=(1, 2, 3),
+        methods=("task_arithmetic",),
+        dtype="float32",
+    )
+    space.encode(Recipe.from_mapping(document), nearest=True)
+    document["slices"][0]["parameters"].update(edit)
+    with pytest.raises(ConfigError, match="layers, methods or parameters that this space does not have"):
+        space.encode(Recipe.from_mapping(document), nearest=True)
