@@ -49,7 +49,7 @@ class ModelId:
         if not Path(text).exists() and text.count("+") == 1:
             model, adapter = (cls.parse(part) for part in text.split("+"))
             return cls(text, model.path, model.is_local and adapter.is_local, adapter)
-        looks_like_path = text.startswith(("/", "./", "../", "~")) or text.count("/") > 1
+        looks_like_path = text.startswith(("/", "./", "../", "~")) or text.split("@")[0].count("/") > 1
         return cls(text, text, Path(text).exists() or looks_like_path)
 
     @property

@@ -160,3 +160,9 @@ def test_the_tokenizer_is_the_bases_unless_asked(family: dict[str, str], tmp_pat
         materialize(Recipe.from_mapping(recipe_of(family, **top)), out)  # type: ignore[arg-type]
         assert AutoTokenizer.from_pretrained(out).chat_template == template
         assert (out / "generation_config.json").exists()
+
+
+def test_a_revision_with_slashes_is_one_of_the_hub() -> None:
+    """As that of a pull request; what has more slashes before it is a path."""
+    assert not ModelId.parse("org/name@refs/pr/28").is_local
+    assert ModelId.parse("models/org/name@refs").is_local
