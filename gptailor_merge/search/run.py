@@ -13,7 +13,8 @@ import torch
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, ScoringError, errors_in
-from gptailor_merge.recipe.operations import plan
+from gptailor_merge.recipe.operations import Plan, plan
+from gptailor_merge.scoring.evaluator import Evaluator, Outcome
 from gptailor_merge.scoring.objectives import Score, Scores
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.driver import prune, search
@@ -338,18 +339,39 @@ def _score_held_out(
         dtype = compute_dtype(device, plans.space.out_dtype)
         for name, scores in score_members(evaluator, plans.family, device, dtype).items():
             journal.record_held_out(name, scores)
-    wanted = [plan(candidate.parsed) for candidate in found.values()]
-    reported, searched = evaluator.score(wanted), session.evaluator.score(wanted)
-    gaps = {}
-    for name, candidate, held_out, again in zip(found, found.values(), reported, searched, strict=True):
-        cause = held_out.cause or again.cause
-        if cause is not None:
-            raise ScoringError(f"{name} could not be scored on the held-out set: {cause}")
-        journal.record_held_out(name, held_out.scores)
-        of_searched = session.evaluator.passes, again.measured
-        of_held_out = evaluator.passes, held_out.measured
-        seed = session.settings.seed
-        pairs = session.measures.pairs
-        gaps[candidate.digest] = [asdict(gap(pair, of_searched, of_held_out, seed)) for pair in pairs]
+    # The picked recipe is also one of the front's: each model is scored once.
+    distinct = {candidate.digest: plan(candidate.parsed) for candidate in found.values()}
+    pairs = session.measures.pairs
+    reported = _scored(evaluator, distinct)
+    searched = _scored(session.evaluator, distinct) if pairs else {}
+    for name, candidate in found.items():
+        journal.record_held_out(name, reported[candidate.digest].scores)
+    gaps = {
+        digest: [
+            asdict(
+                gap(
+                    pair,
+                    (session.evaluator.passes, again.measured),
+                    (evaluator.passes, reported[digest].measured),
+                    session.settings.seed,
+                )
+            )
+            for pair in pairs
+        ]
+        for digest, again in searched.items()
+    }
     journal.keep_held_out({*(member.name for member in plans.family.members), *found})
     journal.set_meta("gaps", json.dumps(gaps))
+
+
+def _scored(evaluator: Evaluator, plans: Mapping[str, Plan]) -> dict[str, Outcome]:
+    """By digest.
+
+    Raises:
+        ScoringError: one of them failed.
+    """
+    outcomes = dict(zip(plans, evaluator.score(list(plans.values())), strict=True))
+    for digest, outcome in outcomes.items():
+        if outcome.cause is not None:
+            raise ScoringError(f"{digest} was found, and could not be scored again: {outcome.cause}")
+    return outcomes
