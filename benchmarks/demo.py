@@ -29,8 +29,9 @@ from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.objectives import Score, Scores
-from gptailor_merge.search.driver import Settings, loss
+from gptailor_merge.search.driver import Settings
 from gptailor_merge.search.journal import open_existing
+from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.run import FOUND, RunDirectory, summarize
 from gptailor_merge.search.session import prepare, start
 from gptailor_merge.search.space import Space

@@ -35,7 +35,7 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.objectives import Score
 from gptailor_merge.scoring.repairing import with_edit
-from gptailor_merge.search.driver import loss
+from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.repair import repair
 from gptailor_merge.search.session import Plans, Session, prepare, start
 

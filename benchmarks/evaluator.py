@@ -54,8 +54,9 @@ from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.objectives import Prediction, Weights, build_kl
 from gptailor_merge.scoring.passes import Passes, Values, extend, predictions_alone
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.search.driver import loss, search
+from gptailor_merge.search.driver import search
 from gptailor_merge.search.journal import Candidate, Journal
+from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.session import compute_dtype, pick_device, prepare, start
 from gptailor_merge.search.space import Space
 from gptailor_merge.search.teachers import load_model

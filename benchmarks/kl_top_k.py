@@ -19,7 +19,7 @@ import typer
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.recipe.operations import plan
-from gptailor_merge.search.driver import loss
+from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.session import prepare, start
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"

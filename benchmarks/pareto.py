@@ -37,9 +37,9 @@ from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.objectives import Scores, Weights
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.search.driver import loss
 from gptailor_merge.search.front import Point, front
 from gptailor_merge.search.journal import open_existing
+from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.ranking import dominates
 from gptailor_merge.search.run import RunDirectory, natural, summarize
 from gptailor_merge.search.session import Session, prepare, start

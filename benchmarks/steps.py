@@ -28,7 +28,7 @@ from gptailor_merge.config import Operations, SearchConfig
 from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.objectives import Score
-from gptailor_merge.search.driver import loss
+from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.points import Array, Point, at_offset, middle
 from gptailor_merge.search.session import Session, prepare, start
 from gptailor_merge.search.space import Space

@@ -10,6 +10,7 @@ import inspect
 import platform
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -54,14 +55,15 @@ def cost(
     return Latency(name, kind, tokens or PROMPT, _described(device))
 
 
-class _PerModel(PerUnit):
+class _PerModel(PerUnit, ABC):
     """What objectives share that give a model one number, the less the better."""
 
     direction = "minimize"
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
-        raise NotImplementedError
+        """See Objective."""
 
     @property
     def sets(self) -> tuple[UnitSet, ...]:
@@ -71,9 +73,9 @@ class _PerModel(PerUnit):
     def measure(self, set_name: str, model: PreTrainedModel, first: int, stop: int) -> NDArray[np.float64]:
         return np.array([self.of(model)], dtype=np.float64)
 
+    @abstractmethod
     def of(self, model: PreTrainedModel) -> float:
         """The number."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from gptailor_merge.errors import DataError
 from gptailor_merge.scoring.calibration import TextSource
 from gptailor_merge.scoring.memory import BatchSize
 from gptailor_merge.scoring.objectives import PerUnit, Score, UnitSet, digest
-from gptailor_merge.scoring.task_items import Metric, TaskItems, common_metric
+from gptailor_merge.scoring.task_items import Metric, OfTasks, TaskItems, common_metric
 
 NGRAM = 4
 """Tokens of what is looked for again."""
@@ -29,7 +29,7 @@ SAMPLING_SEED = 1234
 
 
 @dataclass(frozen=True, eq=False)
-class TaskGeneration(PerUnit):
+class TaskGeneration(OfTasks, PerUnit):
     """A metric of tasks whose answers are generated, by lm-eval's own code.
 
     Attributes:
@@ -43,15 +43,7 @@ class TaskGeneration(PerUnit):
     items: Mapping[str, TaskItems]
     lm: Any
     batches: BatchSize
-
-    @property
-    def direction(self) -> str:
-        return self.metric.direction
-
-    @property
-    def fingerprint(self) -> str:
-        parts = [(s.digest, self.items[s.name].content) for s in self.sets]
-        return digest(["generation", self.metric.name, parts])
+    kind = "generation"
 
     def measure(self, set_name: str, model: PreTrainedModel, first: int, stop: int) -> NDArray[np.float64]:
         task = self.items[set_name].task

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from gptailor_merge.errors import ConfigError, DataError, ScoringError
+from gptailor_merge.scoring.calibration import TokenSet
 from gptailor_merge.scoring.harness import errors_of, load_tasks, own, seeded
 from gptailor_merge.scoring.items import Request
+from gptailor_merge.scoring.objectives import UnitSet, digest
 from gptailor_merge.scoring.task_documents import (
     Part,
     content,
@@ -173,6 +175,29 @@ class TaskItems:
         # The mean that stands behind a perplexity is of log-likelihoods.
         higher = units[aggregation] == "plain" and bool(self.task.higher_is_better()[key])
         return higher, "negated" if higher else units[aggregation]
+
+
+class OfTasks:
+    """What objectives share that are a metric of tasks.
+
+    Attributes:
+        kind: how answers are got; part of the fingerprint.
+        items: set name -> the items.
+    """
+
+    kind: ClassVar[str]
+    metric: Metric
+    sets: tuple[TokenSet | UnitSet, ...]
+    items: Mapping[str, TaskItems]
+
+    @property
+    def direction(self) -> str:
+        return self.metric.direction
+
+    @property
+    def fingerprint(self) -> str:
+        parts = [(one.digest, self.items[one.name].content) for one in self.sets]
+        return digest([self.kind, self.metric.name, parts])
 
 
 def common_metric(items: Sequence[TaskItems], name: str | None) -> Metric:

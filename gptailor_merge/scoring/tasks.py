@@ -19,9 +19,9 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.scoring.batching import layout
 from gptailor_merge.scoring.generating import TaskGeneration, generated
 from gptailor_merge.scoring.items import ItemSet, Request, item_set
-from gptailor_merge.scoring.objectives import Forward, Prediction, Score, digest, log_likelihood
+from gptailor_merge.scoring.objectives import Forward, Prediction, Score, log_likelihood
 from gptailor_merge.scoring.task_documents import right_options
-from gptailor_merge.scoring.task_items import SMOOTH, Metric, TaskItems, common_metric
+from gptailor_merge.scoring.task_items import SMOOTH, Metric, OfTasks, TaskItems, common_metric
 
 
 def objective(
@@ -50,7 +50,7 @@ def objective(
 
 
 @dataclass(frozen=True, eq=False)
-class TaskLikelihood:
+class TaskLikelihood(OfTasks):
     """A metric of tasks whose answers are scored by their likelihood.
 
     Attributes:
@@ -62,15 +62,7 @@ class TaskLikelihood:
     sets: tuple[ItemSet, ...]
     items: Mapping[str, TaskItems]
     _known_weights: dict[str, list[float]] = field(default_factory=dict, repr=False)
-
-    @property
-    def direction(self) -> str:
-        return self.metric.direction
-
-    @property
-    def fingerprint(self) -> str:
-        parts = [(s.digest, self.items[s.name].content) for s in self.sets]
-        return digest(["task", self.metric.name, parts])
+    kind = "task"
 
     def values(self, set_name: str, prediction: Prediction) -> torch.Tensor:
         """Of each token asked for its log-likelihood, and whether it is the likeliest."""

@@ -36,7 +36,6 @@ from gptailor_merge.search.front import losses
 from gptailor_merge.search.journal import SCORED, Candidate, Journal
 from gptailor_merge.search.optimizers import create, keeps
 from gptailor_merge.search.outcomes import Verdict, candidate_of, duplicate_of, measured
-from gptailor_merge.search.outcomes import loss as loss
 from gptailor_merge.search.parametrization import parametrization
 from gptailor_merge.search.space import Space
 from gptailor_merge.search.start import first_generation

@@ -23,13 +23,13 @@ from gptailor_merge.objective_config import (
 from gptailor_merge.scoring.batching import Batch, layout
 from gptailor_merge.scoring.calibration import TextSource, TokenSet, tokenize
 from gptailor_merge.scoring.costs import cost
-from gptailor_merge.scoring.generating import TaskGeneration, repetition
+from gptailor_merge.scoring.generating import repetition
 from gptailor_merge.scoring.harness import encoder
 from gptailor_merge.scoring.objectives import Forward, Objective, Perplexity, UnitSet, build_kl
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.scoring.task_documents import Part
-from gptailor_merge.scoring.task_items import SMOOTH, TaskItems, TaskSettings, load_items, splits_of
-from gptailor_merge.scoring.tasks import TaskLikelihood, objective, takes_trees
+from gptailor_merge.scoring.task_items import SMOOTH, OfTasks, TaskItems, TaskSettings, load_items, splits_of
+from gptailor_merge.scoring.tasks import objective, takes_trees
 from gptailor_merge.search.gap import Pair
 from gptailor_merge.search.journal import Items
 from gptailor_merge.search.teachers import Teachers
@@ -124,32 +124,21 @@ def reported(config: SearchConfig) -> tuple[ObjectiveConfig, ...]:
     A task is reported by the metric that is searched on, and where that is a smooth one also by its first.
     """
     known = [one for one in config.held_out if isinstance(one, TaskConfig)]
-    added: list[TaskConfig] = []
+    # Tasks that differ in nothing but their names are one objective.
+    added: dict[TaskConfig, list[str]] = {}
     for searched in config.objectives:
         if not isinstance(searched, TaskConfig):
             continue
-        for metric in dict.fromkeys(
-            (searched.metric, None if searched.metric in SMOOTH else searched.metric)
-        ):
+        metrics = (searched.metric, None) if searched.metric in SMOOTH else (searched.metric,)
+        for metric in metrics:
             for task in searched.tasks:
-                like = next(
-                    (one for one in known if task in one.tasks), searched.model_copy(update={"split": None})
-                )
-                wanted = like.model_copy(update={"metric": metric})
-                if wanted not in known and not any(
-                    task in one.tasks and one.metric == metric for one in known
-                ):
-                    added = _joined(added, wanted.model_copy(update={"tasks": (task,)}))
-    return (*config.held_out, *added)
-
-
-def _joined(configs: list[TaskConfig], further: TaskConfig) -> list[TaskConfig]:
-    """Tasks that differ in nothing but their names are one objective."""
-    for index, one in enumerate(configs):
-        if one.model_copy(update={"tasks": further.tasks}) == further:
-            tasks = (*one.tasks, *(task for task in further.tasks if task not in one.tasks))
-            return [*configs[:index], one.model_copy(update={"tasks": tasks}), *configs[index + 1 :]]
-    return [*configs, further]
+                named = [one for one in known if task in one.tasks]
+                if any(one.metric == metric for one in named):
+                    continue
+                like = named[0] if named else searched.model_copy(update={"split": None})
+                added.setdefault(like.model_copy(update={"metric": metric, "tasks": ()}), []).append(task)
+    further = (one.model_copy(update={"tasks": tuple(dict.fromkeys(tasks))}) for one, tasks in added.items())
+    return (*config.held_out, *further)
 
 
 class _Reader:
@@ -252,7 +241,7 @@ def _naming(section: str, index: int, key: str) -> Iterator[None]:
 
 def _metric(measure: _Measure) -> str:
     made = measure.made
-    return made.metric.name if isinstance(made, (TaskLikelihood, TaskGeneration)) else measure.config.kind
+    return made.metric.name if isinstance(made, OfTasks) else measure.config.kind
 
 
 def _same(one: _Measure, other: _Measure) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +163,15 @@ class _Fit:
         file, digest = save_map(matrix, self.directory, f"repair-{cut.slot}.safetensors")
         return with_edit(plan, cut.slot, Edit(MLP, digest, str(file)))
 
+    @cached_property
+    def _passes(self) -> Passes:
+        """What the ridge is chosen on."""
+        rungs = layout(self.chosen_on, BATCH_TOKENS, device=self.composer.device)
+        return Passes([Perplexity("nll", tuple(self.chosen_on))], rungs)
+
     def _loss(self, plan: Plan) -> float:
-        """Nats per token on what the ridge is chosen on."""
-        passes = Passes(
-            [Perplexity("nll", tuple(self.chosen_on))],
-            layout(self.chosen_on, BATCH_TOKENS, device=self.composer.device),
-        )
-        (by_set,) = passes.score(self.composer.compose(plan)).values()
+        """Nats per token on that."""
+        (by_set,) = self._passes.score(self.composer.compose(plan)).values()
         return Score.total(list(by_set.values())).mean
 
 

@@ -21,9 +21,10 @@ from gptailor_merge.scoring.evaluator import Outcome
 from gptailor_merge.scoring.objectives import Score
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search import optimizers
-from gptailor_merge.search.driver import Settings, loss, search
+from gptailor_merge.search.driver import Settings, search
 from gptailor_merge.search.front import front
 from gptailor_merge.search.journal import Journal
+from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.run import RunDirectory, execute
 from gptailor_merge.search.session import pick_device
 from gptailor_merge.search.space import Space

@@ -24,8 +24,8 @@ from gptailor_merge.search.baselines.one_shot import OneShot
 from gptailor_merge.search.baselines.problem import Problem, extends, nearest, removed_by
 from gptailor_merge.search.baselines.random_search import RandomSearch
 from gptailor_merge.search.baselines.subject import base_of
-from gptailor_merge.search.driver import loss
 from gptailor_merge.search.journal import DROPPED, PROBE, SCORED, Candidate
+from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.space import Space
 from tests.search.baselines.conftest import Prepare, rows
 
