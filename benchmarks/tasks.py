@@ -6,9 +6,11 @@ Two objectives on the built-in family: the true continuation among four, and min
 are different children of one parent, as at the start of a search. All arms compose them in memory, with
 banks of their own, and score them on the same items, side by side in one run:
 
-    simple_evaluate   lm_eval.simple_evaluate for each candidate, as mergekit-evolve calls it, with one task
-                      manager, no samples, no bootstrap, and the batch size that is fastest here
-    loglikelihood     requests are built once; for each candidate lm-eval's language model answers them
+    simple_evaluate   lm_eval.simple_evaluate for each candidate, as mergekit-evolve calls it on a model in
+                      memory: one task manager, and lm-eval's own batch size, 1
+    tuned             the same with the batch size that is fastest here
+    loglikelihood     requests are built once; for each candidate lm-eval's language model answers them, in
+                      batches of the fastest size
     alone             ours, one candidate after the other
     ours              a generation scored together: what candidates share is computed once
     racing            the same in rungs, and candidates that cannot have the best choice_loss leave early
@@ -185,7 +187,8 @@ def measure(setup: Setup, plans: Sequence[Plan], theirs: int, repeats: int) -> d
     manager = task_manager((setup.name,), TASKS)
     model = setup.composer().compose(plans[0])
     sizes = {
-        "simple_evaluate": fastest(lambda size: by_lm_eval(setup, manager, model, size)),
+        "simple_evaluate": 1,
+        "tuned": fastest(lambda size: by_lm_eval(setup, manager, model, size)),
         "loglikelihood": fastest(lambda size: by_likelihoods(setup, model, size)),
     }
     Evaluator(setup.composer(), setup.passes).score(plans[:1])  # ours is warm, too
@@ -204,6 +207,7 @@ def measure(setup: Setup, plans: Sequence[Plan], theirs: int, repeats: int) -> d
     for _ in range(repeats):
         for name, score in (
             ("simple_evaluate", lambda model, size: by_lm_eval(setup, manager, model, size)),
+            ("tuned", lambda model, size: by_lm_eval(setup, manager, model, size)),
             ("loglikelihood", lambda model, size: by_likelihoods(setup, model, size)),
         ):
             composer = setup.composer()

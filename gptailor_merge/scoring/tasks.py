@@ -66,8 +66,12 @@ class TaskLikelihood(OfTasks):
 
     def values(self, set_name: str, prediction: Prediction) -> torch.Tensor:
         """Of each token asked for its log-likelihood, and whether it is the likeliest."""
-        assert prediction.at is not None
-        likeliest = prediction.logits.argmax(-1)[prediction.at] == prediction.next_ids
+        logits, at, asked = prediction.logits, prediction.at, prediction.next_ids
+        assert at is not None
+        # The largest logit is found faster than where it is; of several that are equal the first counts.
+        likeliest = logits[at, asked] == logits.amax(-1)[at]
+        (equal,) = likeliest.nonzero(as_tuple=True)
+        likeliest[equal] = logits[at[equal]].argmax(-1) == asked[equal]
         return torch.stack([log_likelihood(prediction), likeliest.float()], -1)
 
     def units(self, set_name: str, values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
