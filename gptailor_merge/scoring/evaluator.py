@@ -54,6 +54,8 @@ class Evaluator:
     rung, one model after the other.
 
     Attributes:
+        composer: makes the models.
+        passes: what they are measured on.
         layer_tokens: tokens times layers that were computed so far, but for those of whole models.
         seconds: spent so far on composing, forward (the layers), head (and objectives), whole models,
             bookkeeping.
@@ -63,7 +65,7 @@ class Evaluator:
         self.passes = passes
         self.layer_tokens = 0
         self.seconds = dict.fromkeys(("composing", "forward", "head", "whole", "bookkeeping"), 0.0)
-        self._composer = composer
+        self.composer = composer
         self._device = composer.device
         self._most_sequences: int | None = None
 
@@ -120,7 +122,7 @@ class Evaluator:
     def _score_model(self, number: int, candidate: _Candidate) -> None:
         with candidate.attempt():
             with self._clock("composing"):
-                model = self._composer.compose(candidate.plan)
+                model = self.composer.compose(candidate.plan)
             with self._clock("whole"):
                 self.passes.measure_model(number, model, candidate.measured)
         if candidate.cause is not None:
@@ -130,7 +132,7 @@ class Evaluator:
         """The values of a batch for each candidate that did not fail."""
         if self._most_sequences is None or len(batch.ids) <= self._most_sequences:
             try:
-                walk = self._by_levels if self._composer.streams else self._by_paths
+                walk = self._by_levels if self.composer.streams else self._by_paths
                 return list(walk(batch, candidates))
             except _OutOfMemoryError:
                 self._most_sequences = max(1, len(batch.ids) // 2)
@@ -146,7 +148,7 @@ class Evaluator:
         for candidate, after in zip_longest(candidates, candidates[1:]):
             with candidate.attempt(batch):
                 with self._clock("composing"):
-                    model = self._composer.compose(candidate.plan)
+                    model = self.composer.compose(candidate.plan)
                 with self._clock("forward"):
                     keep = common(candidate.path, after.path) if after else 0
                     state = walk.run(model, candidate.path, keep)
@@ -162,7 +164,7 @@ class Evaluator:
             candidate = candidates[position]
             with candidate.attempt(batch):
                 with self._clock("composing"):
-                    model = self._composer.compose(candidate.plan, only=(depth,))
+                    model = self.composer.compose(candidate.plan, only=(depth,))
                 with self._clock("forward"):
                     layers = range(depth, depth + 1)
                     (after,) = advance(model, batch.ids, before, layers, {depth}, batch.branches)
@@ -176,7 +178,7 @@ class Evaluator:
         for position, state in levels([c.path for c in candidates], step):
             candidate = candidates[position]
             with candidate.attempt(batch), self._clock("head"):
-                model = self._composer.compose(candidate.plan, only=())
+                model = self.composer.compose(candidate.plan, only=())
                 values = self.passes.measure(predictions(model, batch, state))
                 yield candidate, values
 

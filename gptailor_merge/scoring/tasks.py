@@ -66,13 +66,7 @@ class TaskLikelihood(OfTasks):
 
     def values(self, set_name: str, prediction: Prediction) -> torch.Tensor:
         """Of each token asked for its log-likelihood, and whether it is the likeliest."""
-        logits, at, asked = prediction.logits, prediction.at, prediction.next_ids
-        assert at is not None
-        # The largest logit is found faster than where it is; of several that are equal the first counts.
-        likeliest = logits[at, asked] == logits.amax(-1)[at]
-        (equal,) = likeliest.nonzero(as_tuple=True)
-        likeliest[equal] = logits[at[equal]].argmax(-1) == asked[equal]
-        return torch.stack([log_likelihood(prediction), likeliest.float()], -1)
+        return torch.stack([log_likelihood(prediction), is_likeliest(prediction).float()], -1)
 
     def units(self, set_name: str, values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
         items = self._set(set_name)
@@ -125,6 +119,17 @@ class TaskLikelihood(OfTasks):
             return 1.0
         value = items.task.process_results(items.instances[number][0].doc, [0.0])[self.metric.key]
         return float(value[1]) if isinstance(value, tuple) else 1.0
+
+
+def is_likeliest(prediction: Prediction) -> torch.Tensor:
+    """Whether a greedy model would say each token asked for, bool [asked]."""
+    logits, at, asked = prediction.logits, prediction.at, prediction.next_ids
+    assert at is not None
+    # The largest logit is found faster than where it is; of several that are equal the first counts.
+    likeliest = logits[at, asked] == logits.amax(-1)[at]
+    (equal,) = likeliest.nonzero(as_tuple=True)
+    likeliest[equal] = logits[at[equal]].argmax(-1) == asked[equal]
+    return likeliest
 
 
 def margin(likelihoods: Sequence[float], task: Any, document: Any) -> float:

@@ -107,7 +107,7 @@ def test_the_base_has_no_divergence_from_itself(parts, family: dict[str, str]) -
 
 def test_a_failure_is_an_outcome_with_its_cause(parts, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     _, plan, evaluator = parts
-    monkeypatch.setattr(evaluator._composer, "compose", lambda *_: 1 / 0)
+    monkeypatch.setattr(evaluator.composer, "compose", lambda *_: 1 / 0)
     (outcome,) = evaluator.score([plan])
     assert (outcome.cause, outcome.scores, outcome.tokens) == ("ZeroDivisionError: division by zero", {}, 0)
     monkeypatch.undo()
@@ -132,8 +132,8 @@ def test_a_failure_concerns_one_candidate_of_a_generation(  # type: ignore[no-un
 ) -> None:
     _, plan, evaluator = parts
     (alone,) = evaluator.score([plan])
-    compose = evaluator._composer.compose
-    monkeypatch.setattr(evaluator._composer, "compose", lambda p: compose(p) if len(p.slots) == 4 else 1 / 0)
+    compose = evaluator.composer.compose
+    monkeypatch.setattr(evaluator.composer, "compose", lambda p: compose(p) if len(p.slots) == 4 else 1 / 0)
     good, bad, again = evaluator.score([plan, replace(plan, slots=plan.slots[:2]), plan])
     assert good.scores == again.scores == alone.scores
     assert bad.cause == "ZeroDivisionError: division by zero"
@@ -148,7 +148,7 @@ def test_layers_streamed_from_the_host_give_the_same_scores(
     for cache_bytes in (1, 10**9):
         streaming = evaluator_of(loaded, sets, on_host=True, cache_bytes=cache_bytes)
         assert scores_of(streaming.score(plans)) == expected
-        bank = streaming._composer._bank
+        bank = streaming.composer._bank
         assert (len(bank._made) == 1) == (cache_bytes == 1)
 
 
@@ -159,7 +159,7 @@ def test_a_failure_while_streaming_concerns_those_that_share_it(
     expected = scores_of(evaluator_of(loaded, sets).score(plans))
     streaming = evaluator_of(loaded, sets, on_host=True)
     bad = plans[0].slots[2]
-    bank = streaming._composer._bank
+    bank = streaming.composer._bank
     layer = bank.layer
     monkeypatch.setattr(bank, "layer", lambda slot: 1 / 0 if slot == bad else layer(slot))
     for made, outcome, scores in zip(plans, streaming.score(plans), expected, strict=True):
@@ -265,7 +265,7 @@ def test_scores_stand_in_the_order_of_the_objectives(parts, sets) -> None:  # ty
     _, plan, evaluator = parts
     short = replace(sets[1], sequences=tuple(ids[:9] for ids in sets[1].sequences), digest="short")
     rungs = layout((sets[0], short), 64, device=CPU)
-    other = Evaluator(evaluator._composer, Passes([Perplexity("perplexity", (sets[0], short))], rungs))
+    other = Evaluator(evaluator.composer, Passes([Perplexity("perplexity", (sets[0], short))], rungs))
     (outcome,) = other.score([plan])
     assert list(outcome.scores["perplexity"]) == [sets[0].name, sets[1].name]
     assert rungs[0][0].segments[0].digest == "short"  # shorter sequences go first

@@ -237,7 +237,7 @@ def test_repetition_is_of_the_greedy_continuation(
     plans = [plan(recipe) for recipe in recipes_of(loaded, 3)]
     outcomes = evaluator.score(plans)
     for one, outcome in zip(plans, outcomes, strict=True):
-        model = evaluator._composer.compose(one)
+        model = evaluator.composer.compose(one)
         for source, ids in made.prompts.items():
             shares = [repeated(continued(model, list(prompt), 12)) for prompt in ids]
             score = outcome.scores["repetition"][source]
@@ -308,7 +308,7 @@ def test_a_candidate_generates_by_the_settings_that_the_written_model_gets(
     manager = TaskManager(include_path=generation.include_path, include_defaults=False)
     results = lm_eval_on(tmp_path / "out", tokenizer, ["filtered"], manager)["results"]["filtered"]
     assert outcome.scores["exact_match"]["filtered"].natural == results["exact_match,strict"] == 1.0
-    composed = evaluator._composer.compose(plan(recipe)).generation_config.to_dict()
+    composed = evaluator.composer.compose(plan(recipe)).generation_config.to_dict()
     alone = dense(tmp_path / "out")
     assert composed == alone.generation_config.to_dict()
     alone.generation_config.suppress_tokens = None

@@ -159,7 +159,7 @@ def test_a_failure_on_a_whole_model_concerns_one_candidate(
             raise error
         return measure(self, name, model, first, stop)
 
-    bad = evaluator._composer.compose(plans[0]).base_model.layers[1].mlp.up_proj.weight.data_ptr()
+    bad = evaluator.composer.compose(plans[0]).base_model.layers[1].mlp.up_proj.weight.data_ptr()
     monkeypatch.setattr(Repetition, "measure", fails)
     found = evaluator.score(plans)
     assert found[0].cause is not None
@@ -195,9 +195,9 @@ def test_a_dropped_candidate_has_an_estimate_though_all_others_failed(
 def test_layers_streamed_from_the_host_give_the_same_scores(loaded: Family, evaluator: Evaluator) -> None:
     plans = generation_of(loaded, 1, 4)
     expected = [outcome.scores for outcome in evaluator.score(plans)]
-    bank = evaluator._composer._bank
+    bank = evaluator.composer._bank
     bank.on_host, bank._cache_bytes = True, 1
-    assert evaluator._composer.streams
+    assert evaluator.composer.streams
     assert [outcome.scores for outcome in evaluator.score(plans)] == expected
 
 

@@ -23,14 +23,14 @@ from gptailor_merge.publish.materialize import materialize
 from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.batching import layout
+from gptailor_merge.scoring.batching import Segment, layout
 from gptailor_merge.scoring.calibration import TokenSet, load_tokenizer
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.harness import encoder
-from gptailor_merge.scoring.objectives import Scores
+from gptailor_merge.scoring.objectives import Prediction, Scores
 from gptailor_merge.scoring.passes import Passes, predictions_alone
 from gptailor_merge.scoring.task_items import TaskSettings, load_items
-from gptailor_merge.scoring.tasks import margin, objective, takes_trees
+from gptailor_merge.scoring.tasks import is_likeliest, margin, objective, takes_trees
 from gptailor_merge.search.space import Space
 from tests.conftest import MakeFamily
 from tests.zoo import DEPTH, write_family
@@ -253,3 +253,11 @@ def test_a_metric_that_is_better_the_lower_is_minimised(tokenizer: Any, member: 
     assert (
         made.natural == made.mean == scores_on(member, tokenizer, local(tasks), "acc")["acc"]["local"].natural
     )
+
+
+def test_of_tokens_that_are_equally_likely_a_greedy_model_says_the_first() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]])
+    at, asked = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 2])
+    prediction = Prediction(Segment("d", (0,), range(1)), asked, logits, logits.logsumexp(-1), at)
+    assert is_likeliest(prediction).tolist() == (logits.argmax(-1)[at] == asked).tolist()
+    assert is_likeliest(prediction).tolist() == [False, True, False, True, False]
