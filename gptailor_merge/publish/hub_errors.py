@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +21,8 @@ from gptailor_merge.errors import ConfigError, HubError, TailorError
 HTTPError: type[Exception] = huggingface_hub.errors.HTTPError  # type: ignore[attr-defined]
 
 _QUOTA = ("quota", "storage limit", "storage is full", "exceeded")
+_XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
+"""In what hf-xet raises."""
 PUSH_AGAIN = "push again: what has arrived is not sent again"
 
 
@@ -56,22 +59,31 @@ def _sentence(error: Exception, repo_id: str, again: str) -> str | None:
         if isinstance(one, HFValidationError):
             raise ConfigError(f"{repo_id} is no name of a repository; expected USER/NAME") from None
         if isinstance(one, HfHubHTTPError):
-            return _of_status(one, repo_id, again)
+            response: Any = one.response
+            wait = response.headers.get("retry-after", "")
+            said = (one.server_message or "").splitlines()
+            return _of_status(int(response.status_code), said, repo_id, again, wait)
+        if match := _XET_STATUS.search(str(one)):
+            return _of_status(int(match[1]), (), repo_id, again)
     for one in chain:
         if isinstance(one, (HTTPError, ConnectionError)):
-            return f"the connection to the Hub failed or was lost ({_first_line(one)}); {again}"
+            return f"the connection to the Hub failed or was lost ({_beginning(one)}); {again}"
     for one in chain:
         if isinstance(one, (OSError, RuntimeError, ValueError)):
-            return f"{repo_id}: {_first_line(one)}; {again}"
+            return f"{repo_id}: {_beginning(one)}; {again}"
     return None
 
 
-def _of_status(error: HfHubHTTPError, repo_id: str, again: str) -> str:
-    response: Any = error.response
-    status = int(response.status_code)
-    said = (error.server_message or "").splitlines()
+def _of_status(status: int, said: Sequence[str], repo_id: str, again: str, wait: str = "") -> str:
+    """What an HTTP status comes to.
+
+    Args:
+        said: lines of the Hub's own message.
+        wait: seconds that it asks to wait.
+    """
     quoted = f" (it says: {said[0].strip()})" if said else ""
-    if status in (402, 413, 507) or any(word in " ".join(said).lower() for word in _QUOTA):
+    is_quota = status in (400, 403) and any(word in " ".join(said).lower() for word in _QUOTA)
+    if is_quota or status in (402, 413, 507):
         return f"the Hub has no room for {repo_id}{quoted}; free some or take a larger plan, and push again"
     if status == 401:
         return (
@@ -88,7 +100,6 @@ def _of_status(error: HfHubHTTPError, repo_id: str, again: str) -> str:
     if status in (409, 412):
         return f"{repo_id} was changed by someone else meanwhile{quoted}; look at it and push again"
     if status == 429:
-        wait = response.headers.get("retry-after", "")
         after = f"in {wait} seconds" if wait.isdigit() else "in a few minutes"
         return f"the Hub has had too many requests from here; try again {after}: {again}"
     if status >= 500:
@@ -106,6 +117,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _first_line(error: BaseException) -> str:
+def _beginning(error: BaseException) -> str:
+    """Its first lines: a heading often stands before what was wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return " ".join(lines[:2]).rstrip(".") or type(error).__name__

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -22,6 +23,8 @@ import yaml
 TOKEN = "hf_ThisTokenIsSecret0123456789"
 LFS = (".safetensors", ".png")
 LICENCES = ("apache-2.0", "mit", "llama3.1", "other")
+
+_NUMBERS = count()
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Fault:
     Attributes:
         path: a pattern of "METHOD /path".
         cut: close the connection without a word.
+        refuse: what is said of every object of an LFS batch.
         then: is called before the request is answered as usual, instead of a failure.
     """
 
@@ -88,6 +92,7 @@ class Fault:
     message: str = ""
     times: int = 1
     cut: bool = False
+    refuse: str = ""
     then: Callable[[], None] | None = None
 
 
@@ -117,7 +122,6 @@ class StandIn:
         }
         self.xet_store: str | None = None
         self.xet_hashes: dict[str, str] = {}
-        self._commits = 0
 
     def fill(self, repo_id: str, files: dict[str, bytes], *, private: bool = False) -> Repository:
         """A repository that somebody else has made."""
@@ -126,8 +130,8 @@ class StandIn:
         return repository
 
     def commit(self, files: dict[str, Blob], title: str = "by hand") -> Commit:
-        self._commits += 1
-        return Commit(hashlib.sha1(str(self._commits).encode()).hexdigest(), title, files)
+        # Never the same twice: clients keep what they have downloaded by it.
+        return Commit(hashlib.sha1(str(next(_NUMBERS)).encode()).hexdigest(), title, files)
 
     def asked(self, pattern: str) -> list[Request]:
         """The requests of that kind so far."""
@@ -214,11 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if fault.then is not None:
                     fault.then()
                     continue
-                if fault.cut:
-                    self.close_connection = True
-                    self.connection.close()
-                    return
-                return self._error(fault.status, message=fault.message, **fault.headers)
+                return self._fail(fault, body)
         is_upload = url.path.startswith("/objects/")  # signed by its address, as at the Hub
         if not is_upload and headers.get("authorization") not in (None, f"Bearer {TOKEN}"):
             return self._error(401, message="Invalid credentials in Authorization header")
@@ -229,7 +229,18 @@ class _Handler(BaseHTTPRequestHandler):
                 return handle(self, parts, body, parse_qs(url.query))
         return self._error(404, message=f"no route {self.command} {url.path}")
 
-    do_GET = do_HEAD = do_POST = do_PUT = _serve
+    do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - as http.server calls them
+
+    def _fail(self, fault: Fault, body: bytes) -> None:
+        if fault.cut:
+            self.close_connection = True
+            self.connection.close()
+        elif fault.refuse:
+            error = {"code": 422, "message": fault.refuse}
+            objects = [{**asked, "error": error} for asked in json.loads(body)["objects"]]
+            self._answer(200, {"transfer": "basic", "objects": objects})
+        else:
+            self._error(fault.status, message=fault.message, **fault.headers)
 
     # ------------------------------------------------------------------ answers
 

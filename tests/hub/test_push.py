@@ -226,7 +226,11 @@ def test_a_search_that_could_not_be_published_does_not_begin(
         ((*into, "you/small"), {}, "the token may not write to you"),
         ((*into, "guests/small"), {}, "the token may not write to guests"),
         ((*into, REPO), {"HF_TOKEN": None}, "there is no token for the Hub; run  hf auth login"),
-        ((*into, REPO, "--license", "bsd-4"), {}, "--license: the Hub does not take 'bsd-4': \"license\" must"),
+        (
+            (*into, REPO, "--license", "bsd-4"),
+            {},
+            "--license: the Hub does not take 'bsd-4': \"license\" must",
+        ),
         ((*into, "small"), {}, "expected a repository's name, USER/NAME, found 'small'"),
         ((*into, REPO, "--no-model"), {}, "--push-to-hub publishes the model; leave out --no-model"),
         ((*asked, "--push-to-hub"), {}, "--push-to-hub needs --hub-model-id USER/NAME"),
@@ -265,7 +269,9 @@ def test_the_repository_changes_while_the_model_is_checked(hub: StandIn, by_lfs:
     repository = hub.fill(REPO, {".gitattributes": b""})
 
     def somebody_else() -> None:
-        repository.refs["main"].append(hub.commit({**repository.main.files, "notes.md": repository.main.files[".gitattributes"]}))
+        repository.refs["main"].append(
+            hub.commit({**repository.main.files, "notes.md": repository.main.files[".gitattributes"]})
+        )
 
     hub.faults.append(Fault(r"POST .*/preupload/", then=somebody_else))
     done = by_lfs("push", run, REPO)
