@@ -167,7 +167,7 @@ def evolve(
     if not no_model:
         typer.echo(f"model   {run.model}  (written by mergekit, reloaded, every tensor in place)")
     if publication is not None:
-        hub_cli.tell(publication.publish(run))
+        hub_cli.tell(publication.publish(run, hub_cli.say))
 
 
 @app.command()

@@ -59,10 +59,10 @@ def push(
     target = Target(repo, private, create_pr, revision, overwrite, commit_message)
     publication = Publication(target, license_)
     if dry_run:
-        _list(publication.write(RunDirectory(run), _say))
+        _list(publication.write(RunDirectory(run), say))
         return
     _show_uploads()
-    tell(publication.publish(RunDirectory(run), _say))
+    tell(publication.publish(RunDirectory(run), say))
 
 
 def reproduce(
@@ -87,11 +87,11 @@ def reproduce(
     members = members_given(member or ())
     if out is not None:
         refuse_existing(out)
-    _say(f"downloading {repo}")
+    say(f"downloading {repo}")
     published = fetch(repo, revision)
     with tempfile.TemporaryDirectory() as scratch:
         made = out or Path(scratch) / "model"
-        _say("building it again")
+        say("building it again")
         rebuild(published, members, made)
         found = compare(published, made)
     for difference in found.differences:
@@ -150,7 +150,7 @@ def _list(directory: Path) -> None:
     )
 
 
-def _say(step: str) -> None:
+def say(step: str) -> None:
     Console(stderr=True).print(step, markup=False, highlight=False)
 
 

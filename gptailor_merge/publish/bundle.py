@@ -26,7 +26,7 @@ PICTURES = "pictures"
 WEIGHTS = "*.safetensors"
 
 Painter = Callable[[RunDirectory, Path], tuple[Picture, ...]]
-"""Draws the pictures of a run into a directory; the first is the map of the recipe."""
+"""Draws the pictures of a run into a directory."""
 
 
 def no_pictures(run: RunDirectory, directory: Path) -> tuple[Picture, ...]:

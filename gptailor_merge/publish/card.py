@@ -15,7 +15,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig
 
 import gptailor_merge
+from gptailor_merge.config import SearchConfig
+from gptailor_merge.objective_config import CostConfig, ObjectiveConfig
 from gptailor_merge.publish.card_tables import (
+    COSTS,
     held_out_tables,
     latency_table,
     members_table,
@@ -40,8 +43,8 @@ TAGS = ("mergekit", "merge", "pruned", "gptailor")
 TASK = "text-generation"
 CUSTOM = "custom"
 """What a model-index calls the data set of a file."""
-COSTS = ("count", "bytes", "ms")
-"""Units of what says nothing about quality."""
+PLACES = {"map": "removed", "held-out": "held_out"}
+"""Name of a picture's file, without its ending -> the section of the card; others stand with the search."""
 
 
 def template() -> Path:
@@ -55,15 +58,23 @@ def card_of(release: Release, repo_id: str, pictures: Sequence[Picture] = ()) ->
 
     Args:
         repo_id: where it is published.
-        pictures: in the directory `pictures` beside the card; the first is the map of the recipe.
+        pictures: in the directory `pictures` beside the card; PLACES says which stands where.
     """
     card: ModelCard = ModelCard.from_template(
         metadata(release, repo_id),
         template_path=str(template()),
         **_text(release, repo_id),
-        pictures=pictures,
+        pictures=_placed(pictures),
     )
     return card
+
+
+def _placed(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+    """Section -> its pictures."""
+    placed: dict[str, list[Picture]] = {"removed": [], "held_out": [], "search": []}
+    for picture in pictures:
+        placed[PLACES.get(Path(picture.file).stem, "search")].append(picture)
+    return placed
 
 
 def metadata(release: Release, repo_id: str) -> ModelCardData:
@@ -143,7 +154,7 @@ def _text(release: Release, repo_id: str) -> dict[str, Any]:
         "kv_note": "" if sizes["after"].kv_cache is None else _KV_NOTE,
         "latency_table": latency_table(release),
         "held_out": tables,
-        "held_out_settings": described("held_out", reported(settings), release.items, harness),
+        "held_out_settings": described("held_out", _quality(settings), release.items, harness),
         "has_errors": any(table.has_errors for table in tables),
         "gaps": list(_gaps(release)),
         "search": _search(release),
@@ -163,6 +174,11 @@ def _text(release: Release, repo_id: str) -> dict[str, Any]:
             if part.hub_id
         ],
     }
+
+
+def _quality(settings: SearchConfig) -> list[ObjectiveConfig]:
+    """What is held out, without costs."""
+    return [one for one in reported(settings) if not isinstance(one, CostConfig)]
 
 
 _KV_NOTE = "KV cache: bytes per token of context, averaged over a context of 4,096 tokens."

@@ -14,6 +14,8 @@ from gptailor_merge.scoring.objectives import Score
 from gptailor_merge.search.run import FOUND, TOTAL
 
 THIS = "**this model**"
+COSTS = ("count", "bytes", "ms")
+"""Units of what says nothing about quality."""
 
 
 @dataclass(frozen=True)
@@ -111,25 +113,26 @@ def size_table(release: Release, before: Size, after: Size) -> str:
 def latency_table(release: Release) -> str:
     """Of what the search measured; empty where it measured none."""
     rows = []
+    measured = set()
     for model, scores in release.held_out.items():
         for name, by_set in scores.items():
             total = Score.total(list(by_set.values()))
             if total.unit == "ms":
+                measured.add(name)
                 rows.append([_model(model), name.replace("_", " "), f"{total.natural:.2f}"])
-    if not rows:
-        for name, values in release.summary.scores.items():
-            if name.rsplit("-", 1)[0] in ("prefill_latency", "decode_latency"):
-                rows.append([THIS, name.replace("_", " "), f"{values[TOTAL]:.2f}"])
+    for name, values in release.summary.scores.items():
+        if name.startswith(("prefill_latency", "decode_latency")) and name not in measured:
+            rows.append([THIS, name.replace("_", " "), f"{values[TOTAL]:.2f}"])
     return markdown(["model", "what", "ms"], rows, left=2) if rows else ""
 
 
 def held_out_tables(release: Release) -> list[Table]:
-    """A table for each objective: models by sets, with standard errors where the run has them."""
+    """A table for each measure of quality: models by sets, with standard errors where the run has them."""
     found = release.held_out.get(FOUND, {})
     return [
         _held_out(release, name, list(by_set))
         for name, by_set in found.items()
-        if next(iter(by_set.values())).unit != "ms"
+        if next(iter(by_set.values())).unit not in COSTS
     ]
 
 

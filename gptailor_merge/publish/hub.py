@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -84,7 +85,7 @@ class Pushed:
     Attributes:
         url: of the commit, or of the pull request.
         changed: whether a commit was made; none is where all files are there already.
-        tag: of the commit; None for a pull request.
+        tag: of the commit; None for a pull request, and where an earlier commit has it.
     """
 
     url: str
@@ -158,8 +159,18 @@ class Hub:
             )
             if target.proposes:
                 return Pushed(str(commit.pr_url or commit.commit_url), commit.oid != head, None)
-            api.create_tag(target.repo_id, tag=tag, revision=commit.oid, exist_ok=True)
-        return Pushed(str(commit.commit_url), commit.oid != head, tag)
+            tagged = self._tag(tag, commit.oid)
+        return Pushed(str(commit.commit_url), commit.oid != head, tag if tagged else None)
+
+    def _tag(self, tag: str, commit: str) -> bool:
+        """Tag a commit, unless an earlier push of the same recipe has the tag: tags do not move."""
+        try:
+            self._api.create_tag(self._target.repo_id, tag=tag, revision=commit)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:
+                raise
+            return False
+        return True
 
     def _look(self, search: str) -> Seen:
         """What is there.

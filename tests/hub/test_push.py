@@ -63,6 +63,16 @@ def test_a_later_state_of_a_run_replaces_the_earlier(hub: StandIn, by_lfs: Worke
     assert hub.repositories[REPO].main.title == "a longer search"
 
 
+def test_a_tag_stays_with_the_first_commit_of_its_recipe(hub: StandIn, by_lfs: Worker, run: Path) -> None:
+    assert by_lfs("push", run, REPO).code == 0
+    repository = hub.repositories[REPO]
+    first = repository.main
+    done = by_lfs("push", run, REPO, "--license", "mit")
+    assert (done.code, "(tag" in done.out) == (0, False)
+    assert repository.main != first
+    assert list(repository.tags.values()) == [first]
+
+
 def record_of(worker: Worker, run: Path) -> bytes:
     assert worker("push", run, REPO, "--dry-run").code == 0
     return (run / "hub" / "gptailor_run.json").read_bytes()

@@ -163,10 +163,17 @@ def test_tables_hold_the_numbers_of_the_journal(of_tasks: Release) -> None:
         assert rows["measured on"] == [f"{next(iter(held_out[FOUND][name].values())).count:,.0f}"]
     assert "(higher is better)" in tables[2]
     assert all("(lower is better)" in table for table in tables[:2])
-    latency = rows_of(section(text, "Latency"))
-    assert float(latency["**this model**"][1]) == pytest.approx(
-        Score.total(list(held_out[FOUND]["decode_latency"].values())).natural, abs=0.005
-    )
+    latencies = [line.split(" | ") for line in section(text, "Latency").splitlines() if "latency" in line]
+    expected = {
+        (model, "decode latency"): Score.total(list(scores["decode_latency"].values())).natural
+        for model, scores in held_out.items()
+    }
+    expected[FOUND, "prefill latency"] = of_tasks.summary.scores["prefill_latency"]["total"]
+    found = {
+        (model.strip("| ").replace("**this model**", FOUND), what): float(ms.strip(" |"))
+        for model, what, ms in latencies
+    }
+    assert found == pytest.approx(expected, abs=0.005)
 
 
 def test_sizes_are_those_of_the_files(of_tasks: Release, family: dict[str, str]) -> None:
@@ -229,14 +236,18 @@ def test_a_test_split_that_was_searched_on_is_a_warning(of_tasks: Release) -> No
     assert f"> [!WARNING]\n> {sentence}\n" in text
 
 
-def test_pictures_stand_where_they_belong(plain: Release) -> None:
+def test_pictures_stand_where_they_belong(of_tasks: Release) -> None:
     pictures = (
+        Picture("held-out.png", "Held out", "Scores of all models"),
         Picture("map.png", "The recipe", "Slots by layers"),
         Picture("progress.png", "Progress", "Loss by tokens"),
     )
-    text = card_of(plain, REPO, pictures).text
-    assert "![Slots by layers](pictures/map.png)" in section(text, "What was removed")
-    assert "![Loss by tokens](pictures/progress.png)\n\n*Progress*" in section(text, "How it was found")
+    text = card_of(of_tasks, REPO, pictures).text
+    assert "\n![Slots by layers](pictures/map.png)\n" in section(text, "What was removed")
+    assert "\n![Scores of all models](pictures/held-out.png)\n" in section(text, "Held-out scores")
+    assert "\n![Loss by tokens](pictures/progress.png)\n\n*Progress*\n" in section(text, "How it was found")
+    assert text.count("](pictures/") == 3
+    assert "\n\n\n" not in text
 
 
 def test_the_recipe_and_how_to_build_it_again(plain: Release) -> None:
