@@ -7,7 +7,8 @@ known is left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,7 @@ def _results(release: Release) -> Iterator[EvalResult]:
                     "dataset_config": source.config,
                     "dataset_split": source.split,
                 }
-            kind = objective.rsplit("-", 1)
-            metric = kind[0] if len(kind) > 1 and kind[1].isdigit() else objective
+            metric = _metric(objective)
             yield EvalResult(
                 task_type=TASK,
                 dataset_name=name,
@@ -194,21 +194,22 @@ def _result(release: Release) -> str:
         parts = [f"{left} of {layers} layers, {kept:,} of {parameters:,} parameters ({share:.1f} % less)"]
     parts.append("no training")
     found = release.held_out.get(FOUND, {})
-    measured = [name for name, by_set in found.items() if _one(by_set.values()).unit not in COSTS]
+    measured = [name for name, by_set in found.items() if next(iter(by_set.values())).unit not in COSTS]
     if measured:
         name = measured[0]
-        after = Score.total(list(found[name].values())).natural
+        text = f"held-out {_metric(name)} on {', '.join(found[name])} {_total(found[name]):.4g}"
         before = release.held_out.get("base", {}).get(name)
-        text = f"held-out {name} {after:.4g}"
-        if before:
-            text += f", the base model's is {Score.total(list(before.values())).natural:.4g}"
-        parts.append(text)
+        parts.append(f"{text}, the base model's is {_total(before):.4g}" if before else text)
     return "; ".join(parts) + "."
 
 
-def _one(scores: Any) -> Score:
-    score: Score = next(iter(scores))
-    return score
+def _metric(objective: str) -> str:
+    """Its name without the number that tells several of one metric apart."""
+    return re.sub(r"-\d+$", "", objective)
+
+
+def _total(by_set: Mapping[str, Score]) -> float:
+    return Score.total(list(by_set.values())).natural
 
 
 def _search(release: Release) -> str:

@@ -107,8 +107,10 @@ def release_of(run: RunDirectory, licence: str | None) -> Release:
         ConfigError: no licence that all members have.
     """
     summary = summarize(run)
-    settings = SearchConfig.load(run.config)
     document = read_yaml(run.config, ConfigError)
+    versions = document.pop("environment", {})
+    # Not `load`, which looks for the data: they need not be there any more.
+    settings = SearchConfig.model_validate(document)
     found = Recipe.load(run.best)
     family = parents_of(members_of(settings))
     used = [parent for parent in family if parent.model in found.models]
@@ -117,7 +119,6 @@ def release_of(run: RunDirectory, licence: str | None) -> Release:
         items = tuple(journal.items())
         baseline = journal.meta(BASELINE) or ""
     public = {*(parent.member for parent in family), FOUND}
-    versions = document.pop("environment", {})
     return Release(
         run=run,
         summary=summary,

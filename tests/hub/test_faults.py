@@ -42,7 +42,7 @@ def sentence(done: Done) -> str:
         (
             Fault("POST .*/lfs/objects/batch", refuse="You have exceeded your storage"),
             f"{REPO}: LFS batch API returned errors: Encountered error for file with OID OID: `You have "
-            f"exceeded your storage`; {AGAIN}",
+            f"exceeded your storage; {AGAIN}",
         ),
         (
             Fault("POST .*/preupload/", 404, {"X_Error_Code": "RepoNotFound"}, "Repository not found"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -174,6 +176,27 @@ def test_tables_hold_the_numbers_of_the_journal(of_tasks: Release) -> None:
         for model, what, ms in latencies
     }
     assert found == pytest.approx(expected, abs=0.005)
+
+
+def test_one_line_says_how_much_smaller_and_at_what_price(of_tasks: Release) -> None:
+    (line,) = [line for line in card_of(of_tasks, REPO).text.splitlines() if line.startswith("**")]
+    (_, before), (_, after) = (of_tasks.summary.sizes[name] for name in ("base", FOUND))
+    found, base = (of_tasks.held_out[name]["perplexity"]["sums"].natural for name in (FOUND, "base"))
+    assert line == (
+        f"**3 of 5 layers, {after:,} of {before:,} parameters ({100 * (1 - after / before):.1f} % less); "
+        f"no training; held-out perplexity on sums {found:.4g}, the base model's is {base:.4g}.**"
+    )
+
+
+def test_the_data_need_not_be_there_any_more(plain: Release, tmp_path: Path) -> None:
+    """A run is published from where it is, whenever."""
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(plain.run.path, run.path)
+    config = yaml.safe_load(run.config.read_text())
+    data = config["objectives"][0]["data"]
+    config["objectives"][0]["data"] = {name: f"/gone{file}" for name, file in data.items()}
+    run.config.write_text(yaml.safe_dump(config))
+    assert release_of(run, "mit").digest == plain.digest
 
 
 def test_sizes_are_those_of_the_files(of_tasks: Release, family: dict[str, str]) -> None:
