@@ -76,8 +76,9 @@ def _kv_cache(directory: Path, dtype: torch.dtype) -> float | None:
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     measure = cost("kv_cache", "kv_cache", dtype=dtype, device=torch.device("meta"), tokens=CONTEXT)
     try:
-        with torch.device("meta"), torch.inference_mode():
+        with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        with torch.inference_mode():
             return float(measure.measure("model", model, 0, 1)[0])
     except Exception:  # some architectures look at values, which there are none of
         return None

@@ -106,19 +106,27 @@ def server() -> Iterator[StandIn]:
 
 
 @pytest.fixture(scope="session")
-def by_lfs(server: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A client without xet."""
-    made = Worker(tmp_path_factory.mktemp("lfs"), server.endpoint, HF_HUB_DISABLE_XET="1")
+def workers(server: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Worker, Worker]]:
+    """One without xet and one with it, started together."""
+    made = (
+        Worker(tmp_path_factory.mktemp("lfs"), server.endpoint, HF_HUB_DISABLE_XET="1"),
+        Worker(tmp_path_factory.mktemp("xet"), server.endpoint),
+    )
     yield made
-    made.close()
+    for worker in made:
+        worker.close()
 
 
 @pytest.fixture(scope="session")
-def by_xet(server: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+def by_lfs(workers: tuple[Worker, Worker]) -> Worker:
+    """A client without xet."""
+    return workers[0]
+
+
+@pytest.fixture(scope="session")
+def by_xet(workers: tuple[Worker, Worker]) -> Worker:
     """A client with xet."""
-    made = Worker(tmp_path_factory.mktemp("xet"), server.endpoint)
-    yield made
-    made.close()
+    return workers[1]
 
 
 @pytest.fixture

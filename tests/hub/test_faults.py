@@ -55,11 +55,6 @@ def sentence(done: Done) -> str:
             "look at it and push again",
         ),
         (
-            Fault("POST .*/commit/", 412, message="A commit has happened since"),
-            f"{REPO} was changed by someone else meanwhile (it says: A commit has happened since); look at it "
-            "and push again",
-        ),
-        (
             Fault("POST .*/commit/", 429, {"Retry_After": "30"}),
             f"the Hub has had too many requests from here; try again in 30 seconds: {AGAIN}",
         ),

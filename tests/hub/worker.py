@@ -21,6 +21,9 @@ def main() -> None:
     """Read a JSON object a line, answer with one."""
     from huggingface_hub.utils import _http
 
+    # What the commands import when they need it takes seconds: at once, while other workers do the same.
+    import gptailor_merge.publish.publishing
+    import gptailor_merge.search.run  # noqa: F401
     from gptailor_merge import cli
 
     slept: list[float] = []

@@ -306,8 +306,8 @@ def test_names_do_not_break_tables(plain: Release) -> None:
 
 
 def test_the_kv_cache_of_other_architectures(tmp_path: Path) -> None:
-    """A sliding window holds no more than it; experts need the dtype of the weights."""
-    for name in ("gemma3", "qwen3_moe"):
+    """Sliding windows, experts, a state of fixed size: measured without weights as with them."""
+    for name in ("gemma3", "qwen3_moe", "lfm2"):
         directory = write_family(tmp_path / name, name)["base"]
         size = size_of(directory)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
