@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from gptailor_merge.scoring.objectives import Score
 from gptailor_merge.search.run import FOUND, TOTAL
 
 THIS = "**this model**"
+HELD_OUT = "held_out"
+"""The section of a config."""
 COSTS = ("count", "bytes", "ms")
 """Units of what says nothing about quality."""
 
@@ -147,7 +150,7 @@ def _held_out(release: Release, name: str, sets: Sequence[str]) -> Table:
         errors = errors or any(error_of(score) is not None for score in shown)
         rows.append([_with_layers(model, release), *map(_scored, shown)])
     counts = [score.count for score in _columns(release.held_out[FOUND][name], sets)]
-    rows.append(["measured on", *(f"{count:,.0f}" for count in counts)])
+    rows.append([_counted(release, name, sets), *(f"{count:,.0f}" for count in counts)])
     several = [TOTAL] if len(sets) > 1 else []
     unit = release.held_out[FOUND][name][sets[0]].unit
     direction = "higher" if unit == "negated" else "lower"
@@ -161,8 +164,23 @@ def _columns(by_set: Mapping[str, Score], sets: Sequence[str]) -> Iterator[Score
 
 
 def _scored(score: Score) -> str:
+    """With a standard error as many digits as that has two of; without one as the commands print it."""
     error = error_of(score)
-    return f"{score.natural:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    if error is None or not 0 < error < math.inf:
+        return f"{score.natural:.4f}"
+    places = max(0, 1 - math.floor(math.log10(error)))
+    return f"{score.natural:.{places}f} ± {error:.{places}f}"
+
+
+def _counted(release: Release, name: str, sets: Sequence[str]) -> str:
+    """What the scores are means over."""
+    items = {
+        one.task: len(one.ids) for one in release.items if (one.section, one.objective) == (HELD_OUT, name)
+    }
+    counts = release.held_out[FOUND][name]
+    if all(items.get(one) == counts[one].count for one in sets):
+        return "items"
+    return "count" if items else "tokens"
 
 
 def _with_layers(model: str, release: Release) -> str:

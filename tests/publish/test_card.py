@@ -22,11 +22,13 @@ from transformers import AutoModelForCausalLM
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.publish import card as card_module
+from gptailor_merge.publish import card_tables
+from gptailor_merge.publish.bundle import bundle, no_pictures
 from gptailor_merge.publish.card import TAGS, card_of, template
 from gptailor_merge.publish.card_tables import markdown
 from gptailor_merge.publish.materialize import materialize
 from gptailor_merge.publish.picture import Picture
-from gptailor_merge.publish.release import Release, release_of
+from gptailor_merge.publish.release import Release, error_of, release_of
 from gptailor_merge.publish.sizes import size_of
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -161,8 +163,13 @@ def test_tables_hold_the_numbers_of_the_journal(of_tasks: Release) -> None:
         for model, scores in held_out.items():
             label = "**this model** (3 layers)" if model == FOUND else f"{model} (5 layers)"
             (score,) = scores[name].values()
-            assert float(rows[label][0].split(" ±")[0]) == pytest.approx(score.natural, abs=5e-5)
-        assert rows["measured on"] == [f"{next(iter(held_out[FOUND][name].values())).count:,.0f}"]
+            value, _, error = rows[label][0].partition(" ± ")
+            half_a_digit = 0.51 * 10.0 ** -len(value.partition(".")[2])
+            assert float(value) == pytest.approx(score.natural, abs=half_a_digit)
+            if error_of(score):
+                assert float(error) == pytest.approx(error_of(score), abs=half_a_digit)
+        counted = "tokens" if name == "perplexity" else "items"
+        assert rows[counted] == [f"{next(iter(held_out[FOUND][name].values())).count:,.0f}"]
     assert "(higher is better)" in tables[2]
     assert all("(lower is better)" in table for table in tables[:2])
     latencies = [line.split(" | ") for line in section(text, "Latency").splitlines() if "latency" in line]
@@ -197,6 +204,18 @@ def test_the_data_need_not_be_there_any_more(plain: Release, tmp_path: Path) -> 
     config["objectives"][0]["data"] = {name: f"/gone{file}" for name, file in data.items()}
     run.config.write_text(yaml.safe_dump(config))
     assert release_of(run, "mit").digest == plain.digest
+
+
+def test_digits_are_those_that_the_standard_error_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, written in (
+        (0.0337, "0.655 ± 0.034"),
+        (1.18, "0.7 ± 1.2"),
+        (250.0, "1 ± 250"),
+        (0.0, "0.6550"),
+        (None, "0.6550"),
+    ):
+        monkeypatch.setattr(card_tables, "error_of", lambda score, error=error: error)
+        assert card_tables._scored(Score(0.655, 200, "plain")) == written
 
 
 def test_sizes_are_those_of_the_files(of_tasks: Release, family: dict[str, str]) -> None:
@@ -271,6 +290,18 @@ def test_pictures_stand_where_they_belong(of_tasks: Release) -> None:
     assert "\n![Loss by tokens](pictures/progress.png)\n\n*Progress*\n" in section(text, "How it was found")
     assert text.count("](pictures/") == 3
     assert "\n\n\n" not in text
+
+
+def test_pictures_are_drawn_beside_the_card(plain: Release) -> None:
+    def paint(run: RunDirectory, directory: Path) -> tuple[Picture, ...]:
+        assert run == plain.run
+        (directory / "map.png").write_bytes(b"PNG")
+        return (Picture("map.png", "The recipe", "Slots by layers"),)
+
+    directory = bundle(plain, REPO, paint)
+    assert (directory / "pictures" / "map.png").read_bytes() == b"PNG"
+    assert "![Slots by layers](pictures/map.png)" in (directory / "README.md").read_text(encoding="utf-8")
+    assert not (bundle(plain, REPO, no_pictures) / "pictures").exists()
 
 
 def test_the_recipe_and_how_to_build_it_again(plain: Release) -> None:
