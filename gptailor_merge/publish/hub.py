@@ -155,7 +155,7 @@ class Hub:
                 create_pr=target.create_pr,
                 # Else a change by someone else since would be overwritten.
                 parent_commit=None if target.create_pr else head,
-                delete_patterns=(STALE if seen.is_ours else "*") if seen.files else None,
+                delete_patterns=_stale(seen),
             )
             if target.proposes:
                 return Pushed(str(commit.pr_url or commit.commit_url), commit.oid != head, None)
@@ -214,13 +214,21 @@ class Hub:
         return found if isinstance(found, str) else None
 
     def _make(self, seen: Seen) -> str | None:
-        """Make the repository or the branch; its commit."""
+        """Make the repository or the branch, which nobody else may have made meanwhile; its commit."""
         target, api = self._target, self._api
         if not seen.exists:
-            api.create_repo(target.repo_id, private=True if target.private else None, exist_ok=True)
+            api.create_repo(target.repo_id, private=True if target.private else None)
         if target.revision is not None and not target.proposes:
-            api.create_branch(target.repo_id, branch=target.revision, exist_ok=True)
+            api.create_branch(target.repo_id, branch=target.revision)
         return api.model_info(target.repo_id, revision=target.revision).sha
+
+
+def _stale(seen: Seen) -> list[str] | str | None:
+    """Which files that are there and not in the directory are deleted: a model is no mixture of two."""
+    if seen.is_ours:
+        return STALE
+    begins_as_main = seen.exists and seen.head is None
+    return "*" if seen.files or begins_as_main else None
 
 
 def _refuse_without_right(who: Mapping[str, Any], target: Target) -> None:

@@ -56,6 +56,11 @@ def sentence(done: Done) -> str:
             "look at it and push again",
         ),
         (
+            Fault("POST /api/repos/create", 409, message="You already created this model repo"),
+            f"{REPO} was changed by someone else meanwhile (it says: You already created this model repo); look "
+            "at it and push again",
+        ),
+        (
             Fault("POST .*/commit/", 429, {"Retry_After": "30"}),
             f"the Hub has had too many requests from here; try again in 30 seconds: {AGAIN}",
         ),

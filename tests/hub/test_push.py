@@ -122,7 +122,7 @@ def test_a_branch_is_made_and_is_a_place_of_its_own(hub: StandIn, by_lfs: Worker
     done = by_lfs("push", run, REPO, "--revision", "layers-3")
     assert done.code == 0, done.err
     assert repository.main == before
-    assert {"model.safetensors", "README.md"} <= set(repository.refs["layers-3"][-1].files)
+    assert files_at(repository.refs["layers-3"][-1]) == FILES - {".gitattributes"}
 
 
 def test_a_private_repository(hub: StandIn, by_lfs: Worker, run: Path) -> None:
