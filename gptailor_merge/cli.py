@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from gptailor_merge import __version__, printing
+from gptailor_merge import __version__, hub_cli, printing
 from gptailor_merge.errors import TailorError, errors_in
 from gptailor_merge.printing import quiet_libraries
 from gptailor_merge.recipe_cli import recipe_app
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(recipe_app, name="recipe")
+hub_cli.register(app)
 evolve_app = typer.Typer(pretty_exceptions_enable=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -111,6 +112,13 @@ def evolve(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="Write the recipe, not the model.")] = False,
+    push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Publish the model at the end.")] = False,
+    hub_model_id: Annotated[str | None, typer.Option(help="USER/NAME of the repository.")] = None,
+    hub_private_repo: Annotated[
+        bool, typer.Option("--hub-private-repo", help="Make the repository private.")
+    ] = False,
+    hub_revision: Annotated[str | None, typer.Option(help="A branch of the repository.")] = None,
+    license_: hub_cli.License = None,
 ) -> None:
     """Search a family for the best pruned model, and write it."""
     from gptailor_merge.config import SearchConfig
@@ -128,8 +136,18 @@ def evolve(
         pick=pick,
         allow_test_split=allow_test_split,
     )
+    publication = hub_cli.publication(
+        push_to_hub,
+        hub_model_id,
+        private=hub_private_repo,
+        revision=hub_revision,
+        licence=license_,
+        no_model=no_model,
+    )
     run = RunDirectory(out)
     chosen = pick_device(device)
+    if publication is not None:
+        publication.check(settings)
     with _progress(settings.search.budget) as (on_step, on_candidate):
         summary = execute(
             settings,
@@ -148,6 +166,8 @@ def evolve(
     typer.echo(f"recipe  {run.best}")
     if not no_model:
         typer.echo(f"model   {run.model}  (written by mergekit, reloaded, every tensor in place)")
+    if publication is not None:
+        hub_cli.tell(publication.publish(run, hub_cli.say))
 
 
 @app.command()

@@ -9,6 +9,7 @@ TailorError
 └── RunError               the input was right and the work failed              (exit code 1)
     ├── MergeFailedError     mergekit could not merge, or the written model is not sound
     ├── ScoringError         a candidate could not be composed or scored
+    ├── HubError             the Hub refused, failed, or could not be reached
     └── SearchError          the journal is unusable, or too many candidates failed
 """
 
@@ -97,6 +98,10 @@ class MergeFailedError(RunError):
 
 class ScoringError(RunError):
     """A candidate could not be composed or scored."""
+
+
+class HubError(RunError):
+    """The Hub refused, failed, or could not be reached."""
 
 
 class SearchError(RunError):

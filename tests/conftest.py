@@ -127,9 +127,14 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with a local task of each kind over the same 12 items."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    directory = tmp_path / "tasks"
+    return write_tasks(tmp_path, monkeypatch)
+
+
+def write_tasks(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the fixture `tasks` is, in a directory of one's own."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(root / "cache"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", root / "cache")
+    directory = root / "tasks"
     directory.mkdir()
     items = directory / "items.jsonl"
     rows = [

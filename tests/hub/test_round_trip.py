@@ -1,0 +1,157 @@
+"""From a search to the Hub, and back: the same logits, and the same tensors built again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load, save
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.hub.conftest import REPO, Worker, WriteConfig
+from tests.hub.stand_in import StandIn
+
+SENTENCE = "ONCE UPON A TIME"
+
+FROM_THE_HUB = f"""
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained({REPO!r})
+model = AutoModelForCausalLM.from_pretrained({REPO!r}, dtype="auto")
+with torch.inference_mode():
+    logits = model(**tokenizer({SENTENCE!r}, return_tensors="pt")).logits
+result = logits.float().tolist()
+"""
+
+
+def files_of(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def test_a_search_is_published_loaded_and_built_again(
+    hub: StandIn, by_lfs: Worker, write_config: WriteConfig, members: dict[str, Path], tmp_path: Path
+) -> None:
+    """One command searches and publishes; two members are on the Hub, one is a directory."""
+    revisions = {
+        f"org/{name}": hub.fill(f"org/{name}", files_of(members[name])).main.sha for name in ("base", "math")
+    }
+    variants = {"math": f"org/math@{revisions['org/math']}", "code": str(members["code"])}
+    config = write_config("on-the-hub", family={"base": "org/base", "variants": variants})
+    run = tmp_path / "run"
+    into = ("--push-to-hub", "--hub-model-id", REPO, "--hub-private-repo")
+    done = by_lfs(config, "--out", run, "--device", "cpu", *into, evolve=True)
+    assert done.code == 0, done.err
+    assert f"published  {hub.endpoint}/{REPO}/commit/" in done.out
+    assert hub.repositories[REPO].private
+
+    # Back through from_pretrained.
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype="auto")
+    inputs = AutoTokenizer.from_pretrained(run / "model")(SENTENCE, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**inputs).logits.float()
+    assert torch.equal(torch.tensor(by_lfs.run_code(FROM_THE_HUB)), expected)
+
+    # The published recipe says all that it takes to build the model again.
+    recipe = yaml.safe_load(hub.content(REPO, "mergekit_config.yml"))
+    named = {source["model"] for part in recipe["slices"] for source in part["sources"]}
+    pinned = {f"{name}@{revision}" for name, revision in revisions.items()}
+    assert {recipe["base_model"], *named} <= {*pinned, "./tiny-code"}
+    card = ModelCard(hub.content(REPO, "README.md").decode())
+    used = {model.split("@")[0] for model in (recipe["base_model"], *named)}
+    assert set(card.data.base_model) == used - {"./tiny-code"}
+    assert card.data["base_model_revisions"] == {name: revisions[name] for name in card.data.base_model}
+
+    record = json.loads(hub.content(REPO, "gptailor_run.json"))
+    local = ("--member", f"tiny-code={members['code']}") if "./tiny-code" in named else ()
+    done = by_lfs("reproduce", REPO, *local)
+    assert done.code == 0, done.err
+    tensors = len(load(hub.content(REPO, "model.safetensors")))
+    assert done.out == f"{REPO}: equal, {tensors} tensors and the config\n"
+    done = by_lfs("reproduce", REPO, *local, "--revision", record["digest"], "--out", tmp_path / "again")
+    assert (done.code, done.out) == (0, f"{REPO}: equal, {tensors} tensors and the config\n")
+    published = hub.content(REPO, "model.safetensors")
+    rebuilt = load((tmp_path / "again" / "model.safetensors").read_bytes())
+    assert all(torch.equal(rebuilt[name], tensor) for name, tensor in load(published).items())
+
+
+def local_members(members: dict[str, Path]) -> list[str]:
+    return [text for name in members for text in ("--member", f"tiny-{name}={members[name]}")]
+
+
+def used_members(run: Path, members: dict[str, Path]) -> dict[str, Path]:
+    """Those that the found recipe names."""
+    recipe = (run / "best.yml").read_text()
+    return {name: path for name, path in members.items() if str(path) in recipe}
+
+
+def test_what_was_changed_is_named(hub: StandIn, by_lfs: Worker, run: Path, members: dict[str, Path]) -> None:
+    assert by_lfs("push", run, REPO).code == 0
+    repository = hub.repositories[REPO]
+    tensors = load(hub.content(REPO, "model.safetensors"))
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    tensors["extra"] = tensors.pop("model.layers.1.mlp.up_proj.weight")
+    config = json.loads(hub.content(REPO, "config.json"))
+    edited = {
+        "model.safetensors": save(tensors, {"format": "pt"}),
+        "config.json": json.dumps({**config, "rms_norm_eps": 0.5, "transformers_version": "0"}).encode(),
+    }
+    files = {**repository.main.files, **hub.fill("scratch/one", edited).main.files}
+    repository.refs["main"].append(hub.commit(files))
+    done = by_lfs("reproduce", REPO, *local_members(used_members(run, members)))
+    assert done.code == 1
+    assert done.out.splitlines() == [
+        "extra: is only in the published model",
+        "model.layers.1.mlp.up_proj.weight: is not in the published model",
+        "model.norm.weight: differs",
+        "config.json: rms_norm_eps differs",
+        f"{REPO}: not equal, 4 differences",
+    ]
+
+
+def test_local_members_must_be_given_and_known(
+    hub: StandIn, by_lfs: Worker, run: Path, members: dict[str, Path], tmp_path: Path
+) -> None:
+    assert by_lfs("push", run, REPO).code == 0
+    used = used_members(run, members)
+    for arguments, sentence in (
+        ((), "members that are on no Hub; say where they are: --member tiny-base=PATH"),
+        ((*local_members(used), "--member", f"other={tmp_path}"), "--member other: the recipe names no such"),
+        (("--member", "tiny-base"), "--member: expected NAME=PATH, found 'tiny-base'"),
+        (("--member", f"tiny-base={tmp_path / 'no'}"), "--member tiny-base: no such directory"),
+        (("--out", run), f"{run} exists and is not an empty directory"),
+    ):
+        done = by_lfs("reproduce", REPO, *arguments)
+        assert (done.code, sentence in done.err) == (2, True), done.err
+
+
+def test_what_cannot_be_pulled_back(hub: StandIn, by_lfs: Worker) -> None:
+    hub.fill("you/plain", {"config.json": b"{}", "model.safetensors": b"0"})
+    done = by_lfs("reproduce", "you/plain")
+    assert (done.code, "you/plain holds no mergekit_config.yml; expected a model" in done.err) == (2, True)
+    done = by_lfs("reproduce", "you/nothing")
+    assert (done.code, "the Hub has no you/nothing, or no such revision" in done.err) == (1, True)
+    done = by_lfs("reproduce", "you/plain", "--revision", "no")
+    assert (done.code, "the Hub has no you/plain, or no such revision" in done.err) == (1, True)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, members: dict[str, Path]) -> dict[str, Path]:
+    """The members, copied to where somebody else has them, under other names."""
+    return {
+        name: Path(shutil.copytree(path, tmp_path / "others" / f"their-{name}"))
+        for name, path in members.items()
+    }
+
+
+def test_members_may_be_anywhere(
+    hub: StandIn, by_lfs: Worker, run: Path, members: dict[str, Path], elsewhere: dict[str, Path]
+) -> None:
+    assert by_lfs("push", run, REPO).code == 0
+    used = {name: elsewhere[name] for name in used_members(run, members)}
+    done = by_lfs("reproduce", REPO, *local_members(used))
+    assert done.code == 0, done.err + done.out
