@@ -9,6 +9,8 @@ from gptailor_merge.mergekit_plugin import SELECT, Filtered, Operation, Scalar
 from gptailor_merge.recipe.operations import Slot, plan
 from gptailor_merge.recipe.recipe import Recipe
 
+PALEST = 0.25
+"""The shade of a layer with next to no weight."""
 BASE_OWN = "task_arithmetic"
 """The method of which the base's part is known: what the weights of the others leave."""
 
@@ -83,6 +85,16 @@ def places(recipe: Recipe, names: Mapping[str, str]) -> tuple[Place, ...]:
         found += [_place(number, slot, names) for number, slot in slots[:length]]
         del slots[:length]
     return tuple(found)
+
+
+def cell(place: Place, taken: Sequence[Take]) -> str:
+    """What stands in a cell: weights, and layers that are not the column's."""
+    parts = []
+    for take in taken:
+        layer = "" if take.layer == place.layer else f"↕{take.layer}"
+        weight = "" if take.share == 1 else f"{take.share:.2g}".removeprefix("0")
+        parts.append(" ".join(part for part in (layer, weight) if part))
+    return " ".join(parts)
 
 
 def outer(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:

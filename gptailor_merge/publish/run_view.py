@@ -32,10 +32,11 @@ COSTS = ("count", "bytes", "ms")
 
 @dataclass(frozen=True)
 class Member:
-    """A model of the family: a Hub id with its revision, or the name of a directory."""
+    """A model of the family: a Hub id with its revision, or the name of a local directory."""
 
     name: str
     model: str
+    local: bool
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class RunView:
         depth: layers of the family.
         axes: the objectives of a front, the costs first; empty where one recipe is sought.
         lower_is_better: objective -> whether, of the values that users see.
+        sets: objective -> what it is searched on.
         summed: the objectives that the loss adds up.
         nats: whether the loss is in nats.
         beaten: what was scored on everything and is not on the front.
@@ -134,6 +136,7 @@ class RunView:
     loss: float | None
     axes: tuple[str, ...]
     lower_is_better: Mapping[str, bool]
+    sets: Mapping[str, tuple[str, ...]]
     summed: tuple[str, ...]
     nats: bool
     trials: tuple[Trial, ...]
@@ -190,7 +193,10 @@ def view(run: RunDirectory, others: Sequence[RunDirectory] = ()) -> RunView:
     good = _good(own)
     on_front = {point.candidate.digest for point in own.points}
     return RunView(
-        members=tuple(Member(name, public_name(model)) for name, model in own.models.items()),
+        members=tuple(
+            Member(name, public_name(model), public_name(model) != model)
+            for name, model in own.models.items()
+        ),
         baseline=own.baseline,
         done=own.done,
         budget=own.document["search"]["budget"],
@@ -202,6 +208,7 @@ def view(run: RunDirectory, others: Sequence[RunDirectory] = ()) -> RunView:
         loss=None if best is None else best.loss,
         axes=_costs_first(own),
         lower_is_better={name: not _is_negated(by_set) for name, by_set in scores.items()},
+        sets={name: tuple(by_set) for name, by_set in scores.items()},
         summed=summed,
         nats=bool(summed) and all(_unit(scores[name]) in NATS for name in summed),
         trials=trials(own.candidates, own.finished, own.axes, box),

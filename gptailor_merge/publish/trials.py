@@ -10,7 +10,7 @@ import numpy as np
 from nevergrad.optimization.multiobjective import HypervolumeIndicator
 
 from gptailor_merge.search.front import losses
-from gptailor_merge.search.journal import Candidate
+from gptailor_merge.search.journal import DROPPED, SCORED, Candidate
 from gptailor_merge.search.ranking import dominates
 
 Point = tuple[float, ...]
@@ -76,6 +76,17 @@ def trials(
             best = better(candidate)
         made.append(Trial(candidate.number, candidate.status, candidate.loss, tokens, seconds, best))
     return tuple(made)
+
+
+def span(made: Sequence[Trial], others: Sequence[float] = ()) -> tuple[float, float] | None:
+    """The losses that are worth drawing: of the best, of others, and of three quarters of the candidates."""
+    drawn = sorted(t.loss for t in made if t.loss is not None and t.status in (SCORED, DROPPED))
+    reached = [trial.best for trial in made if trial.best is not None]
+    if not drawn or not reached:
+        return None
+    low, high = min((*reached, *others)), max((*reached, *others, drawn[len(drawn) * 3 // 4]))
+    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - room, high + room
 
 
 def _lowest() -> Callable[[Candidate], float]:

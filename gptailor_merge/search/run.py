@@ -69,6 +69,11 @@ class RunDirectory:
         """The written model."""
         return self.path / "model"
 
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.path / "report.html"
+
 
 @dataclass(frozen=True)
 class FrontRow:

@@ -1,0 +1,82 @@
+"""Colours of the figures, light and dark.
+
+The members' hues are those of M. Okabe and K. Ito, which people with any colour vision tell apart; text
+has a contrast of at least 4.5 to its background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of one appearance.
+
+    Attributes:
+        surface: of pages and pictures; tile: of what lies on it.
+        ink, muted: of text.
+        line: of grids and borders.
+        accent: of what was found.
+        base: of the base model; variants: of the others, in their order, then again.
+        removed: of a layer that is gone.
+        outcomes: of candidates.
+    """
+
+    surface: str
+    tile: str
+    ink: str
+    muted: str
+    line: str
+    accent: str
+    base: str
+    removed: str
+    variants: tuple[str, ...]
+    outcomes: dict[str, str]
+
+    def members(self, names: Sequence[str]) -> dict[str, str]:
+        """Name -> colour; the first is the base."""
+        hues = [self.base, *(self.variants[n % len(self.variants)] for n in range(len(names) - 1))]
+        return dict(zip(names, hues, strict=True))
+
+
+LIGHT = Theme(
+    surface="#ffffff",
+    tile="#f5f6f8",
+    ink="#1b1e24",
+    muted="#5b6270",
+    line="#e1e4e9",
+    accent="#2f4fc4",
+    base="#6b7586",
+    removed="#c7ccd4",
+    variants=("#d55e00", "#00835f", "#a8559a", "#b07d00", "#2c83b8", "#7a4b12"),
+    outcomes={
+        "scored": "#2f4fc4",
+        "dropped": "#9db0ee",
+        "probe": "#6b7586",
+        "duplicate": "#c7ccd4",
+        "gated": "#b07d00",
+        "failed": "#c0392b",
+    },
+)
+
+DARK = Theme(
+    surface="#14161b",
+    tile="#1e2128",
+    ink="#eceef2",
+    muted="#a3abb8",
+    line="#30343d",
+    accent="#8fa6ff",
+    base="#98a2b3",
+    removed="#4a505c",
+    variants=("#f28a3c", "#2cc39a", "#d78bc9", "#e0b040", "#63b8ea", "#c79a63"),
+    outcomes={
+        "scored": "#8fa6ff",
+        "dropped": "#4a5a9c",
+        "probe": "#98a2b3",
+        "duplicate": "#4a505c",
+        "gated": "#e0b040",
+        "failed": "#ff7b6b",
+    },
+)

@@ -1,0 +1,217 @@
+"""The figures of a run as PNG files, for its card; by matplotlib, without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter
+
+from gptailor_merge.publish.palette import LIGHT as THEME
+from gptailor_merge.publish.picture import Picture
+from gptailor_merge.publish.recipe_map import PALEST, cell
+from gptailor_merge.publish.run_view import BASE, HeldOut, RunView, view
+from gptailor_merge.publish.sections import Section, loss_name, pairs, panels, plain, sections, wrapped
+from gptailor_merge.publish.trials import span
+from gptailor_merge.search.run import FOUND, TOTAL, RunDirectory
+
+WIDTH, DPI = 9.0, 160
+SIZE = 10
+ASIDE = 0.17
+OTHERS = "DsPXv"
+DASHES = ("--", ":", "-.")
+
+
+def draw_pictures(run: RunDirectory, directory: Path) -> tuple[Picture, ...]:
+    """Draw what a run has into a directory, in the order of its page; the same run gives the same bytes.
+
+    Raises:
+        InputError: the run's directory holds no run.
+    """
+    made = view(run)
+    drawn: dict[str, Callable[[RunView], Figure]] = {
+        "held-out": _held_out,
+        "map": _map,
+        "front": _front,
+        "progress": _progress,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    found = []
+    for section in sections(made):
+        if section.key in drawn:
+            file = f"{section.key}.png"
+            _save(drawn[section.key](made), directory / file)
+            found.append(Picture(file, section.title, _alt(section)))
+    return tuple(found)
+
+
+def _alt(section: Section) -> str:
+    return "; ".join(chart.alt for chart in section.charts) + "."
+
+
+def _save(figure: Figure, file: Path) -> None:
+    """Without the version of the library, so that a card does not change with it alone."""
+    figure.savefig(file, dpi=DPI, facecolor=THEME.surface, metadata={"Software": None})
+
+
+def _figure(height: float, rows: int = 1, columns: int = 1, **options: object) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False, **options)  # type: ignore[call-overload]
+    for one in axes.flat:
+        for side in ("top", "right"):
+            one.spines[side].set_visible(False)
+        for side in ("left", "bottom"):
+            one.spines[side].set_color(THEME.line)
+        one.tick_params(colors=THEME.ink, labelsize=SIZE - 1, length=0)
+        one.xaxis.label.set(color=THEME.ink, size=SIZE)
+        one.yaxis.label.set(color=THEME.ink, size=SIZE)
+        one.grid(color=THEME.line, linewidth=0.8)
+        one.set_axisbelow(True)
+    return figure, list(axes.flat)
+
+
+def _legend(axes: Axes, columns: int = 8) -> None:
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=columns,
+        frameon=False,
+        fontsize=SIZE - 1,
+        labelcolor=THEME.ink,
+        borderaxespad=0.2,
+        borderpad=0.2,
+        handletextpad=0.4,
+        columnspacing=1.2,
+    )
+
+
+def _map(made: RunView) -> Figure:
+    names = [member.name for member in made.members]
+    colours = THEME.members(names)
+    figure, (axes,) = _figure(0.9 + 0.36 * (len(names) + 1))
+    small = min(SIZE - 1.0, 75 * WIDTH / len(made.places) / 8)
+    for column, place in enumerate(made.places):
+        for row, name in enumerate(names, 1):
+            taken = [take for take in place.takes if take.member == name]
+            share = max((take.share for take in taken), default=0.0)
+            shade = PALEST + (1 - PALEST) * share if taken else 0.0
+            colour = _mixed(THEME.tile, colours[name], shade)
+            axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=colour, linewidth=0))
+            text = "×" if place.slot is None else cell(place, taken)
+            ink = THEME.muted if place.slot is None else _readable(colour)
+            axes.text(column, row, text, ha="center", va="center", color=ink, size=small)
+        slot = "" if place.slot is None else str(place.slot)
+        axes.text(column, 0, slot, ha="center", va="center", color=THEME.muted, size=small)
+    axes.set(xlim=(-0.5, len(made.places) - 0.5), ylim=(len(names) + 0.5, -0.5))
+    axes.set_xticks(range(len(made.places)), [str(place.layer) for place in made.places], size=small)
+    axes.set_yticks(range(len(names) + 1), ["slot", *names])
+    axes.set_xlabel("layer of the family")
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+def _mixed(ground: str, colour: str, share: float) -> tuple[float, float, float]:
+    one, other = to_rgb(ground), to_rgb(colour)
+    red, green, blue = (a + share * (b - a) for a, b in zip(one, other, strict=True))
+    return red, green, blue
+
+
+def _readable(ground: tuple[float, float, float]) -> str:
+    """Black or white on a colour, by its luminance."""
+    return THEME.ink if sum(w * c for w, c in zip((0.30, 0.59, 0.11), ground, strict=True)) > 0.5 else "white"
+
+
+def _held_out(made: RunView) -> Figure:
+    objectives = panels(made)
+    heights = [len(rows) + 1.0 for _, rows in objectives]
+    figure, all_axes = _figure(
+        0.5 + 0.45 * sum(heights), len(objectives), gridspec_kw={"height_ratios": heights}
+    )
+    for axes, (objective, rows) in zip(all_axes, objectives, strict=True):
+        _draw_scores(axes, made, rows)
+        better = "higher is better" if rows[0].higher_is_better else "lower is better"
+        axes.set_xlabel(f"{plain(objective)} ({better})")
+    _legend(all_axes[0])
+    return figure
+
+
+def _draw_scores(axes: Axes, made: RunView, rows: Sequence[HeldOut]) -> None:
+    """A row for each set: above its middle the members, below it what was found."""
+    members = [member.name for member in made.members]
+    colours = THEME.members(members)
+    for name in [*members, FOUND]:
+        if name not in rows[0].scores:
+            continue
+        values = [row.scores[name].natural for row in rows]
+        at = [position + (-ASIDE if name in members else ASIDE) for position in range(len(rows))]
+        colour = THEME.accent if name == FOUND else colours[name]
+        if name not in (BASE, FOUND):
+            axes.plot(values, at, "|", color=colour, markersize=9, markeredgewidth=2, label=name)
+            continue
+        for row, height in zip(rows, at, strict=True):
+            axes.plot(row.interval(name) or (), [height] * 2 if row.interval(name) else (), color=colour)
+        filled = colour if name == FOUND else THEME.surface
+        axes.plot(values, at, "o", color=colour, markerfacecolor=filled, markersize=7, label=name)
+    labels = ["\n".join(wrapped("all together" if row.name == TOTAL else row.name)) for row in rows]
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+
+
+def _front(made: RunView) -> Figure:
+    both = pairs(made)
+    columns = min(2, len(both))
+    rows = -(-len(both) // columns)
+    figure, all_axes = _figure(0.4 + 3.4 * rows, rows, columns)
+    for axes in all_axes[len(both) :]:
+        axes.set_visible(False)
+    for axes, (across, up) in zip(all_axes, both, strict=False):
+        behind = [point[across] for point in made.beaten], [point[up] for point in made.beaten]
+        axes.plot(*behind, "o", color=THEME.removed, markersize=4, label="others scored")
+        ahead = [p.scores[across] for p in made.front], [p.scores[up] for p in made.front]
+        axes.plot(*ahead, "o", color=THEME.accent, markersize=6, label="the front")
+        for point in made.front:
+            if point.name == made.picked:
+                at = [point.scores[across]], [point.scores[up]]
+                axes.plot(*at, "o", color=THEME.ink, label="taken", markersize=12, markerfacecolor="none")
+        axes.set(xlabel=_axis(made, across), ylabel=_axis(made, up))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    _legend(all_axes[0])
+    return figure
+
+
+def _axis(made: RunView, objective: str) -> str:
+    better = "lower is better" if made.lower_is_better[objective] else "higher is better"
+    return f"{objective} ({better})"
+
+
+def _progress(made: RunView) -> Figure:
+    figure, (by_tokens, by_seconds) = _figure(3.5, 1, 2, sharey=True)
+    for axes, clock in ((by_tokens, "tokens"), (by_seconds, "seconds")):
+        for status, filled in (("dropped", False), ("scored", True)):
+            some = [(t, t.loss) for t in made.trials if t.status == status and t.loss is not None]
+            if some and not made.axes:
+                colour = THEME.outcomes[status]
+                face = colour if filled else "none"
+                x, y = [getattr(trial, clock) for trial, _ in some], [loss for _, loss in some]
+                axes.plot(x, y, "o", color=colour, markerfacecolor=face, markersize=3.5, label=status)
+        reached = [(trial, trial.best) for trial in made.trials if trial.best is not None]
+        x, y = [getattr(trial, clock) for trial, _ in reached], [best for _, best in reached]
+        axes.plot(x, y, color=THEME.accent, linewidth=2.2, drawstyle="steps-post", label="best")
+        axes.set_xlim(left=0)
+    by_tokens.set(xlabel="tokens scored", ylabel="share of volume" if made.axes else loss_name(made))
+    by_tokens.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    by_seconds.set_xlabel("seconds of scoring")
+    limits = span(made.trials) if not made.axes else (0.0, None)
+    if limits is not None:
+        by_tokens.set_ylim(*limits)
+    _legend(by_tokens)
+    return figure
