@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from gptailor_merge import __version__, printing
+from gptailor_merge import __version__, printing, report_cli
 from gptailor_merge.errors import TailorError, errors_in
 from gptailor_merge.printing import quiet_libraries
 from gptailor_merge.recipe_cli import recipe_app
@@ -26,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(recipe_app, name="recipe")
+report_cli.register(app)
 evolve_app = typer.Typer(pretty_exceptions_enable=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -54,7 +55,7 @@ def _run(command: typer.Typer) -> None:
         raise SystemExit(error.exit_code) from None
 
 
-_LISTS = ("--data", "--candidates", "--start", "--tasks")
+_LISTS = ("--data", "--candidates", "--start", "--tasks", "--report-to")
 """Options that take several values."""
 
 
@@ -111,15 +112,22 @@ def evolve(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="Write the recipe, not the model.")] = False,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="Trackers: trackio, wandb, tensorboard; default none.")
+    ] = None,
 ) -> None:
     """Search a family for the best pruned model, and write it."""
     from gptailor_merge.config import SearchConfig
     from gptailor_merge.publish.materialize import is_of, materialize
+    from gptailor_merge.publish.report import write_report
     from gptailor_merge.recipe.recipe import Recipe
     from gptailor_merge.search.run import RunDirectory, execute
     from gptailor_merge.search.session import pick_device
+    from gptailor_merge.tracking import chosen as chosen_trackers
+    from gptailor_merge.tracking import telling
 
     quiet_libraries()
+    trackers = chosen_trackers(report_to or ())
     settings = SearchConfig.load(config).override(
         budget=budget,
         seed=seed,
@@ -130,7 +138,8 @@ def evolve(
     )
     run = RunDirectory(out)
     chosen = pick_device(device)
-    with _progress(settings.search.budget) as (on_step, on_candidate):
+    progress = _progress(settings.search.budget)
+    with telling(trackers, run, settings) as told, progress as (on_step, on_candidate):
         summary = execute(
             settings,
             run,
@@ -139,15 +148,18 @@ def evolve(
             bank=bank,
             file=config,
             on_step=on_step,
-            on_candidate=on_candidate,
+            on_candidate=told.after(on_candidate),
         )
+        told.summary(summary)
         if not no_model and not is_of(run.model, run.best):
             on_step("writing the model")
             materialize(Recipe.load(run.best), run.model, file=run.best, replace=True)
+    report = write_report(run)
     printing.summary(summary)
     typer.echo(f"recipe  {run.best}")
     if not no_model:
         typer.echo(f"model   {run.model}  (written by mergekit, reloaded, every tensor in place)")
+    typer.echo(f"report  {report}")
 
 
 @app.command()

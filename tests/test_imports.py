@@ -12,8 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "gptailor_merge"
 ORDER = (
     "cli",
     "recipe_cli",
+    "report_cli",
     "printing",
     "progress",
+    "tracking",
     "drawing",
     "publish",
     "search",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -11,60 +11,63 @@ from gptailor_merge.publish.map_figures import agreement, recipe_map
 from gptailor_merge.publish.palette import Theme
 from gptailor_merge.publish.plotting import FRAME, ROW, empty
 from gptailor_merge.publish.run_view import BASE, HeldOut, RunView
-from gptailor_merge.publish.sections import OUTCOMES, loss_name, number, pairs, panels, plain, wrapped
+from gptailor_merge.publish.sections import (
+    OTHER_LINES,
+    OTHER_MARKS,
+    OUTCOMES,
+    Key,
+    Section,
+    loss_name,
+    number,
+    pairs,
+    panels,
+    plain,
+    sections,
+    wrapped,
+)
 from gptailor_merge.publish.trials import span
 from gptailor_merge.search.run import FOUND, TOTAL
 
 HELD_OUT_ROW, LINE = 46, 19
 ASIDE = 0.17
 """How far from the middle of its row a held-out score is drawn, in rows."""
-OTHERS = ("diamond-open", "square-open", "triangle-up-open", "triangle-down-open")
-DASHES = ("dash", "dot", "dashdot", "longdash")
+SYMBOLS = {
+    "disc": "circle",
+    "ring": "circle-open",
+    "tick": "line-ns",
+    "diamond": "diamond-open",
+    "square": "square-open",
+    "up": "triangle-up-open",
+    "down": "triangle-down-open",
+}
+"""plotly's names of the marks of a legend."""
 
 
 def figures(view: RunView, theme: Theme) -> dict[str, go.Figure]:
     """Chart key -> figure, for all charts of sections.sections."""
     made: dict[str, go.Figure] = {}
-    if view.held_out:
-        made |= {
-            f"held-out-{position}": _held_out(view, objective, rows, theme)
-            for position, (objective, rows) in enumerate(panels(view))
-        }
-    if view.places:
-        made["map"] = recipe_map(view, theme)
-    if view.front:
-        made |= {f"front-{position}": _front(view, pair, theme) for position, pair in enumerate(pairs(view))}
-    if view.loss is not None or view.front:
-        made["progress-tokens"] = _progress(view, "tokens", "tokens scored", theme)
-        made["progress-seconds"] = _progress(view, "seconds", "seconds of scoring", theme)
-    if view.agreement is not None:
-        made["agreement"] = agreement(view, theme)
-    if view.counts.candidates:
-        made["cost"] = _cost(view, theme)
+    for section in sections(view):
+        made |= zip(
+            (chart.key for chart in section.charts), _DRAWN[section.key](view, section, theme), strict=True
+        )
     return made
 
 
-def _held_out(view: RunView, objective: str, rows: Sequence[HeldOut], theme: Theme) -> go.Figure:
+def _held_out(
+    view: RunView, objective: str, rows: Sequence[HeldOut], legend: Sequence[Key], theme: Theme
+) -> go.Figure:
     """A row for each set: above its middle the members, below it what was found."""
     better = "higher is better" if rows[0].higher_is_better else "lower is better"
     labels = [wrapped("all together" if row.name == TOTAL else row.name) for row in rows]
     row_height = max(HELD_OUT_ROW, LINE * max(map(len, labels)))
-    figure = empty(theme, FRAME + 40 + row_height * len(rows))
-    members = [member.name for member in view.members]
-    colours = theme.members(members)
-    others = [name for name in rows[0].scores if name not in (*members, FOUND)]
-    for name in [*members, *others, FOUND]:
-        if name not in rows[0].scores:
-            continue
-        colour = theme.accent if name == FOUND else colours.get(name, theme.muted)
-        symbol = "line-ns"
-        if name in (BASE, FOUND):
-            symbol = "circle" if name == FOUND else "circle-open"
-        elif name in others:
-            symbol = OTHERS[others.index(name) % len(OTHERS)]
+    figure = empty(theme, FRAME + row_height * len(rows))
+    members = {member.name for member in view.members}
+    for key in legend:
+        colour = theme.named[key.colour]
+        symbol = SYMBOLS[key.mark]
         marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"width": 2, "color": colour}}
-        lift = -ASIDE if name in members else ASIDE
-        figure.add_trace(_scores(rows, name, lift, marker, bars=name in (BASE, FOUND)))
+        lift = -ASIDE if key.label in members else ASIDE
+        figure.add_trace(_scores(rows, key.label, lift, marker, bars=key.label in (BASE, FOUND)))
     figure.update_xaxes(title_text=f"{plain(objective)} ({better})", showline=False)
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
@@ -109,19 +112,20 @@ def _scores(
 
 def _front(view: RunView, pair: tuple[str, str], theme: Theme) -> go.Figure:
     across, up = pair
-    figure = empty(theme, 360)
+    figure = empty(theme, 330)
     behind = {"x": [p[across] for p in view.beaten], "y": [p[up] for p in view.beaten]}
     grey = {"color": theme.removed, "size": 6}
     figure.add_trace(
         go.Scatter(**behind, mode="markers", marker=grey, name="others scored", hoverinfo="skip")
     )
-    for other in view.others:
+    for position, other in enumerate(view.others):
+        mark = OTHER_MARKS[position % len(OTHER_MARKS)]
         figure.add_trace(
             go.Scatter(
                 x=[point.scores[across] for point in other.front],
                 y=[point.scores[up] for point in other.front],
                 mode="markers",
-                marker={"symbol": "diamond-open", "size": 9, "color": theme.muted},
+                marker={"symbol": SYMBOLS[mark], "size": 9, "color": theme.muted},
                 name=other.name,
                 hovertext=[f"{other.name}: {point.layers} layers" for point in other.front],
                 hoverinfo="text",
@@ -162,7 +166,7 @@ def _better(view: RunView, objective: str) -> str:
 
 
 def _progress(view: RunView, clock: str, title: str, theme: Theme) -> go.Figure:
-    figure = empty(theme, 320)
+    figure = empty(theme, 290)
     whole = [0, getattr(view.trials[-1], clock)]
     if not view.axes:
         for status, symbol in (("dropped", "circle-open"), ("scored", "circle")):
@@ -196,7 +200,7 @@ def _progress(view: RunView, clock: str, title: str, theme: Theme) -> go.Figure:
                 x=whole,
                 y=[other.value] * 2,
                 mode="lines",
-                line={"color": theme.muted, "width": 1.5, "dash": DASHES[position % len(DASHES)]},
+                line={"color": theme.muted, "width": 1.5, "dash": OTHER_LINES[position % len(OTHER_LINES)]},
                 name=other.name,
                 hovertext=[f"{other.name}: {number(other.value)}"] * 2,
                 hoverinfo="text",
@@ -217,7 +221,7 @@ def _cost(view: RunView, theme: Theme) -> go.Figure:
         "tokens": (view.counts.tokens, "tokens"),
         "seconds": (view.counts.seconds, "time"),
     }
-    figure = empty(theme, FRAME + 30 + ROW * 3, barmode="stack", bargap=0.35)
+    figure = empty(theme, FRAME + ROW * 3, barmode="stack", bargap=0.35)
     rows = [name for _, name in totals.values()]
     for status, label in OUTCOMES.items():
         spent = view.spent.get(status)
@@ -242,5 +246,21 @@ def _cost(view: RunView, theme: Theme) -> go.Figure:
         range=[0, 1], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".0%", showgrid=False, showline=False
     )
     figure.update_yaxes(autorange="reversed", showgrid=False, ticklabelstandoff=6)
-    figure.update_layout(legend={"traceorder": "normal"}, margin={"r": 28})
+    figure.update_layout(margin={"r": 28})
     return figure
+
+
+_DRAWN: Mapping[str, Callable[[RunView, Section, Theme], Iterable[go.Figure]]] = {
+    "held-out": lambda view, section, theme: [
+        _held_out(view, objective, rows, section.legend, theme) for objective, rows in panels(view)
+    ],
+    "map": lambda view, section, theme: [recipe_map(view, theme)],
+    "front": lambda view, section, theme: [_front(view, pair, theme) for pair in pairs(view)],
+    "progress": lambda view, section, theme: [
+        _progress(view, "tokens", "tokens scored", theme),
+        _progress(view, "seconds", "seconds of scoring", theme),
+    ],
+    "agreement": lambda view, section, theme: [agreement(view, theme)],
+    "cost": lambda view, section, theme: [_cost(view, theme)],
+}
+"""Section -> the figures of its charts, in their order."""

@@ -48,7 +48,6 @@ def recipe_map(view: RunView, theme: Theme) -> go.Figure:
             marker={"symbol": "x-thin", "size": 9, "line": {"color": theme.muted, "width": 1.5}},
             hovertext=[f"layer {places[column].layer} is removed" for column in gone for _ in names],
             hoverinfo="text",
-            showlegend=False,
         )
     )
     figure.add_trace(
@@ -59,7 +58,6 @@ def recipe_map(view: RunView, theme: Theme) -> go.Figure:
             text=["" if place.slot is None else str(place.slot) for place in places],
             textfont={"color": theme.muted, "size": SIZE if len(places) <= MOST_LABELS else 9},
             hoverinfo="skip",
-            showlegend=False,
         )
     )
     _columns(figure, [str(place.layer) for place in places], rows)

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+VARIANTS = 6
+"""So many variants have a colour of their own."""
+
 
 @dataclass(frozen=True)
 class Theme:
@@ -37,8 +40,23 @@ class Theme:
 
     def members(self, names: Sequence[str]) -> dict[str, str]:
         """Name -> colour; the first is the base."""
-        hues = [self.base, *(self.variants[n % len(self.variants)] for n in range(len(names) - 1))]
-        return dict(zip(names, hues, strict=True))
+        return {name: self.named[key] for name, key in member_keys(names).items()}
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Every colour by a name that style sheets can use."""
+        plain = ("surface", "tile", "ink", "muted", "line", "accent", "base", "removed")
+        return {
+            **{name: getattr(self, name) for name in plain},
+            **{f"variant-{number}": colour for number, colour in enumerate(self.variants)},
+            **{f"outcome-{status}": colour for status, colour in self.outcomes.items()},
+        }
+
+
+def member_keys(names: Sequence[str]) -> dict[str, str]:
+    """Name of a member -> name of its colour; the first is the base."""
+    keys = ["base", *(f"variant-{number % VARIANTS}" for number in range(len(names) - 1))]
+    return dict(zip(names, keys, strict=True))
 
 
 LIGHT = Theme(

@@ -23,8 +23,6 @@ from gptailor_merge.search.run import FOUND, TOTAL, RunDirectory
 WIDTH, DPI = 9.0, 160
 SIZE = 10
 ASIDE = 0.17
-OTHERS = "DsPXv"
-DASHES = ("--", ":", "-.")
 
 
 def draw_pictures(run: RunDirectory, directory: Path) -> tuple[Picture, ...]:
@@ -105,7 +103,15 @@ def _map(made: RunView) -> Figure:
             axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=colour, linewidth=0))
             text = "×" if place.slot is None else cell(place, taken)
             ink = THEME.muted if place.slot is None else _readable(colour)
-            axes.text(column, row, text, ha="center", va="center", color=ink, size=small)
+            axes.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                color=ink,
+                size=small if place.takes else small + 4,
+            )
         slot = "" if place.slot is None else str(place.slot)
         axes.text(column, 0, slot, ha="center", va="center", color=THEME.muted, size=small)
     axes.set(xlim=(-0.5, len(made.places) - 0.5), ylim=(len(names) + 0.5, -0.5))

@@ -38,7 +38,7 @@ def empty(theme: Theme, height: int, **layout: Any) -> go.Figure:
             "bordercolor": theme.line,
             "font": {"color": theme.ink, "family": FONT},
         },
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "xanchor": "left"},
+        showlegend=False,
         dragmode=False,
         xaxis=axis,
         yaxis=axis,

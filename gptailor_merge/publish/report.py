@@ -31,7 +31,6 @@ from gptailor_merge.search.run import FOUND, TOTAL, RunDirectory, write_beside
 
 REFRESH = 2000
 """Milliseconds after which a watched page asks for news."""
-_COLOURS = ("surface", "tile", "ink", "muted", "line", "accent")
 _TEMPLATES = files("gptailor_merge.publish") / "templates"
 
 
@@ -130,8 +129,8 @@ def page(shown: Content, *, stamp: str | None = None) -> str:
         figures=shown.figures,
         plotly=get_plotlyjs(),
         font=FONT,
-        light={name: getattr(LIGHT, name) for name in _COLOURS},
-        dark={name: getattr(DARK, name) for name in _COLOURS},
+        light=LIGHT.named,
+        dark=DARK.named,
         live=stamp is not None,
         stamp=stamp,
         interval=REFRESH,

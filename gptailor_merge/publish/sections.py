@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gptailor_merge.publish.run_view import BASE, HeldOut, RunView
+from gptailor_merge.publish.palette import member_keys
+from gptailor_merge.publish.run_view import BASE, HeldOut, Other, RunView
 from gptailor_merge.search.run import FOUND, TOTAL
 
 OUTCOMES = {
@@ -18,6 +19,12 @@ OUTCOMES = {
     "failed": "failed",
 }
 """How the journal's words for outcomes read in a figure, in the order in which they are drawn."""
+
+MARKS = ("disc", "ring", "tick", "diamond", "square", "up", "down", "line", "dash", "dot", "dashdot", "box")
+OTHER_MARKS = ("diamond", "square", "up", "down")
+"""Of other runs' scores, in their order, then again."""
+OTHER_LINES = ("dash", "dot", "dashdot")
+"""Of other runs' losses, likewise."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,28 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Key:
+    """Of a legend.
+
+    Attributes:
+        mark: one of MARKS.
+        colour: its name, see Theme.named.
+    """
+
+    label: str
+    mark: str
+    colour: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading with figures below it."""
+    """A heading with figures below it, and the legend that they share."""
 
     key: str
     title: str
     caption: str
     charts: tuple[Chart, ...]
+    legend: tuple[Key, ...] = ()
 
 
 def sections(view: RunView) -> tuple[Section, ...]:
@@ -175,7 +197,20 @@ def _held_out(view: RunView) -> Iterator[Section]:
             "have the same ones, so that differences are surer than the bars."
         )
         caption = f"On data that the search has not seen, before and after.{bars if known else ''}"
-        yield Section("held-out", "Held-out scores", caption, tuple(charts))
+        yield Section("held-out", "Held-out scores", caption, tuple(charts), tuple(_of_models(view)))
+
+
+def _of_models(view: RunView) -> Iterator[Key]:
+    scored = view.held_out[0].scores
+    for member, colour in member_keys([member.name for member in view.members]).items():
+        if member in scored:
+            yield Key(member, "ring" if member == BASE else "tick", colour)
+    yield Key(FOUND, "disc", "accent")
+    yield from _of_others([other for other in view.others if other.name in scored], OTHER_MARKS)
+
+
+def _of_others(others: Sequence[Other], marks: Sequence[str]) -> list[Key]:
+    return [Key(other.name, marks[n % len(marks)], "muted") for n, other in enumerate(others)]
 
 
 def _front(view: RunView) -> Iterator[Section]:
@@ -189,7 +224,13 @@ def _front(view: RunView) -> Iterator[Section]:
             f"The {len(view.front)} recipes that no other beats in every objective, on the calibration set; "
             f"grey: all others that were scored on everything.{more}{_measured_on(view)}"
         )
-        yield Section("front", "The front", caption, charts)
+        legend = [Key("the front", "disc", "accent"), Key("taken", "ring", "ink")]
+        if view.beaten:
+            legend.append(Key("others scored", "disc", "removed"))
+        legend += [
+            Key(one.name, OTHER_MARKS[n % len(OTHER_MARKS)], "muted") for n, one in enumerate(view.others)
+        ]
+        yield Section("front", "The front", caption, charts, tuple(legend))
 
 
 def _measured_on(view: RunView) -> str:
@@ -205,11 +246,20 @@ def _progress(view: RunView) -> Iterator[Section]:
         return
     what = "share of the objectives’ box that the front dominates" if view.axes else "lowest loss"
     alts = [f"{what} against {x}".capitalize() for x in ("tokens scored", "seconds of scoring")]
-    dots = "" if view.axes else "; dots are candidates, hollow where a race dropped them early at an estimate"
-    lines = "; dashed: other methods on the same data" if view.others else ""
+    dots = "" if view.axes else "; of candidates that were dropped early, the estimate"
+    lines = "; broken lines: what other methods come to" if view.others else ""
     caption = f"The {what} so far, on the calibration set{dots}{lines}."
     charts = (Chart("progress-tokens", alts[0]), Chart("progress-seconds", alts[1]))
-    yield Section("progress", "Progress of the search", caption, charts)
+    legend = [Key("best so far", "line", "accent")]
+    if not view.axes:
+        marks = {"scored": "disc", "dropped": "ring"}
+        legend += [
+            Key(OUTCOMES[status], mark, f"outcome-{status}")
+            for status, mark in marks.items()
+            if status in view.spent
+        ]
+    legend += _of_others(view.others, OTHER_LINES)
+    yield Section("progress", "Progress of the search", caption, charts, tuple(legend))
 
 
 def _agreement(view: RunView) -> Iterator[Section]:
@@ -241,4 +291,7 @@ def _cost(view: RunView) -> Iterator[Section]:
         f"{counts.tokens:,} tokens went through a model, in {duration(counts.seconds)} of scoring."
     )
     alt = f"Candidates, tokens and time by outcome: {', '.join(told)}"
-    yield Section("cost", "What it cost", caption, (Chart("cost", alt),))
+    legend = tuple(
+        Key(n, "box", f"outcome-{status}") for status, n in OUTCOMES.items() if status in view.spent
+    )
+    yield Section("cost", "What it cost", caption, (Chart("cost", alt),), legend)
