@@ -40,6 +40,7 @@ class TrackioTracker:
     def __init__(self, run: RunDirectory, name: str, settings: Settings) -> None:
         import trackio
 
+        self._library = trackio
         # Its greeting is no output of ours.
         with redirect_stdout(sys.stderr):
             self._run = trackio.init(
@@ -60,7 +61,7 @@ class TrackioTracker:
         if results:
             self._run.log(dict(results))
         with redirect_stdout(sys.stderr):
-            self._run.finish()
+            self._library.finish()
 
 
 class TensorBoardTracker:

@@ -73,17 +73,20 @@ def record(run: RunDirectory) -> Record:
         axes = tuple(_meta(journal, "axes", []))
         finished = tuple(journal.finished())
         points = tuple(front(finished, axes)) if axes else ()
+        counts, baseline = journal.counts(), journal.meta(BASELINE) or None
+        # A resumed run has a best recipe from before; how many candidates a baseline proposes is its own.
+        complete = baseline is not None or counts.candidates >= document["search"]["budget"]
         return Record(
             directory=run,
             document=document,
             candidates=tuple(journal.candidates()),
             finished=finished,
-            counts=journal.counts(),
+            counts=counts,
             axes=axes,
             points=points,
             best=_picked(run, points, axes, document) if points else journal.best(),
-            done=run.best.exists(),
-            baseline=journal.meta(BASELINE) or None,
+            done=complete and run.best.exists(),
+            baseline=baseline,
             held_out=journal.held_out(),
             meta={key: _meta(journal, key, {}) for key in ("sizes", "gaps", "warnings")},
         )

@@ -168,9 +168,8 @@ def _map(view: RunView) -> Iterator[Section]:
     if not view.places:
         return
     gone = listed(view.removed)
-    alt = f"Map of the recipe: {view.kept} slots, " + (
-        f"without the layers {gone}" if gone else "no layer removed"
-    )
+    one = "layer" if len(view.removed) == 1 else "the layers"
+    alt = f"Map of the recipe: {view.kept} slots, {f'without {one} {gone}' if gone else 'no layer removed'}"
     used = sorted({take.member for place in view.places for take in place.takes})
     outer = "; ".join(f"{label} of {whose}" for label, whose in view.outer.items())
     caption = (

@@ -94,9 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         address = urlsplit(self.path)
         # A page of the web that resolves its own name to this machine is not served.
-        if self.headers.get("Host") not in (
-            f"{name}:{self.server.server_port}" for name in (HOST, "localhost")
-        ):
+        own = [f"{name}:{self.server.server_port}" for name in (HOST, "localhost")]
+        if self.headers.get("Host") not in own:
             return self._answer(HTTPStatus.FORBIDDEN)
         if address.path not in ("/", "/state"):
             return self._answer(HTTPStatus.NOT_FOUND)
