@@ -62,7 +62,7 @@ def _held_out(
     row_height = max(HELD_OUT_ROW, LINE * max(map(len, labels)))
     figure = empty(theme, FRAME + row_height * len(rows))
     members = {member.name for member in view.members}
-    for key in legend:
+    for key in sorted(legend, key=lambda one: one.label == FOUND):  # on top of the others
         colour = theme.named[key.colour]
         symbol = SYMBOLS[key.mark]
         marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"width": 2, "color": colour}}

@@ -8,12 +8,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from gptailor_merge.publish.palette import Theme
-from gptailor_merge.publish.plotting import FRAME, ROW, SIZE, empty
-from gptailor_merge.publish.recipe_map import PALEST, Place, Take, cell
+from gptailor_merge.publish.plotting import FRAME, ROW, empty
+from gptailor_merge.publish.recipe_map import PALEST, Place, Take, cell, slot_number
 from gptailor_merge.publish.run_view import RunView
+from gptailor_merge.publish.sections import MOST_NUMBERED, map_labels
 
-MOST_LABELS = 16
-"""Columns that have room for numbers in them on a telephone."""
+NUMBER = 11
+"""Size of the numbers in cells."""
 
 
 def recipe_map(view: RunView, theme: Theme) -> go.Figure:
@@ -22,6 +23,7 @@ def recipe_map(view: RunView, theme: Theme) -> go.Figure:
     places = view.places
     figure = empty(theme, FRAME + ROW * (len(names) + 1))
     rows = ["slot", *names]
+    numbered = len(places) <= MOST_NUMBERED
     for row, name in enumerate(names, 1):
         taken = [[take for take in place.takes if take.member == name] for place in places]
         shades = [PALEST + (1 - PALEST) * max(t.share for t in some) if some else 0.0 for some in taken]
@@ -33,7 +35,7 @@ def recipe_map(view: RunView, theme: Theme) -> go.Figure:
                 y=[row],
                 x=list(range(len(places))),
                 text=[[cell(place, some) for place, some in zip(places, taken, strict=True)]],
-                texttemplate="%{text}",
+                **_numbers(len(places)),
                 hovertext=[[_told(place, name, some) for place, some in zip(places, taken, strict=True)]],
                 hoverinfo="text",
                 name=name,
@@ -45,7 +47,11 @@ def recipe_map(view: RunView, theme: Theme) -> go.Figure:
             x=[column for column in gone for _ in names],
             y=[row for _ in gone for row in range(1, len(rows))],
             mode="markers",
-            marker={"symbol": "x-thin", "size": 9, "line": {"color": theme.muted, "width": 1.5}},
+            marker={
+                "symbol": "x-thin",
+                "size": 9 if numbered else 5,
+                "line": {"color": theme.muted, "width": 1.5},
+            },
             hovertext=[f"layer {places[column].layer} is removed" for column in gone for _ in names],
             hoverinfo="text",
         )
@@ -55,8 +61,9 @@ def recipe_map(view: RunView, theme: Theme) -> go.Figure:
             x=list(range(len(places))),
             y=[0] * len(places),
             mode="text",
-            text=["" if place.slot is None else str(place.slot) for place in places],
-            textfont={"color": theme.muted, "size": SIZE if len(places) <= MOST_LABELS else 9},
+            text=[slot_number(place, numbered=numbered) for place in places],
+            textfont={"color": theme.muted, "size": NUMBER},
+            cliponaxis=False,
             hoverinfo="skip",
         )
     )
@@ -92,7 +99,7 @@ def agreement(view: RunView, theme: Theme) -> go.Figure:
             x=list(range(view.depth)),
             y=list(range(len(rows))),
             text=[[f"{share:.0%}".removesuffix("%") if share else "" for share in row] for row in shares],
-            texttemplate="%{text}",
+            **_numbers(view.depth),
             hovertext=[
                 [f"{name}, layer {layer}: {share:.0%} of {made.recipes}" for layer, share in enumerate(row)]
                 for name, row in zip(rows, shares, strict=True)
@@ -116,22 +123,29 @@ def _chosen(view: RunView, rows: Sequence[str]) -> list[tuple[int, int]]:
 
 def _columns(figure: go.Figure, labels: Sequence[str], rows: Sequence[str]) -> None:
     """Axes of a map: a column each, rows from the top."""
-    step = 1 + (len(labels) - 1) // MOST_LABELS
+    step = 1 if len(labels) <= MOST_NUMBERED else 5
     figure.update_xaxes(
         tickvals=list(range(0, len(labels), step)),
         ticktext=list(labels)[::step],
         range=[-0.5, len(labels) - 0.5],
         showgrid=False,
         tickangle=0,
+        tickfont={"size": NUMBER},
         title_text="layer of the family",
     )
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
-        ticktext=list(rows),
+        ticktext=["<br>".join(lines) for lines in map_labels(rows)],
         range=[len(rows) - 0.5, -0.5],
         showgrid=False,
         ticklabelstandoff=6,
     )
+
+
+def _numbers(columns: int) -> dict[str, Any]:
+    """How a heat map writes into its cells, where there is room."""
+    written = columns <= MOST_NUMBERED
+    return {"texttemplate": "%{text}", "textfont": {"size": NUMBER}} if written else {}
 
 
 def _heat(z: Sequence[Sequence[float | None]], colour: str, ground: str, **more: Any) -> go.Heatmap:

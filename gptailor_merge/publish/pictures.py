@@ -14,9 +14,19 @@ from matplotlib.ticker import EngFormatter
 
 from gptailor_merge.publish.palette import LIGHT as THEME
 from gptailor_merge.publish.picture import Picture
-from gptailor_merge.publish.recipe_map import PALEST, cell
+from gptailor_merge.publish.recipe_map import PALEST, cell, slot_number
 from gptailor_merge.publish.run_view import BASE, HeldOut, RunView, view
-from gptailor_merge.publish.sections import Section, loss_name, pairs, panels, plain, sections, wrapped
+from gptailor_merge.publish.sections import (
+    MOST_NUMBERED,
+    Section,
+    loss_name,
+    map_labels,
+    pairs,
+    panels,
+    plain,
+    sections,
+    wrapped,
+)
 from gptailor_merge.publish.trials import span
 from gptailor_merge.search.run import FOUND, TOTAL, RunDirectory
 
@@ -74,15 +84,18 @@ def _figure(height: float, rows: int = 1, columns: int = 1, **options: object) -
     return figure, list(axes.flat)
 
 
-def _legend(axes: Axes, columns: int = 8) -> None:
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=columns,
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Above all axes, in as many columns as there is room for."""
+    handles, labels = axes.get_legend_handles_labels()
+    longest = max(map(len, labels))
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=min(len(labels), max(1, int(WIDTH / (0.08 * longest + 0.45)))),
         frameon=False,
         fontsize=SIZE - 1,
         labelcolor=THEME.ink,
-        borderaxespad=0.2,
         borderpad=0.2,
         handletextpad=0.4,
         columnspacing=1.2,
@@ -93,7 +106,9 @@ def _map(made: RunView) -> Figure:
     names = [member.name for member in made.members]
     colours = THEME.members(names)
     figure, (axes,) = _figure(0.9 + 0.36 * (len(names) + 1))
-    small = min(SIZE - 1.0, 75 * WIDTH / len(made.places) / 8)
+    count = len(made.places)
+    numbered = count <= MOST_NUMBERED
+    small = SIZE - 1 if count <= 16 else 6.5
     for column, place in enumerate(made.places):
         for row, name in enumerate(names, 1):
             taken = [take for take in place.takes if take.member == name]
@@ -101,7 +116,7 @@ def _map(made: RunView) -> Figure:
             shade = PALEST + (1 - PALEST) * share if taken else 0.0
             colour = _mixed(THEME.tile, colours[name], shade)
             axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=colour, linewidth=0))
-            text = "×" if place.slot is None else cell(place, taken)
+            text = "×" if place.slot is None else cell(place, taken) if numbered else ""
             ink = THEME.muted if place.slot is None else _readable(colour)
             axes.text(
                 column,
@@ -112,11 +127,14 @@ def _map(made: RunView) -> Figure:
                 color=ink,
                 size=small if place.takes else small + 4,
             )
-        slot = "" if place.slot is None else str(place.slot)
+        slot = slot_number(place, numbered=numbered)
         axes.text(column, 0, slot, ha="center", va="center", color=THEME.muted, size=small)
-    axes.set(xlim=(-0.5, len(made.places) - 0.5), ylim=(len(names) + 0.5, -0.5))
-    axes.set_xticks(range(len(made.places)), [str(place.layer) for place in made.places], size=small)
-    axes.set_yticks(range(len(names) + 1), ["slot", *names])
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(len(names) + 0.5, -0.5))
+    step = 1 if numbered else 5
+    labels = [str(place.layer) for place in made.places]
+    axes.set_xticks(range(0, count, step), labels[::step], size=small)
+    rows = ["\n".join(lines) for lines in map_labels(["slot", *names])]
+    axes.set_yticks(range(len(names) + 1), rows)
     axes.set_xlabel("layer of the family")
     axes.grid(visible=False)
     for spine in axes.spines.values():
@@ -145,7 +163,7 @@ def _held_out(made: RunView) -> Figure:
         _draw_scores(axes, made, rows)
         better = "higher is better" if rows[0].higher_is_better else "lower is better"
         axes.set_xlabel(f"{plain(objective)} ({better})")
-    _legend(all_axes[0])
+    _legend(figure, all_axes[0])
     return figure
 
 
@@ -190,7 +208,7 @@ def _front(made: RunView) -> Figure:
                 axes.plot(*at, "o", color=THEME.ink, label="taken", markersize=12, markerfacecolor="none")
         axes.set(xlabel=_axis(made, across), ylabel=_axis(made, up))
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    _legend(all_axes[0])
+    _legend(figure, all_axes[0])
     return figure
 
 
@@ -219,5 +237,5 @@ def _progress(made: RunView) -> Figure:
     limits = span(made.trials) if not made.axes else (0.0, None)
     if limits is not None:
         by_tokens.set_ylim(*limits)
-    _legend(by_tokens)
+    _legend(figure, by_tokens)
     return figure

@@ -97,6 +97,11 @@ def cell(place: Place, taken: Sequence[Take]) -> str:
     return " ".join(parts)
 
 
+def slot_number(place: Place, *, numbered: bool) -> str:
+    """What stands above a column: its slot, or of many columns every fifth."""
+    return "" if place.slot is None or (place.slot % 5 and not numbered) else str(place.slot)
+
+
 def outer(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
     """Where embeddings, head and tokenizer come from, in words."""
     resolved = plan(recipe)

@@ -23,6 +23,8 @@ OUTCOMES = {
 MARKS = ("disc", "ring", "tick", "diamond", "square", "up", "down", "line", "dash", "dot", "dashdot", "box")
 OTHER_MARKS = ("diamond", "square", "up", "down")
 """Of other runs' scores, in their order, then again."""
+MOST_NUMBERED = 40
+"""So many columns of a map have room for numbers; of more, every fifth is numbered."""
 OTHER_LINES = ("dash", "dot", "dashdot")
 """Of other runs' losses, likewise."""
 
@@ -34,10 +36,12 @@ class Chart:
     Attributes:
         key: unique on a page.
         alt: what it shows to someone who does not see it.
+        width: in pixels, below which it is not drawn but scrolled.
     """
 
     key: str
     alt: str
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,21 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
+def map_labels(names: Iterable[str]) -> list[list[str]]:
+    """The lines of the labels of a map's rows: two at most."""
+    found = []
+    for name in names:
+        first, *more = wrapped(name, 14)
+        found.append([first, *([f"{more[0]}…"] if len(more) > 1 else more)])
+    return found
+
+
+def map_width(view: RunView, columns: int) -> int:
+    """Pixels that a map with so many columns needs at the least."""
+    lines = [line for label in map_labels(member.name for member in view.members) for line in label]
+    return 8 * max(map(len, lines)) + 24 + (21 if columns <= MOST_NUMBERED else 10) * columns
+
+
 def wrapped(name: str, width: int = 20) -> list[str]:
     """The lines of a long name, broken behind what parts its words."""
     lines = [""]
@@ -170,14 +189,16 @@ def _map(view: RunView) -> Iterator[Section]:
     gone = listed(view.removed)
     one = "layer" if len(view.removed) == 1 else "the layers"
     alt = f"Map of the recipe: {view.kept} slots, {f'without {one} {gone}' if gone else 'no layer removed'}"
+    width = map_width(view, len(view.places))
     used = sorted({take.member for place in view.places for take in place.takes})
+    numbers = ", with a number" if len(view.places) <= MOST_NUMBERED else ""
     outer = "; ".join(f"{label} of {whose}" for label, whose in view.outer.items())
     caption = (
         "A column for each layer of the family, from first to last, and a row for each model. "
-        "Full colour: the slot takes the layer as it is; paler, with a number: its weight in a merge. "
+        f"Full colour: the slot takes the layer as it is; paler{numbers}: its weight in a merge. "
         f"Crossed out: the layer is removed. Outside the layers: {outer}."
     )
-    yield Section("map", "The recipe", caption, (Chart("map", f"{alt}, from {listed(used)}"),))
+    yield Section("map", "The recipe", caption, (Chart("map", f"{alt}, from {listed(used)}", width),))
 
 
 def _held_out(view: RunView) -> Iterator[Section]:
@@ -273,7 +294,12 @@ def _agreement(view: RunView) -> Iterator[Section]:
         "Framed: what the best recipe does."
     )
     alt = f"Of the {which}, all keep the layers {listed(always)}" if always else f"Agreement of the {which}"
-    yield Section("agreement", "What good recipes agree on", caption, (Chart("agreement", alt),))
+    yield Section(
+        "agreement",
+        "What good recipes agree on",
+        caption,
+        (Chart("agreement", alt, map_width(view, view.depth)),),
+    )
 
 
 def _cost(view: RunView) -> Iterator[Section]:

@@ -79,12 +79,12 @@ def trials(
 
 
 def span(made: Sequence[Trial], others: Sequence[float] = ()) -> tuple[float, float] | None:
-    """The losses that are worth drawing: of the best, of others, and of three quarters of the candidates."""
+    """The losses that are worth drawing: from the best to others', and to most candidates'."""
     drawn = sorted(t.loss for t in made if t.loss is not None and t.status in (SCORED, DROPPED))
     reached = [trial.best for trial in made if trial.best is not None]
     if not drawn or not reached:
         return None
-    low, high = min((*reached, *others)), max((*reached, *others, drawn[len(drawn) * 3 // 4]))
+    low, high = min((*reached, *others)), max((*others, drawn[len(drawn) * 3 // 4]))
     room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return low - room, high + room
 

@@ -59,6 +59,23 @@ def candidate(
     )
 
 
+def deep(depth: int) -> Candidate:
+    """The best of a family of so many layers, without layer 1."""
+    parts = [
+        {
+            "sources": [
+                {"model": FAMILY["math" if layer % 2 else "base"], "layer_range": [layer, layer + 1]}
+            ],
+            "parameters": {"op": "remove" if layer == 1 else "select"},
+        }
+        for layer in range(depth)
+    ]
+    document = {"merge_method": "tailor", "base_model": FAMILY["base"], "dtype": "float32", "slices": parts}
+    made = Recipe.from_mapping(document)
+    scores = {"kl": {"a": Score(0.5, 100)}}
+    return Candidate(0, plan(made).digest, made.to_yaml(), "scored", 0.5, scores, "f", tokens=1, seconds=1.0)
+
+
 def one_recipe() -> list[Candidate]:
     return [
         candidate(0, "probe", 0.1, 0.1),
