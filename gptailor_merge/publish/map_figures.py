@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from gptailor_merge.publish.palette import Theme
+from gptailor_merge.publish.palette import Theme, mixed, readable
 from gptailor_merge.publish.plotting import FRAME, ROW, empty
 from gptailor_merge.publish.recipe_map import PALEST, Place, Take, cell, slot_number
 from gptailor_merge.publish.run_view import RunView
@@ -24,6 +24,7 @@ def recipe_map(view: RunView, theme: Theme) -> go.Figure:
     figure = empty(theme, FRAME + ROW * (len(names) + 1))
     rows = ["slot", *names]
     numbered = len(places) <= MOST_NUMBERED
+    written: list[tuple[int, list[str], list[str]]] = []
     for row, name in enumerate(names, 1):
         taken = [[take for take in place.takes if take.member == name] for place in places]
         shades = [PALEST + (1 - PALEST) * max(t.share for t in some) if some else 0.0 for some in taken]
@@ -34,13 +35,14 @@ def recipe_map(view: RunView, theme: Theme) -> go.Figure:
                 theme.tile,
                 y=[row],
                 x=list(range(len(places))),
-                text=[[cell(place, some) for place, some in zip(places, taken, strict=True)]],
-                **_numbers(len(places)),
                 hovertext=[[_told(place, name, some) for place, some in zip(places, taken, strict=True)]],
                 hoverinfo="text",
                 name=name,
             )
         )
+        texts = [cell(place, some) for place, some in zip(places, taken, strict=True)]
+        written.append((row, texts, [mixed(theme.tile, colours[name], shade) for shade in shades]))
+    _write(figure, written)
     gone = [column for column, place in enumerate(places) if place.slot is None]
     figure.add_trace(
         go.Scatter(
@@ -98,14 +100,23 @@ def agreement(view: RunView, theme: Theme) -> go.Figure:
             theme.tile,
             x=list(range(view.depth)),
             y=list(range(len(rows))),
-            text=[[f"{share:.0%}".removesuffix("%") if share else "" for share in row] for row in shares],
-            **_numbers(view.depth),
             hovertext=[
                 [f"{name}, layer {layer}: {share:.0%} of {made.recipes}" for layer, share in enumerate(row)]
                 for name, row in zip(rows, shares, strict=True)
             ],
             hoverinfo="text",
         )
+    )
+    _write(
+        figure,
+        [
+            (
+                row,
+                [f"{share:.0%}".removesuffix("%") if share else "" for share in of_row],
+                [mixed(theme.tile, theme.accent, share) for share in of_row],
+            )
+            for row, of_row in enumerate(shares)
+        ],
     )
     for column, row in _chosen(view, rows):
         frame = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
@@ -142,10 +153,23 @@ def _columns(figure: go.Figure, labels: Sequence[str], rows: Sequence[str]) -> N
     )
 
 
-def _numbers(columns: int) -> dict[str, Any]:
-    """How a heat map writes into its cells, where there is room."""
-    written = columns <= MOST_NUMBERED
-    return {"texttemplate": "%{text}", "textfont": {"size": NUMBER}} if written else {}
+def _write(figure: go.Figure, rows: Sequence[tuple[int, list[str], list[str]]]) -> None:
+    """Texts into the cells, where there is room for them.
+
+    Args:
+        rows: (row, its texts, the colours that they stand on).
+    """
+    cells = [
+        (column, row, text, readable(ground))
+        for row, texts, grounds in rows
+        for column, (text, ground) in enumerate(zip(texts, grounds, strict=True))
+        if text
+    ]
+    if not cells or len(rows[0][1]) > MOST_NUMBERED:
+        return
+    x, y, text, inks = zip(*cells, strict=True)
+    font = {"color": list(inks), "size": NUMBER}
+    figure.add_trace(go.Scatter(x=x, y=y, text=text, textfont=font, mode="text", hoverinfo="skip"))
 
 
 def _heat(z: Sequence[Sequence[float | None]], colour: str, ground: str, **more: Any) -> go.Heatmap:

@@ -53,6 +53,33 @@ class Theme:
         }
 
 
+def mixed(ground: str, colour: str, share: float) -> str:
+    """So much of a colour on a ground."""
+    pairs = zip(_channels(ground), _channels(colour), strict=True)
+    return "#" + "".join(f"{round(one + share * (other - one)):02x}" for one, other in pairs)
+
+
+def readable(ground: str) -> str:
+    """Black or white, whichever stands out more on a ground; always by 4.5 or more."""
+    return max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, ground))
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's ratio of two colours, from 1 to 21."""
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [channel / 255 for channel in _channels(colour)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def _channels(colour: str) -> list[int]:
+    return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+
+
 def member_keys(names: Sequence[str]) -> dict[str, str]:
     """Name of a member -> name of its colour; the first is the base."""
     keys = ["base", *(f"variant-{number % VARIANTS}" for number in range(len(names) - 1))]
@@ -71,7 +98,7 @@ LIGHT = Theme(
     variants=("#d55e00", "#00835f", "#a8559a", "#b07d00", "#2c83b8", "#7a4b12"),
     outcomes={
         "scored": "#2f4fc4",
-        "dropped": "#9db0ee",
+        "dropped": "#748de3",
         "probe": "#6b7586",
         "duplicate": "#c7ccd4",
         "gated": "#b07d00",
@@ -91,7 +118,7 @@ DARK = Theme(
     variants=("#f28a3c", "#2cc39a", "#d78bc9", "#e0b040", "#63b8ea", "#c79a63"),
     outcomes={
         "scored": "#8fa6ff",
-        "dropped": "#4a5a9c",
+        "dropped": "#5f70b8",
         "probe": "#98a2b3",
         "duplicate": "#4a505c",
         "gated": "#e0b040",

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter
 
 from gptailor_merge.publish.palette import LIGHT as THEME
+from gptailor_merge.publish.palette import mixed, readable
 from gptailor_merge.publish.picture import Picture
 from gptailor_merge.publish.recipe_map import PALEST, cell, slot_number
 from gptailor_merge.publish.run_view import BASE, HeldOut, RunView, view
@@ -114,10 +114,10 @@ def _map(made: RunView) -> Figure:
             taken = [take for take in place.takes if take.member == name]
             share = max((take.share for take in taken), default=0.0)
             shade = PALEST + (1 - PALEST) * share if taken else 0.0
-            colour = _mixed(THEME.tile, colours[name], shade)
+            colour = mixed(THEME.tile, colours[name], shade)
             axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=colour, linewidth=0))
             text = "×" if place.slot is None else cell(place, taken) if numbered else ""
-            ink = THEME.muted if place.slot is None else _readable(colour)
+            ink = THEME.muted if place.slot is None else readable(colour)
             axes.text(
                 column,
                 row,
@@ -140,17 +140,6 @@ def _map(made: RunView) -> Figure:
     for spine in axes.spines.values():
         spine.set_visible(False)
     return figure
-
-
-def _mixed(ground: str, colour: str, share: float) -> tuple[float, float, float]:
-    one, other = to_rgb(ground), to_rgb(colour)
-    red, green, blue = (a + share * (b - a) for a, b in zip(one, other, strict=True))
-    return red, green, blue
-
-
-def _readable(ground: tuple[float, float, float]) -> str:
-    """Black or white on a colour, by its luminance."""
-    return THEME.ink if sum(w * c for w, c in zip((0.30, 0.59, 0.11), ground, strict=True)) > 0.5 else "white"
 
 
 def _held_out(made: RunView) -> Figure:

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 
 from gptailor_merge.errors import InputError
-from gptailor_merge.publish.palette import DARK, LIGHT, Theme
+from gptailor_merge.publish.palette import DARK, LIGHT, Theme, contrast, mixed, readable
 from gptailor_merge.publish.report import Content, content, page, write_report
 from gptailor_merge.publish.run_view import view
 from gptailor_merge.publish.sections import sections, wrapped
@@ -132,24 +132,19 @@ def test_long_names_are_broken_behind_what_parts_their_words() -> None:
     assert "".join(wrapped("x" * 50)) == "x" * 50
 
 
-def contrast(one: str, other: str) -> float:
-    """WCAG's ratio of two colours."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_text_and_marks_stand_out(theme: Theme) -> None:
     """WCAG 2.2 AA: 4.5 for text, 3 for what is drawn."""
     for ground in (theme.surface, theme.tile):
         assert min(contrast(ink, ground) for ink in (theme.ink, theme.muted, theme.accent)) >= 4.5
         assert min(contrast(hue, ground) for hue in (theme.base, *theme.variants)) >= 3
+    assert min(contrast(theme.outcomes[status], theme.surface) for status in ("scored", "dropped")) >= 3
+    for hue in (theme.accent, theme.base, *theme.variants):
+        for share in range(11):
+            cell = mixed(theme.tile, hue, share / 10)
+            assert contrast(readable(cell), cell) >= 4.5
+    assert mixed("#000000", "#ffffff", 1.0) == "#ffffff"
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
 
 
 @pytest.mark.parametrize("width", [375, 1280])
