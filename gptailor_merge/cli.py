@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from gptailor_merge import __version__, hub_cli, printing
+from gptailor_merge import __version__, hub_cli, printing, report_cli
 from gptailor_merge.errors import TailorError, errors_in
 from gptailor_merge.printing import quiet_libraries
 from gptailor_merge.recipe_cli import recipe_app
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(recipe_app, name="recipe")
 hub_cli.register(app)
+report_cli.register(app)
 evolve_app = typer.Typer(pretty_exceptions_enable=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -55,7 +56,7 @@ def _run(command: typer.Typer) -> None:
         raise SystemExit(error.exit_code) from None
 
 
-_LISTS = ("--data", "--candidates", "--start", "--tasks")
+_LISTS = ("--data", "--candidates", "--start", "--tasks", "--report-to")
 """Options that take several values."""
 
 
@@ -119,15 +120,22 @@ def evolve(
     ] = False,
     hub_revision: Annotated[str | None, typer.Option(help="A branch of the repository.")] = None,
     license_: hub_cli.License = None,
+    report_to: Annotated[
+        list[str] | None, typer.Option(help="Trackers: trackio, wandb, tensorboard; default none.")
+    ] = None,
 ) -> None:
     """Search a family for the best pruned model, and write it."""
     from gptailor_merge.config import SearchConfig
     from gptailor_merge.publish.materialize import is_of, materialize
+    from gptailor_merge.publish.report import write_report
     from gptailor_merge.recipe.recipe import Recipe
     from gptailor_merge.search.run import RunDirectory, execute
     from gptailor_merge.search.session import pick_device
+    from gptailor_merge.tracking import chosen as chosen_trackers
+    from gptailor_merge.tracking import telling
 
     quiet_libraries()
+    trackers = chosen_trackers(report_to or ())
     settings = SearchConfig.load(config).override(
         budget=budget,
         seed=seed,
@@ -148,7 +156,8 @@ def evolve(
     chosen = pick_device(device)
     if publication is not None:
         publication.check(settings)
-    with _progress(settings.search.budget) as (on_step, on_candidate):
+    progress = _progress(settings.search.budget)
+    with telling(trackers, run, settings) as told, progress as (on_step, on_candidate):
         summary = execute(
             settings,
             run,
@@ -157,15 +166,18 @@ def evolve(
             bank=bank,
             file=config,
             on_step=on_step,
-            on_candidate=on_candidate,
+            on_candidate=told.after(on_candidate),
         )
+        told.summary(summary)
         if not no_model and not is_of(run.model, run.best):
             on_step("writing the model")
             materialize(Recipe.load(run.best), run.model, file=run.best, replace=True)
+    report = write_report(run)
     printing.summary(summary)
     typer.echo(f"recipe  {run.best}")
     if not no_model:
         typer.echo(f"model   {run.model}  (written by mergekit, reloaded, every tensor in place)")
+    typer.echo(f"report  {report}")
     if publication is not None:
         hub_cli.tell(publication.publish(run, hub_cli.say))
 

@@ -103,7 +103,7 @@ def test_a_search_leaves_a_run_that_mergekit_and_transformers_read(
     out = tmp_path / "run"
     code, printed, progress = run(config, "--out", out, "--device", "cpu", evolve=True)
     assert code == 0
-    assert {f.name for f in out.iterdir()} == {"config.yml", "journal.db", "best.yml", "model"}
+    assert {f.name for f in out.iterdir()} == {"config.yml", "journal.db", "best.yml", "model", "report.html"}
     assert f"recipe  {out / 'best.yml'}" in printed
     assert "12/12: best " in progress
     model = AutoModelForCausalLM.from_pretrained(out / "model")

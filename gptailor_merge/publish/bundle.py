@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import get_token
@@ -15,7 +15,7 @@ from gptailor_merge.errors import ConfigError, MergeFailedError
 from gptailor_merge.publish.card import card_of
 from gptailor_merge.publish.materialize import RECIPE, is_of, staging
 from gptailor_merge.publish.parents import CARD
-from gptailor_merge.publish.picture import Picture
+from gptailor_merge.publish.pictures import draw_pictures
 from gptailor_merge.publish.release import RECORD, Release
 from gptailor_merge.publish.soundness import examine
 from gptailor_merge.search.run import RunDirectory
@@ -24,14 +24,6 @@ DIRECTORY = "hub"
 """In the run directory."""
 PICTURES = "pictures"
 WEIGHTS = "*.safetensors"
-
-Painter = Callable[[RunDirectory, Path], tuple[Picture, ...]]
-"""Draws the pictures of a run into a directory."""
-
-
-def no_pictures(run: RunDirectory, directory: Path) -> tuple[Picture, ...]:
-    """A card without pictures."""
-    return ()
 
 
 def check_model(run: RunDirectory) -> None:
@@ -53,7 +45,7 @@ def check_model(run: RunDirectory) -> None:
         raise MergeFailedError(f"{run.model} is not sound and was not published: {said}")
 
 
-def bundle(release: Release, repo_id: str, paint: Painter = no_pictures) -> Path:
+def bundle(release: Release, repo_id: str) -> Path:
     """Write the directory, replacing an older one; weights are links to the run's where links can be.
 
     Raises:
@@ -67,12 +59,8 @@ def bundle(release: Release, repo_id: str, paint: Painter = no_pictures) -> Path
                 _place(file, directory / file.name)
         (directory / RECIPE).write_text(release.recipe.to_yaml(), encoding="utf-8")
         (directory / RECORD).write_text(release.record_text(), encoding="utf-8")
-        pictures = directory / PICTURES
-        pictures.mkdir()
-        painted = paint(run, pictures)
-        if not painted:
-            pictures.rmdir()
-        card_of(release, repo_id, painted).save(directory / CARD)
+        pictures = draw_pictures(run, directory / PICTURES)
+        card_of(release, repo_id, pictures).save(directory / CARD)
         _refuse_secrets(directory, _secrets(release))
     return out
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gptailor_merge.mergekit_plugin import SELECT, Operation
 from gptailor_merge.publish.parents import LOCAL
-from gptailor_merge.publish.release import Release, error_of
+from gptailor_merge.publish.release import Release
 from gptailor_merge.publish.sizes import Size
 from gptailor_merge.recipe.operations import Plan, Slot
 from gptailor_merge.scoring.objectives import Score
@@ -147,7 +147,7 @@ def _held_out(release: Release, name: str, sets: Sequence[str]) -> Table:
         if by_set is None or not all(one in by_set for one in sets):
             continue
         shown = list(_columns(by_set, sets))
-        errors = errors or any(error_of(score) is not None for score in shown)
+        errors = errors or any(score.natural_error is not None for score in shown)
         rows.append([_with_layers(model, release), *map(_scored, shown)])
     counts = [score.count for score in _columns(release.held_out[FOUND][name], sets)]
     rows.append([_counted(release, name, sets), *(f"{count:,.0f}" for count in counts)])
@@ -165,7 +165,7 @@ def _columns(by_set: Mapping[str, Score], sets: Sequence[str]) -> Iterator[Score
 
 def _scored(score: Score) -> str:
     """With a standard error as many digits as that has two of; without one as the commands print it."""
-    error = error_of(score)
+    error = score.natural_error
     if error is None or not 0 < error < math.inf:
         return f"{score.natural:.4f}"
     places = max(0, 1 - math.floor(math.log10(error)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.publish.bundle import Painter, bundle, check_model, no_pictures
+from gptailor_merge.publish.bundle import bundle, check_model
 from gptailor_merge.publish.hub import Hub, Pushed, Target
 from gptailor_merge.publish.parents import licence_of, parents_of
 from gptailor_merge.publish.release import Release, members_of, release_of, search_digest
@@ -24,12 +24,10 @@ class Publication:
 
     Attributes:
         licence: chosen by the user; else the members' own.
-        paint: draws the card's pictures.
     """
 
     target: Target
     licence: str | None = None
-    paint: Painter = no_pictures
 
     def check(self, settings: SearchConfig) -> None:
         """Whether the result of a search could be published: access, name, licence.
@@ -64,4 +62,4 @@ class Publication:
         on_step("checking the model")
         check_model(release.run)
         on_step("writing the card")
-        return bundle(release, self.target.repo_id, self.paint)
+        return bundle(release, self.target.repo_id)

@@ -193,10 +193,5 @@ def _scores(scores: Scores) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _score(score: Score) -> dict[str, float]:
-    numbers = {"score": score.natural, "count": score.count, "error": error_of(score)}
+    numbers = {"score": score.natural, "count": score.count, "error": score.natural_error}
     return {name: number for name, number in numbers.items() if number is not None and math.isfinite(number)}
-
-
-def error_of(score: Score) -> float | None:
-    """The standard error in the units that users see, where the run has it."""
-    return getattr(score, "natural_error", None)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -72,22 +72,37 @@ class Score:
         mean: in nats, or of whatever an objective counts.
         count: what it is a mean over: predicted tokens, items, words.
         unit: how users see it, see UNITS.
+        error: the standard error of the mean, where it was estimated; no part of the score's identity.
     """
 
     mean: float
     count: float
     unit: str = "nats"
+    error: float | None = field(default=None, compare=False)
 
     @property
     def natural(self) -> float:
         """As users see it."""
         return UNITS[self.unit](self.mean)
 
+    @property
+    def natural_error(self) -> float | None:
+        """The standard error as users see it: half the distance between mean - error and mean + error."""
+        if self.error is None:
+            return None
+        natural = UNITS[self.unit]
+        return abs(natural(self.mean + self.error) - natural(self.mean - self.error)) / 2
+
     @staticmethod
     def total(scores: Sequence[Score]) -> Score:
-        """The mean over all that several scores of one objective are means of."""
+        """The mean over all that several scores of one objective are means of.
+
+        Its standard error is that of a stratified sample: the scores are independent of each other.
+        """
         count = sum(score.count for score in scores)
-        return Score(sum(s.mean * s.count for s in scores) / count, count, scores[0].unit)
+        errors = [score.error * score.count for score in scores if score.error is not None]
+        error = math.hypot(*errors) / count if len(errors) == len(scores) else None
+        return Score(sum(s.mean * s.count for s in scores) / count, count, scores[0].unit, error)
 
 
 Scores = Mapping[str, Mapping[str, Score]]

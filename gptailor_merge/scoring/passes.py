@@ -157,6 +157,10 @@ class Passes:
 
     def score(self, model: PreTrainedModel) -> Scores:
         """Score a single model, composed or loaded, that has the family's vocabulary."""
+        return self.scores(self.measure_alone(model))
+
+    def measure_alone(self, model: PreTrainedModel) -> Measured:
+        """The units behind the scores of a single model."""
         measured = self.nothing_measured()
         for number, rung in enumerate(self.rungs):
             values: Values = {}
@@ -164,7 +168,7 @@ class Passes:
                 extend(values, self.measure(predictions_alone(model, batch)))
             self.finish(number, values, measured)
             self.measure_model(number, model, measured)
-        return self.scores(measured)
+        return measured
 
     def scores(self, measured: Measured) -> Scores:
         """Of what was measured so far."""

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptailor_merge.scoring.calibration import TokenSet
-from gptailor_merge.scoring.items import ItemSet
-from gptailor_merge.scoring.objectives import UNITS, Objective, Score
+from gptailor_merge.scoring.objectives import UNITS, Score
 from gptailor_merge.scoring.passes import Measured, Passes
+from gptailor_merge.search.uncertainty import observations
 
 DRAWS = 2000
 COVERAGE = 0.95
@@ -63,7 +62,7 @@ def gap(
     found, drawn = [], []
     for (passes, measured), name in ((searched, pair.searched), (held_out, pair.held_out)):
         objective = next(one for one in passes.objectives if one.name == name)
-        samples = [_observations(objective, one, measured[name, one]) for one in pair.sets]
+        samples = [observations(objective, one, measured[name, one]) for one in pair.sets]
         total = Score.total([objective.score(one, np.concatenate(measured[name, one])) for one in pair.sets])
         natural = UNITS[total.unit]
         found.append(total.natural)
@@ -72,21 +71,6 @@ def gap(
     low, high = np.percentile(drawn[0] - drawn[1], [tail, 100 - tail])
     of_searched, of_held_out = found
     return Gap(pair.searched, pair.sets, of_searched, of_held_out, float(low), float(high))
-
-
-def _observations(
-    objective: Objective, set_name: str, parts: Sequence[NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    """What is drawn: (sum of units, what it is divided by) of each item or sequence [observations, 2]."""
-    units = np.concatenate(parts)
-    sizes = np.array([objective.size(set_name, n) for n in range(len(units) + 1)])
-    pairs = np.stack([units, np.diff(sizes)], axis=-1)
-    one = next(one for one in objective.sets if one.name == set_name)
-    if not isinstance(one, TokenSet) or isinstance(one, ItemSet):
-        return pairs
-    starts = np.cumsum([0, *(len(ids) - 1 for ids in one.sequences)])[:-1]
-    summed: NDArray[np.float64] = np.add.reduceat(pairs, starts)
-    return summed
 
 
 def _means(samples: Sequence[NDArray[np.float64]], rng: np.random.RandomState) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import json
 import math
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ CREATE TABLE candidates (
     recipe TEXT NOT NULL,        -- YAML
     status TEXT NOT NULL CHECK (status IN ('scored', 'dropped', 'gated', 'failed', 'duplicate', 'probe')),
     loss REAL,                   -- NULL where it failed or is out, an estimate where it was dropped
-    scores TEXT NOT NULL,        -- objective -> set -> [mean, count, unit]
+    scores TEXT NOT NULL,        -- objective -> set -> [mean, count, unit, and a standard error if known]
     fingerprint TEXT NOT NULL,   -- of the objectives
     cause TEXT,                  -- why it failed, or the bound that it breaks
     original INTEGER REFERENCES candidates (number),  -- of a duplicate
@@ -120,10 +121,16 @@ class Journal:
         SearchError: the file is not a journal, is of another version, or is in use.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, copy_of: sqlite3.Connection | None = None) -> None:
+        """
+        Args:
+            copy_of: is copied into the file.
+        """
         self.file = file
         try:
             self._db = sqlite3.connect(file, timeout=1.0, isolation_level=None)
+            if copy_of is not None:
+                copy_of.backup(self._db)
             self._create()
         except sqlite3.Error as error:
             raise SearchError(f"{file}: cannot be used as a journal: {error}") from None
@@ -245,8 +252,31 @@ def open_existing(file: Path) -> Journal:
     return Journal(file)
 
 
+def snapshot(file: Path) -> Journal:
+    """A copy, in memory, of a journal that a search may be writing.
+
+    The file is locked only while it is copied, so that the search need not wait.
+
+    Raises:
+        InputError: there is none.
+        SearchError: the file is not a journal, or is of another version.
+    """
+    if not file.is_file():
+        raise InputError("no such journal; expected a run directory of gptailor-evolve", file=file)
+    try:
+        # Not read-only: what a killed search left half written has to be rolled back.
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)) as source:
+            return Journal(Path(":memory:"), copy_of=source)
+    except sqlite3.Error as error:
+        raise SearchError(f"{file}: cannot be read as a journal: {error}") from None
+
+
 def _dump(scores: Scores) -> str:
-    return json.dumps({o: {n: [s.mean, s.count, s.unit] for n, s in by.items()} for o, by in scores.items()})
+    return json.dumps({o: {n: _written(s) for n, s in by.items()} for o, by in scores.items()})
+
+
+def _written(score: Score) -> list[Any]:
+    return [score.mean, score.count, score.unit, *([] if score.error is None else [score.error])]
 
 
 def _load(text: str) -> Scores:

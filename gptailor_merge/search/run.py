@@ -26,10 +26,11 @@ from gptailor_merge.search.session import (
     Plans,
     Session,
     compute_dtype,
+    measure_members,
     prepare,
-    score_members,
     start,
 )
+from gptailor_merge.search.uncertainty import with_errors
 
 TOTAL = "total"
 BASELINE = "baseline"
@@ -67,6 +68,11 @@ class RunDirectory:
     def model(self) -> Path:
         """The written model."""
         return self.path / "model"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.path / "report.html"
 
 
 @dataclass(frozen=True)
@@ -337,15 +343,16 @@ def _score_held_out(
     if any(member.name not in known for member in plans.family.members):
         assert plans.space.out_dtype is not None
         dtype = compute_dtype(device, plans.space.out_dtype)
-        for name, scores in score_members(evaluator, plans.family, device, dtype).items():
-            journal.record_held_out(name, scores)
+        for name, measured in measure_members(evaluator, plans.family, device, dtype).items():
+            journal.record_held_out(name, with_errors(evaluator.passes, measured))
     # The picked recipe is also one of the front's: each model is scored once.
     distinct = {candidate.digest: plan(candidate.parsed) for candidate in found.values()}
     pairs = session.measures.pairs
     reported = _scored(evaluator, distinct)
     searched = _scored(session.evaluator, distinct) if pairs else {}
     for name, candidate in found.items():
-        journal.record_held_out(name, reported[candidate.digest].scores)
+        measured = reported[candidate.digest].measured
+        journal.record_held_out(name, with_errors(evaluator.passes, measured))
     gaps = {
         digest: [
             asdict(

@@ -22,6 +22,7 @@ from gptailor_merge.scoring.calibration import load_tokenizer
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.hidden import HiddenStates
 from gptailor_merge.scoring.objectives import Scores, digest
+from gptailor_merge.scoring.passes import Measured
 from gptailor_merge.search import optimizers, outer
 from gptailor_merge.search.baselines.problem import Baseline
 from gptailor_merge.search.baselines.registry import warm_starts
@@ -280,12 +281,12 @@ def _settings(config: SearchConfig, measured: Measures, of_base: Scores, compute
     )
 
 
-def score_members(
+def measure_members(
     evaluator: Evaluator, family: Family, device: torch.device, dtype: torch.dtype
-) -> dict[str, Scores]:
-    """Scores of the dense members as they are, each with its own config, embeddings and head."""
-    scores = {}
+) -> dict[str, Measured]:
+    """Of the dense members as they are, each with its own config, embeddings and head."""
+    measured = {}
     for member in family.members:
-        scores[member.name] = evaluator.passes.score(load_model(member.directory, dtype, device))
+        measured[member.name] = evaluator.passes.measure_alone(load_model(member.directory, dtype, device))
         gc.collect()
-    return scores
+    return measured

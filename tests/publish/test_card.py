@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.publish import card as card_module
 from gptailor_merge.publish import card_tables
-from gptailor_merge.publish.bundle import bundle, no_pictures
+from gptailor_merge.publish.bundle import bundle
 from gptailor_merge.publish.card import TAGS, card_of, template
 from gptailor_merge.publish.card_tables import markdown
 from gptailor_merge.publish.materialize import materialize
@@ -293,15 +293,12 @@ def test_pictures_stand_where_they_belong(of_tasks: Release) -> None:
 
 
 def test_pictures_are_drawn_beside_the_card(plain: Release) -> None:
-    def paint(run: RunDirectory, directory: Path) -> tuple[Picture, ...]:
-        assert run == plain.run
-        (directory / "map.png").write_bytes(b"PNG")
-        return (Picture("map.png", "The recipe", "Slots by layers"),)
-
-    directory = bundle(plain, REPO, paint)
-    assert (directory / "pictures" / "map.png").read_bytes() == b"PNG"
-    assert "![Slots by layers](pictures/map.png)" in (directory / "README.md").read_text(encoding="utf-8")
-    assert not (bundle(plain, REPO, no_pictures) / "pictures").exists()
+    directory = bundle(plain, REPO)
+    text = (directory / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"\]\(pictures/(.*?)\)", text)
+    assert {"map.png", "held-out.png", "progress.png"} <= set(named)
+    assert sorted(named) == sorted(file.name for file in (directory / "pictures").iterdir())
+    assert all((directory / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in named)
 
 
 def test_the_recipe_and_how_to_build_it_again(plain: Release) -> None:
