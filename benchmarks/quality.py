@@ -4,16 +4,18 @@
 
 For each number of layers that stays and each seed, every method prunes the family on a calibration set of
 its own, which is drawn from the family's calibration texts with the seed; all methods of a seed see the
-same. Our default search is given its budget in candidates; every other method stops when it has scored as
-many tokens as that, if it does not end by itself before. All are compared on one held-out set: loss (nats
-per token) of each domain, and the offline tasks' test splits. Then each recipe is repaired at its cuts,
-with maps fitted to the same calibration set, and compared again.
+same. Our default search is given its budget in candidates, and repairs its best recipes at their cuts;
+every other method stops when it has scored as many tokens as that, repairs included, if it does not end by
+itself before. All are compared on one held-out set: loss (nats per token) of each domain, and the offline
+tasks' test splits. Then what every method came to is repaired at its cuts, too, with maps fitted to the
+same calibration set, and compared again.
 
-`uidl`, repaired, is ReplaceMe. `best member` and `best merge`: ShortGPT prunes each variant, and each merge
-of the whole family; the one that is best on the calibration set stands for all. `paper` is paper_search.py,
-which needs SMAC3 (pip install smac). Ablation, at 9 layers: removal from the base only, removal and
-selection, removal and merging. What the file holds is not run again. A larger family:
-benchmarks/train_family.py, then --family; on a GPU where there is one.
+`not repaired` is our search before it repairs anything. `uidl`, repaired, is ReplaceMe. `best member` and
+`best merge`: ShortGPT prunes each variant, and each merge of the whole family; the one that is best on the
+calibration set stands for all. `paper` is paper_search.py, which needs SMAC3 (pip install smac). Ablation,
+at 9 layers, none of it repaired: removal from the base only, removal and selection, removal and merging.
+What the file holds is not run again. A larger family: benchmarks/train_family.py, then --family; on a GPU
+where there is one.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from quality_report import report
 from gptailor_merge.cli import quiet_libraries
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import RecipeError
+from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Evaluator
@@ -48,22 +51,23 @@ from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.search import driver
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.baselines.subject import MERGES
-from gptailor_merge.search.journal import SCORED, Candidate, Journal
+from gptailor_merge.search.finalists import repair_finalists
+from gptailor_merge.search.journal import REPAIRED, SCORED, Candidate, Journal
 from gptailor_merge.search.points import Point
 from gptailor_merge.search.repair import repair
 from gptailor_merge.search.session import (
     Plans,
     Session,
     compute_dtype,
+    measure_members,
     pick_device,
     prepare,
-    score_members,
     start,
 )
 from gptailor_merge.search.space import Space
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo"
-OURS, PAPER = "default search", "paper"
+OURS, PLAIN, PAPER = "default search", "not repaired", "paper"
 SIZES, ABLATED = (10, 9, 8, 7, 6), (9,)
 TEXTS, TASK_METRICS = "perplexity", ("acc", "margin")
 BASELINES = ("one_shot", "shortgpt", "uidl", "laco", "sleb", "evopress", "random")
@@ -160,8 +164,11 @@ class Bench:
 
     def run(self) -> dict[str, Any]:
         """Every method, ours first: its tokens are the others' limit."""
-        self.note(OURS, *self.journaled(lambda *given: self.searched(self.plans.space, *given), None))
-        limit = int(self.found[OURS]["tokens"])
+        steps, spent = self.journaled(lambda *given: self.searched(self.plans.space, *given), None)
+        self.note(OURS, steps, spent)
+        plain = [step for step in steps if not map_files(step.recipe)]
+        self.note(PLAIN, plain, Spent(plain[-1].tokens, plain[-1].seconds))
+        limit = spent.tokens
         for name in BASELINES:
             self.note(name, *self.baseline(Choice(name), limit))
         variants = [Choice("shortgpt", member=name) for name in self.config.family.variants]
@@ -177,7 +184,8 @@ class Bench:
         """What a method came to: held out as it is, step by step, and repaired."""
         losses = self.losses([step.recipe for step in steps])
         last = steps[-1]
-        repaired, seconds = self.repaired(last.recipe)
+        # What is repaired already stays as it is.
+        repaired, seconds = (last.recipe, 0.0) if map_files(last.recipe) else self.repaired(last.recipe)
         made: dict[str, Any] = {
             "searched": last.loss,
             "tokens": spent.tokens,
@@ -234,6 +242,9 @@ class Bench:
             hidden=self.session.hidden,
             on_candidate=on_candidate,
         )
+        if limit is None:
+            directory = Path(tempfile.mkdtemp(dir=self.directory))
+            repair_finalists(self.plans.family, self.session, journal, self.config.repair, directory)
 
     def baseline(self, choice: Choice, limit: int) -> tuple[list[Step], Spent]:
         """A method that ends by itself does; the others are stopped."""
@@ -284,11 +295,16 @@ class Bench:
             with suppress(EnoughError):
                 work(journal, count, limit)
             candidates = list(journal.candidates())[: len(stamps)]
+            for repaired in journal.repairs().values():
+                candidates.append(repaired)
+                stamps.append(stamps[-1] + repaired.seconds)
         totals = np.cumsum([candidate.tokens for candidate in candidates]).tolist()
         steps = [
             Step(candidate.parsed, candidate.loss, total, stamp)
             for candidate, total, stamp in zip(candidates, totals, stamps, strict=True)
-            if candidate.status == SCORED and candidate.loss is not None and (limit is None or total <= limit)
+            if candidate.status in (SCORED, REPAIRED)
+            and candidate.loss is not None
+            and (limit is None or total <= limit)
         ]
         return improvements(steps), Spent(totals[-1], stamps[-1])
 
@@ -353,7 +369,8 @@ def members(config: Mapping[str, Any]) -> dict[str, Any]:
         session = start(plans, device)
         assert session.held_out is not None
         dtype = compute_dtype(device, str(plans.space.out_dtype))
-        scored = score_members(session.held_out, plans.family, device, dtype)
+        measured = measure_members(session.held_out, plans.family, device, dtype)
+        scored = {name: session.held_out.passes.scores(one) for name, one in measured.items()}
     return {name: {"held_out": means(scores), "tasks": on_tasks(scores)} for name, scores in scored.items()}
 
 

@@ -111,6 +111,9 @@ def evolve(
     allow_test_split: Annotated[
         bool, typer.Option("--allow-test-split", help="Search on tasks' test splits; every report says so.")
     ] = False,
+    no_repair: Annotated[
+        bool, typer.Option("--no-repair", help="Do not repair the best recipes; repair.finalists: 0.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     no_model: Annotated[bool, typer.Option("--no-model", help="Write the recipe, not the model.")] = False,
     push_to_hub: Annotated[bool, typer.Option("--push-to-hub", help="Publish the model at the end.")] = False,
@@ -143,6 +146,7 @@ def evolve(
         start=start or (),
         pick=pick,
         allow_test_split=allow_test_split,
+        repair=not no_repair,
     )
     publication = hub_cli.publication(
         push_to_hub,

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 from gptailor_merge.errors import ConfigError, KeyPath, Problem
 from gptailor_merge.objective_config import (
     CostConfig,
+    Data,
     Gates,
     ObjectiveConfig,
     Objectives,
@@ -154,6 +155,24 @@ class SearchSection(Section):
     warm_start: tuple[str, ...] | None = Field(default=None, strict=False)
 
 
+class RepairSection(Section):
+    """How the best recipes are repaired when the search is over, see search.finalists.
+
+    Attributes:
+        finalists: so many recipes, the best for each choice of layers, are repaired; of a front all its
+            recipes are. 0 repairs none.
+        everywhere: also behind slots where no layer is missing.
+        data: texts that maps are fitted to; default those of the objectives.
+        tokens, sequence_length: of these, as of an objective's.
+    """
+
+    finalists: Annotated[int, Field(ge=0)] = 8
+    everywhere: bool = False
+    data: Data | None = None
+    tokens: Annotated[int, Field(ge=2)] = 32768
+    sequence_length: Annotated[int, Field(ge=2)] = 512
+
+
 class SearchConfig(Section):
     """The whole config. `directory` is where relative paths start; it is not written by users.
 
@@ -174,6 +193,7 @@ class SearchConfig(Section):
     gates: Gates = Field(default=(), strict=False)
     held_out: Objectives = Field(default=(), strict=False)
     search: SearchSection = SearchSection()
+    repair: RepairSection = RepairSection()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -222,8 +242,12 @@ class SearchConfig(Section):
         start: Sequence[Path] = (),
         pick: str | None = None,
         allow_test_split: bool = False,
+        repair: bool = True,
     ) -> SearchConfig:
         """The config with what the command line says otherwise.
+
+        Args:
+            repair: False repairs nothing.
 
         Raises:
             RecipeError: a start that is no recipe.
@@ -239,7 +263,9 @@ class SearchConfig(Section):
         given = {name: value for name, value in options.items() if value is not None}
         search = self.search.model_copy(update=given)
         allowed = self.allow_test_split or allow_test_split
-        update = {"search": search, "allow_test_split": allowed}
+        update: dict[str, Any] = {"search": search, "allow_test_split": allowed}
+        if not repair:
+            update["repair"] = self.repair.model_copy(update={"finalists": 0})
         return self.model_copy(update=update if seed is None else {**update, "seed": seed})
 
     def to_yaml(self) -> str:
@@ -282,6 +308,7 @@ class SearchConfig(Section):
             found.append(Problem(("search", "pareto"), message))
         if "base" in self.family.variants:
             found.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
+        found += _missing(("repair", "data"), self.repair.data or {}, directory)
         return found
 
     def _problems_of(self, path: KeyPath, objective: ObjectiveConfig, directory: Path) -> list[Problem]:
@@ -293,10 +320,7 @@ class SearchConfig(Section):
                 message = f"no such directory, found {where!r}; looked for {directory / where}"
                 found.append(Problem((*path, "include_path"), message))
         if isinstance(objective, (TextConfig, RepetitionConfig)):
-            for name, source in objective.data.items():
-                if isinstance(source, str) and not (directory / source).is_file():
-                    message = f"no such file, found {source!r}; looked for {directory / source}"
-                    found.append(Problem((*path, "data", name), message))
+            found += _missing((*path, "data"), objective.data, directory)
         if isinstance(objective, TextConfig):
             members = {"base", *self.family.variants}
             teachers = objective.teacher
@@ -328,15 +352,25 @@ class SearchConfig(Section):
         ]
         if self.target.is_range and not any(isinstance(one, CostConfig) for one in self.objectives):
             document["objectives"].append({"kind": "parameters"})
-        for objective in (*document["objectives"], *document["gates"], *document["held_out"]):
-            if "data" in objective:
-                objective["data"] = {
+        measured = (*document["objectives"], *document["gates"], *document["held_out"])
+        for part in (*measured, document["repair"]):
+            if "data" in part:
+                part["data"] = {
                     name: str(directory / source) if isinstance(source, str) else source
-                    for name, source in objective["data"].items()
+                    for name, source in part["data"].items()
                 }
-            if "include_path" in objective:
-                objective["include_path"] = str(directory / objective["include_path"])
+            if "include_path" in part:
+                part["include_path"] = str(directory / part["include_path"])
         return document
+
+
+def _missing(path: KeyPath, data: Mapping[str, Any], directory: Path) -> list[Problem]:
+    """Files that are not there."""
+    return [
+        Problem((*path, name), f"no such file, found {source!r}; looked for {directory / source}")
+        for name, source in data.items()
+        if isinstance(source, str) and not (directory / source).is_file()
+    ]
 
 
 def environment() -> dict[str, str]:

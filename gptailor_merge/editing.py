@@ -99,7 +99,7 @@ def load_map(file: str, digest: str) -> torch.Tensor:
 
 def save_map(matrix: torch.Tensor, directory: Path, name: str) -> tuple[Path, str]:
     """Write a map [width, width] in single precision; returns its file and digest."""
-    content = save({_MAP: matrix.float().contiguous()})
+    content = save({_MAP: matrix.float().cpu().contiguous()})
     file = directory / name
     file.write_bytes(content)
     return file, digest_of(content)

@@ -1,4 +1,4 @@
-"""The directory that is uploaded: weights, config, tokenizer, recipe, card, pictures, record."""
+"""The directory that is uploaded: weights, config, tokenizer, recipe and its maps, card, pictures, record."""
 
 from __future__ import annotations
 
@@ -58,6 +58,9 @@ def bundle(release: Release, repo_id: str) -> Path:
             if file.name not in (RECIPE, CARD) and file.is_file():
                 _place(file, directory / file.name)
         (directory / RECIPE).write_text(release.recipe.to_yaml(), encoding="utf-8")
+        for name, file in release.maps.items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, directory / name)
         (directory / RECORD).write_text(release.record_text(), encoding="utf-8")
         pictures = draw_pictures(run, directory / PICTURES)
         card_of(release, repo_id, pictures).save(directory / CARD)

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 import gptailor_merge
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.objective_config import CostConfig, ObjectiveConfig
+from gptailor_merge.objective_config import CostConfig, ObjectiveConfig, TextConfig
 from gptailor_merge.publish.card_tables import (
     COSTS,
     held_out_tables,
@@ -33,7 +33,7 @@ from gptailor_merge.publish.llama_cpp import hazards
 from gptailor_merge.publish.measured_on import described, source_of
 from gptailor_merge.publish.parents import languages_of
 from gptailor_merge.publish.picture import Picture
-from gptailor_merge.publish.release import Release
+from gptailor_merge.publish.release import MAPS, Release
 from gptailor_merge.publish.sizes import size_of
 from gptailor_merge.scoring.objectives import Score
 from gptailor_merge.search.measuring import reported
@@ -163,6 +163,7 @@ def _text(release: Release, repo_id: str) -> dict[str, Any]:
         "hazards": hazards(config.get_text_config().to_dict()),
         "has_chat_template": _has_chat_template(release.run.model),
         "digest": release.digest,
+        "repairs": _repairs(release),
         "recipe": release.recipe.to_yaml().rstrip(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "commands": _commands(release, repo_id),
@@ -216,10 +217,30 @@ def _search(release: Release) -> str:
     counts, search = release.summary.counts, release.settings.search
     how = release.summary.baseline
     begun = f"By the baseline {how}" if how else f"By gptailor-evolve (optimizer {search.optimizer})"
+    repaired = f"; {counts.repaired} of them repaired at the end" if counts.repaired else ""
     return (
         f"{begun} with seed {release.settings.seed}: {counts.candidates:,} candidates "
         f"({counts.failures} failed, {counts.gated} kept out by gates, {counts.duplicates} duplicates, "
-        f"{counts.dropped} dropped early), {counts.tokens:,} tokens scored in {counts.seconds:,.0f} s."
+        f"{counts.dropped} dropped early{repaired}), "
+        f"{counts.tokens:,} tokens scored in {counts.seconds:,.0f} s."
+    )
+
+
+def _repairs(release: Release) -> str:
+    """Which cuts are repaired, and from what."""
+    slots = [str(n) for n, slot in enumerate(release.plan.slots) if any(e.digest for e in slot.edits)]
+    if not slots:
+        return ""
+    layers = f"layer {slots[0]}" if len(slots) == 1 else f"layers {', '.join(slots)}"
+    data = release.settings.repair.data
+    if data is None:
+        texts = (one for one in release.settings.objectives if isinstance(one, TextConfig))
+        data = {name: source for one in texts for name, source in one.data.items()}
+    return (
+        f"In {layers} of this model the last weight of the MLP is multiplied with a linear map that makes up "
+        f"for the layers that are missing behind it. The maps (`{MAPS}/`) solve a regression on the "
+        f"calibration texts ({', '.join(data)}), without gradients; the idea is "
+        "[ReplaceMe](https://arxiv.org/abs/2505.02819)'s."
     )
 
 
@@ -245,7 +266,7 @@ def _commands(release: Release, repo_id: str) -> str:
     lines = [f"gptailor reproduce {repo_id}{members}"]
     if not local:
         lines.append(
-            "mergekit-yaml mergekit_config.yml DIR   # stock mergekit, with gptailor-merge installed"
+            "mergekit-yaml mergekit_config.yml DIR   # here: stock mergekit, with gptailor-merge installed"
         )
     how = release.summary.baseline
     lines.append("gptailor-evolve search.yml --out RUN" if not how else f"# baseline: {how}")

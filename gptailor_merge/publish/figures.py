@@ -169,7 +169,7 @@ def _progress(view: RunView, clock: str, title: str, theme: Theme) -> go.Figure:
     figure = empty(theme, 290)
     whole = [0, getattr(view.trials[-1], clock)]
     if not view.axes:
-        for status, symbol in (("dropped", "circle-open"), ("scored", "circle")):
+        for status, symbol in (("dropped", "circle-open"), ("scored", "circle"), ("repaired", "square-open")):
             some = [trial for trial in view.trials if trial.status == status]
             figure.add_trace(
                 go.Scatter(
@@ -216,18 +216,15 @@ def _progress(view: RunView, clock: str, title: str, theme: Theme) -> go.Figure:
 
 
 def _cost(view: RunView, theme: Theme) -> go.Figure:
-    totals = {
-        "candidates": (view.counts.candidates, "candidates"),
-        "tokens": (view.counts.tokens, "tokens"),
-        "seconds": (view.counts.seconds, "time"),
-    }
+    names = {"candidates": "candidates", "tokens": "tokens", "seconds": "time"}
+    totals = {key: sum(getattr(spent, key) for spent in view.spent.values()) for key in names}
     figure = empty(theme, FRAME + ROW * 3, barmode="stack", bargap=0.35)
-    rows = [name for _, name in totals.values()]
+    rows = list(names.values())
     for status, label in OUTCOMES.items():
         spent = view.spent.get(status)
         if spent is None:
             continue
-        shares = [getattr(spent, key) / whole if whole else 0.0 for key, (whole, _) in totals.items()]
+        shares = [getattr(spent, key) / whole if whole else 0.0 for key, whole in totals.items()]
         figure.add_trace(
             go.Bar(
                 x=shares,
@@ -237,7 +234,7 @@ def _cost(view: RunView, theme: Theme) -> go.Figure:
                 marker={"color": theme.outcomes[status], "line": {"width": 0}},
                 hovertext=[
                     f"{label}: {number(getattr(spent, key))} {name} ({share:.0%})"
-                    for (key, (_, name)), share in zip(totals.items(), shares, strict=True)
+                    for (key, name), share in zip(names.items(), shares, strict=True)
                 ],
                 hoverinfo="text",
             )

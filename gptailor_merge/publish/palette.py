@@ -103,6 +103,7 @@ LIGHT = Theme(
         "duplicate": "#c7ccd4",
         "gated": "#b07d00",
         "failed": "#c0392b",
+        "repaired": "#00835f",
     },
 )
 
@@ -123,5 +124,6 @@ DARK = Theme(
         "duplicate": "#4a505c",
         "gated": "#e0b040",
         "failed": "#ff7b6b",
+        "repaired": "#2cc39a",
     },
 )

@@ -209,13 +209,14 @@ def _axis(made: RunView, objective: str) -> str:
 def _progress(made: RunView) -> Figure:
     figure, (by_tokens, by_seconds) = _figure(3.5, 1, 2, sharey=True)
     for axes, clock in ((by_tokens, "tokens"), (by_seconds, "seconds")):
-        for status, filled in (("dropped", False), ("scored", True)):
+        kinds = (("dropped", "o", False), ("scored", "o", True), ("repaired", "s", False))
+        for status, marker, filled in kinds:
             some = [(t, t.loss) for t in made.trials if t.status == status and t.loss is not None]
             if some and not made.axes:
                 colour = THEME.outcomes[status]
                 face = colour if filled else "none"
                 x, y = [getattr(trial, clock) for trial, _ in some], [loss for _, loss in some]
-                axes.plot(x, y, "o", color=colour, markerfacecolor=face, markersize=3.5, label=status)
+                axes.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=3.5, label=status)
         reached = [(trial, trial.best) for trial in made.trials if trial.best is not None]
         x, y = [getattr(trial, clock) for trial, _ in reached], [best for _, best in reached]
         axes.plot(x, y, color=THEME.accent, linewidth=2.2, drawstyle="steps-post", label="best")

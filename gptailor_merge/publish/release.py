@@ -16,6 +16,7 @@ from gptailor_merge import __version__
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.publish.parents import Licence, Parent, licence_of, parents_of
+from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.recipe.recipe import Recipe, read_yaml
 from gptailor_merge.scoring.objectives import Score, Scores, digest
@@ -23,6 +24,8 @@ from gptailor_merge.search.journal import Items, open_existing
 from gptailor_merge.search.run import BASELINE, FOUND, RunDirectory, Summary, summarize
 
 RECORD = "gptailor_run.json"
+MAPS = "repair"
+"""Where the maps of repaired layers are published; the recipe names them so."""
 FORMAT = 1
 """Of the record."""
 
@@ -36,6 +39,7 @@ class Release:
 
     Attributes:
         recipe: with members as the public calls them.
+        maps: file of a repaired layer's map, as the recipe names it -> where it is.
         parents: the members that the recipe names, the base first.
         config: of the run, likewise.
         versions: of the libraries, when it was begun.
@@ -48,6 +52,7 @@ class Release:
     run: RunDirectory
     summary: Summary
     recipe: Recipe
+    maps: Mapping[str, Path]
     parents: tuple[Parent, ...]
     family: tuple[Parent, ...]
     config: Mapping[str, Any]
@@ -118,14 +123,17 @@ def release_of(run: RunDirectory, licence: str | None) -> Release:
         held_out = journal.held_out()
         items = tuple(journal.items())
         baseline = journal.meta(BASELINE) or ""
+    names = {parent.model: parent.pinned for parent in family}
+    files = map_files(found)
     public = {*(parent.member for parent in family), FOUND}
     return Release(
         run=run,
         summary=summary,
-        recipe=renamed(found, {parent.model: parent.pinned for parent in family}),
+        recipe=renamed(found, {**names, **{file: _as_published(file) for file in files}}),
+        maps={_as_published(file): Path(file) for file in files},
         parents=tuple(used),
         family=family,
-        config=_without_paths(document, {parent.model: parent.pinned for parent in family}),
+        config=_without_paths(document, names),
         settings=settings,
         versions=versions,
         held_out={model: scores for model, scores in held_out.items() if model in public},
@@ -133,6 +141,10 @@ def release_of(run: RunDirectory, licence: str | None) -> Release:
         licence=licence_of(used, licence),
         search_digest=search_digest(settings, family, baseline),
     )
+
+
+def _as_published(file: str) -> str:
+    return f"{MAPS}/{PurePath(file).name}"
 
 
 def members_of(settings: SearchConfig) -> dict[str, str]:
@@ -153,10 +165,10 @@ def search_digest(settings: SearchConfig, family: tuple[Parent, ...], baseline: 
 
 
 def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
-    """A recipe whose models are called otherwise.
+    """A recipe whose models, and maps, are called otherwise.
 
     Args:
-        names: model -> its new name; others stay.
+        names: model or file of a map -> its new name; others stay.
     """
     return Recipe.from_mapping(_renamed(recipe.to_mapping(), names))
 

@@ -21,6 +21,7 @@ from gptailor_merge.publish.materialize import RECIPE, materialize
 from gptailor_merge.publish.parents import LOCAL
 from gptailor_merge.publish.release import renamed
 from gptailor_merge.recipe.checkpoint import headers_in
+from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.recipe import Recipe
 
 FILES = [RECIPE, "config.json", "*.safetensors", "*.safetensors.index.json"]
@@ -91,6 +92,7 @@ def rebuild(published: Path, members: Mapping[str, str], out: Path) -> None:
         known = f"expected one of {', '.join(dict.fromkeys(parts))}" if parts else "it needs none"
         raise ConfigError(f"--member {unknown[0]}: the recipe names no such local member; {known}")
     names = {model: _found(model, members) for model in recipe.models}
+    names |= {file: str(published / file) for file in map_files(recipe)}
     materialize(renamed(recipe, names), out)
 
 

@@ -35,6 +35,7 @@ class Record:
     document: Mapping[str, Any]
     candidates: tuple[Candidate, ...]
     finished: tuple[Candidate, ...]
+    repairs: tuple[Candidate, ...]
     counts: Counts
     axes: tuple[str, ...]
     points: tuple[Point, ...]
@@ -81,6 +82,7 @@ def record(run: RunDirectory) -> Record:
             document=document,
             candidates=tuple(journal.candidates()),
             finished=finished,
+            repairs=tuple(journal.repairs().values()),
             counts=counts,
             axes=axes,
             points=points,

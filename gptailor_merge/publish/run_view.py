@@ -213,7 +213,7 @@ def view(run: RunDirectory, others: Sequence[RunDirectory] = ()) -> RunView:
         nats=bool(summed) and all(_unit(scores[name]) in NATS for name in summed),
         trials=trials(own.candidates, own.finished, own.axes, box),
         counts=own.counts,
-        spent=_spent(own.candidates),
+        spent=_spent((*own.candidates, *own.repairs)),
         front=_front(own),
         beaten=tuple(
             _totals(c.scores, own.axes) for c in own.finished if own.axes and c.digest not in on_front

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gptailor_merge.publish.palette import member_keys
 from gptailor_merge.publish.run_view import BASE, HeldOut, Other, RunView
+from gptailor_merge.search.journal import REPAIRED
 from gptailor_merge.search.run import FOUND, TOTAL
 
 OUTCOMES = {
@@ -17,6 +18,7 @@ OUTCOMES = {
     "duplicate": "duplicates",
     "gated": "kept out by gates",
     "failed": "failed",
+    "repaired": "repaired at the end",
 }
 """How the journal's words for outcomes read in a figure, in the order in which they are drawn."""
 
@@ -272,7 +274,7 @@ def _progress(view: RunView) -> Iterator[Section]:
     charts = (Chart("progress-tokens", alts[0]), Chart("progress-seconds", alts[1]))
     legend = [Key("best so far", "line", "accent")]
     if not view.axes:
-        marks = {"scored": "disc", "dropped": "ring"}
+        marks = {"scored": "disc", "dropped": "ring", "repaired": "square"}
         legend += [
             Key(OUTCOMES[status], mark, f"outcome-{status}")
             for status, mark in marks.items()
@@ -309,10 +311,12 @@ def _cost(view: RunView) -> Iterator[Section]:
     told = [
         f"{view.spent[status].candidates:,} {name}"
         for status, name in OUTCOMES.items()
-        if status in view.spent
+        if status in view.spent and status != REPAIRED
     ]
+    repaired = view.spent.get(REPAIRED)
+    again = f"; {repaired.candidates:,} of them repaired at the end" if repaired else ""
     caption = (
-        f"{counts.candidates:,} candidates: {', '.join(told)}. "
+        f"{counts.candidates:,} candidates: {', '.join(told)}{again}. "
         f"{counts.tokens:,} tokens went through a model, in {duration(counts.seconds)} of scoring."
     )
     alt = f"Candidates, tokens and time by outcome: {', '.join(told)}"

@@ -10,7 +10,7 @@ import numpy as np
 from nevergrad.optimization.multiobjective import HypervolumeIndicator
 
 from gptailor_merge.search.front import losses
-from gptailor_merge.search.journal import DROPPED, SCORED, Candidate
+from gptailor_merge.search.journal import DROPPED, REPAIRED, SCORED, Candidate
 from gptailor_merge.search.ranking import dominates
 
 Point = tuple[float, ...]
@@ -64,7 +64,8 @@ def trials(
         finished: those that were scored on everything.
         axes: the objectives of a front; the best is then the volume of the box that it dominates.
     """
-    counted = {candidate.number for candidate in finished}
+    counted = {candidate.number for candidate in finished if candidate.status != REPAIRED}
+    repaired = [candidate for candidate in finished if candidate.status == REPAIRED]
     better = _lowest() if box is None else _dominated(axes, box)
     made: list[Trial] = []
     tokens, seconds = 0, 0.0
@@ -75,12 +76,17 @@ def trials(
         if candidate.number in counted:
             best = better(candidate)
         made.append(Trial(candidate.number, candidate.status, candidate.loss, tokens, seconds, best))
+    for number, candidate in enumerate(repaired, start=len(candidates)):
+        tokens += candidate.tokens
+        seconds += candidate.seconds
+        best = better(candidate)
+        made.append(Trial(number, candidate.status, candidate.loss, tokens, seconds, best))
     return tuple(made)
 
 
 def span(made: Sequence[Trial], others: Sequence[float] = ()) -> tuple[float, float] | None:
     """The losses that are worth drawing: from the best to others', and to most candidates'."""
-    drawn = sorted(t.loss for t in made if t.loss is not None and t.status in (SCORED, DROPPED))
+    drawn = sorted(t.loss for t in made if t.loss is not None and t.status in (SCORED, DROPPED, REPAIRED))
     reached = [trial.best for trial in made if trial.best is not None]
     if not drawn or not reached:
         return None

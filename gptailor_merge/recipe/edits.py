@@ -48,6 +48,12 @@ def edit_problems(part: Slice) -> Iterator[Problem]:
         yield Problem(("parameters", REPAIR), text)
 
 
+def map_files(recipe: Recipe) -> list[str]:
+    """The files of all maps."""
+    edits = (edit for part in recipe.slices for edit in edits_of(part))
+    return [edit.file for edit in edits if edit.digest is not None]
+
+
 def map_problems(recipe: Recipe) -> Iterator[Problem]:
     """Maps that are not there, or are not those that the recipe was made with."""
     for index, part in enumerate(recipe.slices):

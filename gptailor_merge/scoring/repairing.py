@@ -13,12 +13,12 @@ identity, a strong ridge leaves the model as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 
 from gptailor_merge.composing.compose import Composer
-from gptailor_merge.composing.prefixes import advance
+from gptailor_merge.composing.prefixes import State, advance
 from gptailor_merge.editing import MLP, Edit
 from gptailor_merge.mergekit_plugin import SELECT, Operation
 from gptailor_merge.recipe.operations import Plan, Slot
@@ -40,27 +40,35 @@ class Cut:
 
 @dataclass(frozen=True)
 class Moments:
-    """What a map is fitted to, summed over tokens, in double precision on the CPU.
+    """What a map is fitted to, summed over tokens, in double precision.
 
     Attributes:
         gram: Σ m mᵀ [width, width].
         cross: Σ m (y - h)ᵀ [width, width].
+        square: Σ |y - h|².
         tokens: how many.
     """
 
     gram: torch.Tensor
     cross: torch.Tensor
+    square: float
     tokens: int
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(self.gram + other.gram, self.cross + other.cross, self.tokens + other.tokens)
+        return Moments(*(one + two for one, two in zip(astuple(self), astuple(other), strict=True)))
 
     def solve(self, ridge: float) -> torch.Tensor:
         """The map M [width, width], float64."""
         strength = ridge * self.gram.diagonal().mean()
-        one = torch.eye(len(self.gram), dtype=torch.float64)
+        one = torch.eye(len(self.gram)).to(self.gram)
         drawn: torch.Tensor = torch.linalg.solve(self.gram + strength * one, self.cross)
         return one + drawn.T
+
+    def error(self, matrix: torch.Tensor) -> float:
+        """What a map M leaves: Σ |y - h - D m|² / n."""
+        less_one = matrix - torch.eye(len(matrix)).to(matrix)
+        square = self.square - 2 * (less_one @ self.cross).trace() + (less_one @ self.gram * less_one).sum()
+        return float(square) / self.tokens
 
 
 def cuts(plan: Plan, depth: int, *, everywhere: bool = False) -> list[Cut]:
@@ -78,29 +86,57 @@ def cuts(plan: Plan, depth: int, *, everywhere: bool = False) -> list[Cut]:
     return [cut for cut in gaps if cut.removed or (everywhere and cut.removed.stop == cut.removed.start)]
 
 
-def moments(composer: Composer, plan: Plan, cut: Cut, batches: Sequence[Batch], depth: int) -> Moments:
-    """Run the layers up to a cut, with and without the last MLP, and the base up to where it ends.
+class Climb:
+    """Goes up a plan from cut to cut, on some texts; each layer runs once, and so does the base.
 
     Args:
+        cuts: those that `moments` is asked for, in order.
         batches: one or more, of texts.
         depth: layers of the base.
     """
-    bare = with_edit(plan, cut.slot, Edit(MLP))
-    base = _base(plan, depth)
-    total: Moments | None = None
-    for batch in batches:
-        record = {cut.slot - 1, cut.slot} if cut.slot else {0}
-        states = advance(composer.compose(plan), batch.ids, None, range(cut.slot + 1), record)
-        before = states[0] if cut.slot else None
-        alone = range(cut.slot, cut.slot + 1)
-        (rest,) = advance(composer.compose(bare), batch.ids, before, alone, {cut.slot})
-        last = cut.removed.stop - 1
-        (wanted,) = advance(composer.compose(base), batch.ids, None, range(last + 1), {last})
-        h, r, y = (state.to("cpu", torch.float64).flatten(0, 1) for state in (states[-1], rest, wanted))
-        found = Moments((h - r).T @ (h - r), (h - r).T @ (y - h), len(h))
-        total = found if total is None else total + found
-    assert total is not None
-    return total
+
+    def __init__(
+        self, composer: Composer, plan: Plan, cuts: Sequence[Cut], batches: Sequence[Batch], depth: int
+    ) -> None:
+        self._composer, self._batches = composer, batches
+        # Where double precision is: not on MPS.
+        self._solved_on = composer.device if composer.device.type == "cuda" else torch.device("cpu")
+        ends = sorted({cut.removed.stop - 1 for cut in cuts})
+        base = _base(plan, depth)
+        self._wanted = [
+            # Not on the device, which may not hold the states of all cuts.
+            dict(zip(ends, [state.cpu() for state in self._run(base, batch, None, 0, ends)], strict=True))
+            for batch in batches
+        ]
+        self._slot = 0
+        self._before: list[State] = [None] * len(batches)
+
+    def moments(self, plan: Plan, cut: Cut) -> Moments:
+        """Run the layers up to a cut, the last one with and without its MLP.
+
+        Args:
+            plan: up to the cut before this one, the same as the last time.
+        """
+        bare = with_edit(plan, cut.slot, Edit(MLP))
+        record = [cut.slot - 1, cut.slot] if cut.slot else [0]
+        total: Moments | None = None
+        for at, batch in enumerate(self._batches):
+            *before, after = self._run(plan, batch, self._before[at], self._slot, record)
+            self._before[at] = before[0] if before else None
+            (rest,) = self._run(bare, batch, self._before[at], cut.slot, [cut.slot])
+            wanted = self._wanted[at][cut.removed.stop - 1]
+            h, r, y = (s.to(self._solved_on, torch.float64).flatten(0, 1) for s in (after, rest, wanted))
+            m = h - r
+            found = Moments(m.T @ m, m.T @ (y - h), float((y - h).square().sum()), len(h))
+            total = found if total is None else total + found
+        assert total is not None
+        self._slot = cut.slot
+        return total
+
+    def _run(self, plan: Plan, batch: Batch, state: State, first: int, record: Sequence[int]) -> list[State]:
+        """The states after some slots; those from `first` to the last of them run."""
+        slots = range(first, record[-1] + 1)
+        return advance(self._composer.compose(plan, only=slots), batch.ids, state, slots, set(record))
 
 
 def with_edit(plan: Plan, position: int, edit: Edit) -> Plan:

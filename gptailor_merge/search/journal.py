@@ -22,9 +22,10 @@ from gptailor_merge.errors import InputError, SearchError
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.objectives import Score, Scores
 
-FORMAT = 3
+FORMAT = 4
 SCORED, DROPPED, GATED, FAILED = "scored", "dropped", "gated", "failed"
 DUPLICATE, PROBE = "duplicate", "probe"
+REPAIRED = "repaired"
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE candidates (
@@ -38,6 +39,18 @@ CREATE TABLE candidates (
     cause TEXT,                  -- why it failed, or the bound that it breaks
     original INTEGER REFERENCES candidates (number),  -- of a duplicate
     tokens INTEGER NOT NULL,     -- that it was scored on
+    seconds REAL NOT NULL
+) STRICT;
+CREATE TABLE repairs (
+    original TEXT PRIMARY KEY,   -- digest of the candidate that was repaired
+    number INTEGER NOT NULL REFERENCES candidates (number),  -- its number
+    digest TEXT NOT NULL,        -- of the repaired recipe, which the other columns are of as well
+    recipe TEXT NOT NULL,
+    loss REAL,                   -- NULL where no map helped, or it failed or is out
+    scores TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    cause TEXT,
+    tokens INTEGER NOT NULL,     -- that went through models for it, or through a part of one
     seconds REAL NOT NULL
 ) STRICT;
 CREATE TABLE items (
@@ -59,7 +72,8 @@ class Candidate:
     A `probe` is scored like any other, but is not of the target size: it tells where to start.
     A `dropped` one left a race: its scores are over the tokens that it was scored on, its loss is
     the estimate that the optimiser was told. A `gated` one is out: it breaks a bound, has no loss,
-    and no scores but those of the gates.
+    and no scores but those of the gates. A `repaired` one has the number of the candidate that it was
+    made of.
     """
 
     number: int
@@ -103,13 +117,14 @@ class Items:
 
 @dataclass(frozen=True)
 class Counts:
-    """How many candidates of each kind, and the tokens that went through models."""
+    """How many candidates of each kind, and the tokens that went through models, also for repairs."""
 
     candidates: int
     failures: int
     duplicates: int
     dropped: int
     gated: int
+    repaired: int
     tokens: int
     seconds: float
 
@@ -189,7 +204,10 @@ class Journal:
             yield _candidate(row)
 
     def finished(self) -> Iterator[Candidate]:
-        """The candidates of a target size that were scored on everything, in the order of proposal."""
+        """The candidates of a target size that were scored on everything, in the order of proposal.
+
+        After them come the repaired ones.
+        """
         rows = self._db.execute(
             # A duplicate counts for a probe that happens to be of a target size.
             "SELECT * FROM candidates AS c WHERE status = 'scored' OR (status = 'duplicate' AND "
@@ -197,6 +215,34 @@ class Journal:
             "ORDER BY number"
         )
         yield from map(_candidate, rows)
+        yield from (candidate for _, candidate in self._repairs() if candidate.loss is not None)
+
+    def record_repair(self, original: str, repaired: Candidate) -> None:
+        """Write what became of a candidate's repair, replacing an older one.
+
+        Args:
+            original: digest of the candidate.
+            repaired: without a loss if it is of no use.
+        """
+        c = repaired
+        row = (original, c.number, c.digest, c.recipe, c.loss, _dump(c.scores), c.fingerprint, c.cause)
+        self._db.execute(
+            "INSERT OR REPLACE INTO repairs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, c.tokens, c.seconds),
+        )
+
+    def repairs(self) -> dict[str, Candidate]:
+        """Digest of a candidate -> what became of its repair, in the order in which they were made."""
+        return dict(self._repairs())
+
+    def _repairs(self) -> Iterator[tuple[str, Candidate]]:
+        rows = self._db.execute(
+            "SELECT original, number, digest, recipe, loss, scores, fingerprint, cause, tokens, seconds "
+            "FROM repairs ORDER BY rowid"
+        )
+        for original, number, digest, recipe, loss, scores, fingerprint, cause, *spent in rows:
+            found = (number, digest, recipe, REPAIRED, loss, _load(scores), fingerprint, cause)
+            yield original, Candidate(*found, None, *spent)
 
     def best(self) -> Candidate | None:
         """The first of these with the lowest loss."""
@@ -208,8 +254,9 @@ class Journal:
             "SELECT count(*), coalesce(sum(status = 'failed'), 0), "
             "coalesce(sum(status = 'duplicate'), 0), coalesce(sum(status = 'dropped'), 0), "
             "coalesce(sum(status = 'gated'), 0), "
-            "coalesce(sum(tokens), 0), "
-            "coalesce(sum(seconds), 0.0) FROM candidates"
+            "(SELECT count(*) FROM repairs WHERE loss IS NOT NULL), "
+            "coalesce(sum(tokens), 0) + (SELECT coalesce(sum(tokens), 0) FROM repairs), "
+            "coalesce(sum(seconds), 0.0) + (SELECT coalesce(sum(seconds), 0.0) FROM repairs) FROM candidates"
         ).fetchone()
         return Counts(*row)
 

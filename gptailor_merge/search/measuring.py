@@ -45,6 +45,7 @@ class Measures:
         searched, gates, held_out: in the order of the config, and after it what is reported besides.
         pairs: which of what is searched on has a counterpart that is held out.
         items: which items of tasks are scored.
+        texts: what maps are fitted to.
         warnings: sentences that belong beside every number that is reported.
     """
 
@@ -53,6 +54,7 @@ class Measures:
     held_out: Passes
     pairs: tuple[Pair, ...]
     items: tuple[Items, ...]
+    texts: tuple[TokenSet, ...]
     warnings: tuple[str, ...]
 
 
@@ -88,6 +90,7 @@ def measures(
     divided = reader.divided(sections)
     searching = {name: reader.section(name, sections[name], divided) for name in ("objectives", "gates")}
     searched = [measure for some in searching.values() for measure in some]
+    texts = reader.texts(searching["objectives"])
     tested = [
         Problem((*measure.path, "split"), f"{items.name}: {items.split!r} is its test split")
         for measure in searched
@@ -98,9 +101,9 @@ def measures(
         hint = "scores on it would tell nothing about other models; expected another, or --allow-test-split"
         raise ConfigError([Problem(p.path, f"{p.message}, {hint}") for p in tested])
     if config.drop_leaks:
-        reader.without = frozenset(text for m in searched for one in m.sets for text in one.documents)
+        reader.without = frozenset(text for one in _sets(searched, texts) for text in one.documents)
     reporting = reader.section("held_out", sections["held_out"], divided)
-    _refuse_leaks(searched, reporting)
+    _refuse_leaks(_sets(searched, texts), reporting)
     made = {**searching, "held_out": reporting}
     passes = {name: _passes(name, some, teachers, config.batch_tokens) for name, some in made.items()}
     return Measures(
@@ -109,6 +112,7 @@ def measures(
         held_out=passes["held_out"],
         pairs=tuple(_pairs(made, passes)),
         items=tuple(item for name in SECTIONS for item in _items(name, made[name], passes[name])),
+        texts=tuple(texts),
         warnings=tuple(
             dict.fromkeys(
                 f"{p.message}, and was searched on: scores on it flatter this model and no other"
@@ -166,7 +170,7 @@ class _Reader:
         for section, configs in sections.items():
             for index, config in enumerate(configs):
                 if isinstance(config, TaskConfig):
-                    with _naming(section, index, "tasks"):
+                    with _naming((section, index, "tasks")):
                         splits[_part(section)] |= set(splits_of(self._settings(section, config)).items())
         return frozenset(task for task, _ in splits["searched"] & splits["held_out"])
 
@@ -176,11 +180,23 @@ class _Reader:
         """Everything that one section of the config measures."""
         made: list[_Measure] = []
         for index, config in enumerate(configs):
-            with _naming(section, index, "tasks" if isinstance(config, TaskConfig) else "data"):
+            with _naming((section, index, "tasks" if isinstance(config, TaskConfig) else "data")):
                 measure = self._measure((section, index), config, divided)
             if section != "held_out" or not any(_same(measure, other) for other in made):
                 made.append(measure)
         return made
+
+    def texts(self, searching: Sequence[_Measure]) -> list[TokenSet]:
+        """What maps are fitted to; none where none are."""
+        config = self._config.repair
+        if not config.finalists:
+            return []
+        if config.data is not None:
+            with _naming(("repair", "data")):
+                return list(token_sets(config.data, self._tokenizer, config.tokens, config.sequence_length))
+        texts = [measure for measure in searching if isinstance(measure.config, TextConfig)]
+        sets = (one for measure in texts for one in measure.sets if isinstance(one, TokenSet))
+        return list({one.digest: one for one in sets}.values())
 
     def _measure(self, path: KeyPath, config: ObjectiveConfig, divided: frozenset[str]) -> _Measure:
         if isinstance(config, TaskConfig):
@@ -231,12 +247,12 @@ def _part(section: str) -> Part:
 
 
 @contextmanager
-def _naming(section: str, index: int, key: str) -> Iterator[None]:
+def _naming(path: KeyPath) -> Iterator[None]:
     """Say where in the config the thing is that is wrong."""
     try:
         yield
     except InputError as error:
-        raise ConfigError(Problem((section, index, key), str(error))) from None
+        raise ConfigError(Problem(path, str(error))) from None
 
 
 def _metric(measure: _Measure) -> str:
@@ -301,13 +317,18 @@ def _teacher(measure: _Measure, set_name: str) -> str | None:
     return measure.config.teacher_of(set_name) if isinstance(measure.config, TextConfig) else None
 
 
-def _refuse_leaks(searched: Sequence[_Measure], reporting: Sequence[_Measure]) -> None:
+def _sets(searched: Sequence[_Measure], texts: Sequence[TokenSet]) -> list[TokenSet | UnitSet]:
+    """All that a search looks at."""
+    return [*(one for measure in searched for one in measure.sets), *texts]
+
+
+def _refuse_leaks(searched: Sequence[TokenSet | UnitSet], reporting: Sequence[_Measure]) -> None:
     """The held-out set holds nothing that is searched on, whatever it is called there.
 
     Raises:
         ConfigError: names the data or task, how many documents or items, and how the first begins.
     """
-    named = {text: one.name for measure in searched for one in measure.sets for text in one.documents}
+    named = {text: one.name for one in searched for text in one.documents}
     problems = []
     for measure in reporting:
         for one in measure.sets:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from gptailor_merge.editing import MLP, Edit, digest_of, save_map
 from gptailor_merge.errors import DataError, FamilyError, RecipeError
 from gptailor_merge.recipe.blocks import placed
 from gptailor_merge.recipe.check import check_with_family
+from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.operations import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.recipe.writing import rewritten
@@ -23,7 +23,7 @@ from gptailor_merge.scoring.batching import Batch, layout
 from gptailor_merge.scoring.calibration import TokenSet, load_tokenizer
 from gptailor_merge.scoring.objectives import Perplexity, Score
 from gptailor_merge.scoring.passes import Passes
-from gptailor_merge.scoring.repairing import Cut, Moments, cuts, moments, with_edit
+from gptailor_merge.scoring.repairing import Climb, Cut, cuts, with_edit
 from gptailor_merge.search.measuring import token_sets
 from gptailor_merge.search.session import compute_dtype, stored_dtype
 
@@ -100,8 +100,7 @@ def repair(
         DataError: too few sequences to choose a ridge on.
     """
     plan, family = check_with_family(recipe, file=file)
-    found = cuts(plan, family.depth, everywhere=everywhere)
-    if not found:
+    if not cuts(plan, family.depth, everywhere=everywhere):
         raise RecipeError("no layer is missing behind another; there is nothing to repair", file=file)
     if any(edit.digest is not None for slot in plan.slots for edit in slot.edits):
         raise RecipeError("is repaired already; repair the recipe that it was made of", file=file)
@@ -109,80 +108,127 @@ def repair(
     composer = Composer(Bank(family, Precision.of(recipe.dtype, recipe.out_dtype, dtype), device=device))
     tokenizer = load_tokenizer(family.by_model(plan.tokenizer).directory)
     sets = token_sets(data, tokenizer, tokens, sequence_length)
-    fit = _Fit(composer, family.depth, *_split(sets), directory=staged or out)
-    made = []
-    for cut in found:
-        missing = f"{len(cut.removed)} layers are" if len(cut.removed) != 1 else "1 layer is"
-        progress(f"repairing behind slot {cut.slot}, where {missing} missing")
-        plan, one = fit.at(plan, cut, family.base.config)
-        made.append(one)
-    slots = [replace(slot, edits=tuple(_moved(edit, out) for edit in slot.edits)) for slot in plan.slots]
-    return Result(
-        rewritten(recipe, slots), tuple(made), sum(ids.numel() for s in sets for ids in s.sequences)
-    )
+    repairer = Repairer(composer, family, sets, everywhere=everywhere)
+    whole, made = repairer.repair(plan, staged or out, progress)
+    slots = [replace(slot, edits=tuple(_moved(edit, out) for edit in slot.edits)) for slot in whole.slots]
+    return Result(rewritten(recipe, slots), made, repairer.tokens)
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """What maps are fitted to, and chosen on."""
+class Repairer:
+    """Repairs plans of one family with maps that are fitted to the same texts.
 
-    composer: Composer
-    depth: int
-    fitted: Sequence[TokenSet]
-    chosen_on: Sequence[TokenSet]
-    directory: Path
+    Args:
+        sets: the texts; of every fourth sequence the ridge is chosen, and whether a map helps.
+        everywhere: also behind slots where no layer is missing.
 
-    def at(self, plan: Plan, cut: Cut, config: Mapping[str, Any]) -> tuple[Plan, Repaired]:
-        """The plan with the best map at a cut, or as it is where none makes it better."""
-        none = Repaired(cut.slot, (cut.removed.start, cut.removed.stop))
-        if Edit(MLP) in plan.slots[cut.slot].edits:
-            return plan, replace(none, note="the layer before it is without its MLP")
-        try:
-            placed([Edit(MLP, "any")], config, plan.kept[cut.slot])
-        except FamilyError as error:
-            return plan, replace(none, note=str(error))
-        mine, others = (self._moments(plan, cut, sets) for sets in (self.fitted, self.chosen_on))
-        before = self._loss(plan)
-        losses = {ridge: self._loss(self._with(plan, cut, mine.solve(ridge))) for ridge in RIDGES}
-        best = min(RIDGES, key=losses.__getitem__)
-        none = replace(none, before=before, after=before)
-        if not losses[best] < before:
-            return plan, none
-        # With the strength that was chosen, fitted to everything.
-        whole = self._with(plan, cut, (mine + others).solve(best))
-        return whole, replace(none, ridge=best, after=losses[best])
+    Attributes:
+        tokens: of the texts.
+        spent: tokens that have gone through models, or through a part of one.
 
-    def _moments(self, plan: Plan, cut: Cut, sets: Sequence[TokenSet]) -> Moments:
-        return moments(self.composer, plan, cut, self._batches(sets), self.depth)
+    Raises:
+        DataError: too few sequences to choose a ridge on.
+    """
+
+    def __init__(
+        self, composer: Composer, family: Family, sets: Sequence[TokenSet], *, everywhere: bool = False
+    ) -> None:
+        fitted, chosen_on = _split(sets)
+        self.tokens = sum(ids.numel() for one in sets for ids in one.sequences)
+        self.spent = 0
+        self._composer, self._family, self._everywhere = composer, family, everywhere
+        self._fitted, self._chosen_on = self._batches(fitted), self._batches(chosen_on)
+        self._passes = Passes([Perplexity("nll", tuple(chosen_on))], [self._chosen_on], (1.0,))
+        self._tokens_of_loss = sum(batch.ids.numel() for batch in self._chosen_on)
+
+    def repair(
+        self, plan: Plan, directory: Path, progress: Callable[[str], None] = lambda step: None
+    ) -> tuple[Plan, tuple[Repaired, ...]]:
+        """The plan with a map at each cut where one helps, and what became of each cut.
+
+        Args:
+            directory: where the maps are written.
+        """
+        config, depth = self._family.base.config, self._family.depth
+        found = cuts(plan, depth, everywhere=self._everywhere)
+        notes = [_why_not(plan, cut, config) for cut in found]
+        possible = [cut for cut, note in zip(found, notes, strict=True) if note is None]
+        if not possible:
+            return plan, tuple(_of(cut, note=note) for cut, note in zip(found, notes, strict=True))
+        climbs = [
+            Climb(self._composer, plan, possible, batches, depth)
+            for batches in (self._fitted, self._chosen_on)
+        ]
+        self.spent += 2 * self.tokens  # the base, and the layers of the plan
+        loss = self._loss(plan)
+        made = []
+        for cut, note in zip(found, notes, strict=True):
+            if note is not None:
+                made.append(_of(cut, note=note))
+                continue
+            missing = f"{len(cut.removed)} layers are" if len(cut.removed) != 1 else "1 layer is"
+            progress(f"repairing behind slot {cut.slot}, where {missing} missing")
+            mine, others = (climb.moments(plan, cut) for climb in climbs)
+            maps = {ridge: mine.solve(ridge) for ridge in RIDGES}
+            best = min(RIDGES, key=lambda ridge: others.error(maps[ridge]))
+            after = self._loss(_with(plan, cut, maps[best], directory))
+            if after < loss:
+                # With the strength that was chosen, fitted to everything.
+                plan = _with(plan, cut, (mine + others).solve(best), directory)
+            helps = after < loss
+            made.append(_of(cut, best if helps else None, loss, after if helps else loss))
+            loss = min(loss, after)
+        return plan, tuple(made)
 
     def _batches(self, sets: Sequence[TokenSet]) -> list[Batch]:
-        rungs = layout(sets, BATCH_TOKENS, device=self.composer.device)
+        rungs = layout(sets, BATCH_TOKENS, device=self._composer.device)
         return [batch for rung in rungs for batch in rung]
 
-    def _with(self, plan: Plan, cut: Cut, matrix: torch.Tensor) -> Plan:
-        file, digest = save_map(matrix, self.directory, f"repair-{cut.slot}.safetensors")
-        return with_edit(plan, cut.slot, Edit(MLP, digest, str(file)))
-
-    @cached_property
-    def _passes(self) -> Passes:
-        """What the ridge is chosen on."""
-        rungs = layout(self.chosen_on, BATCH_TOKENS, device=self.composer.device)
-        return Passes([Perplexity("nll", tuple(self.chosen_on))], rungs)
-
     def _loss(self, plan: Plan) -> float:
-        """Nats per token on that."""
-        (by_set,) = self._passes.score(self.composer.compose(plan)).values()
+        """Nats per token on what was not fitted to."""
+        self.spent += self._tokens_of_loss
+        (by_set,) = self._passes.score(self._composer.compose(plan)).values()
         return Score.total(list(by_set.values())).mean
+
+
+def enough(sets: Sequence[TokenSet]) -> bool:
+    """Whether there are sequences to choose a ridge on."""
+    return any(len(one.sequences) >= EVERY for one in sets)
+
+
+def _why_not(plan: Plan, cut: Cut, config: Mapping[str, Any]) -> str | None:
+    """What stands against a map at a cut."""
+    if Edit(MLP) in plan.slots[cut.slot].edits:
+        return "the layer before it is without its MLP"
+    try:
+        placed([Edit(MLP, "any")], config, plan.kept[cut.slot])
+    except FamilyError as error:
+        return str(error)
+    return None
+
+
+def _of(
+    cut: Cut,
+    ridge: float | None = None,
+    before: float | None = None,
+    after: float | None = None,
+    note: str | None = None,
+) -> Repaired:
+    return Repaired(cut.slot, (cut.removed.start, cut.removed.stop), ridge, before, after, note)
+
+
+def _with(plan: Plan, cut: Cut, matrix: torch.Tensor, directory: Path) -> Plan:
+    file, digest = save_map(matrix, directory, f"repair-{cut.slot}.safetensors")
+    return with_edit(plan, cut.slot, Edit(MLP, digest, str(file)))
 
 
 def _split(sets: Sequence[TokenSet]) -> tuple[list[TokenSet], list[TokenSet]]:
     """What is fitted to, and what the ridge is chosen on."""
-    chosen_on = [_part(s, s.sequences[EVERY - 1 :: EVERY]) for s in sets if len(s.sequences) >= EVERY]
-    if not chosen_on:
+    if not enough(sets):
         raise DataError(
             f"no file has {EVERY} sequences, every {EVERY}th of which chooses the ridge; "
             "give more --tokens or a shorter --sequence-length"
         )
+    chosen_on = [_part(s, s.sequences[EVERY - 1 :: EVERY]) for s in sets if len(s.sequences) >= EVERY]
     keep = [[ids for i, ids in enumerate(s.sequences) if i % EVERY != EVERY - 1] for s in sets]
     return [_part(s, ids) for s, ids in zip(sets, keep, strict=True)], chosen_on
 

@@ -18,6 +18,7 @@ from gptailor_merge.scoring.evaluator import Evaluator, Outcome
 from gptailor_merge.scoring.objectives import Score, Scores
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.driver import prune, search
+from gptailor_merge.search.finalists import best_of, drop_maps, repair_finalists
 from gptailor_merge.search.front import Point, check_rule, front, pick
 from gptailor_merge.search.gap import Gap, gap
 from gptailor_merge.search.journal import Candidate, Counts, Journal, open_existing
@@ -63,6 +64,11 @@ class RunDirectory:
     def pareto(self) -> Path:
         """The recipes of the front."""
         return self.path / "pareto"
+
+    @property
+    def repairs(self) -> Path:
+        """The maps of repaired recipes."""
+        return self.path / "repair"
 
     @property
     def model(self) -> Path:
@@ -126,6 +132,7 @@ class Summary:
             "duplicates": counts.duplicates,
             "dropped": counts.dropped,
             "gated": counts.gated,
+            "repaired": counts.repaired,
             "tokens": counts.tokens,
             "seconds": round(counts.seconds, 3),
             "held_out": self.held_out,
@@ -208,6 +215,11 @@ def execute(
                 hidden=session.hidden,
                 on_candidate=on_candidate,
             )
+            # Absolute: a recipe's maps are found from everywhere.
+            maps = run.repairs.resolve()
+            repair_finalists(plans.family, session, journal, config.repair, maps, on_step)
+            best = journal.best() or best
+            drop_maps(maps, best_of(journal, axes))
         else:
             best = prune(
                 *parts,

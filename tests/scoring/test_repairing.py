@@ -15,7 +15,7 @@ from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.operations import Plan, plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.batching import Batch
-from gptailor_merge.scoring.repairing import Cut, Moments, cuts, moments, with_edit
+from gptailor_merge.scoring.repairing import Climb, Cut, Moments, cuts, with_edit
 from tests.zoo import write_family
 
 DEPTH = 8
@@ -52,7 +52,7 @@ def test_a_map_solves_the_regression_that_the_module_says(ridge: float) -> None:
     torch.manual_seed(1)
     m, wanted = torch.randn(50, 6, dtype=torch.float64), torch.randn(50, 6, dtype=torch.float64)
     gram = m.T @ m
-    map_less_one = Moments(gram, m.T @ wanted, 50).solve(ridge) - torch.eye(6, dtype=torch.float64)
+    map_less_one = Moments(gram, m.T @ wanted, 0.0, 50).solve(ridge) - torch.eye(6, dtype=torch.float64)
     d = map_less_one.clone().requires_grad_()
     mean_square = (m**2).mean()
     ((wanted - m @ d.T).square().sum() + ridge * mean_square * 50 * d.square().sum()).backward()
@@ -62,7 +62,7 @@ def test_a_map_solves_the_regression_that_the_module_says(ridge: float) -> None:
 
 def test_a_strong_ridge_leaves_the_model_as_it_is() -> None:
     m = torch.randn(50, 6, dtype=torch.float64)
-    made = Moments(m.T @ m, m.T @ torch.randn(50, 6, dtype=torch.float64), 50).solve(1e12)
+    made = Moments(m.T @ m, m.T @ torch.randn(50, 6, dtype=torch.float64), 0.0, 50).solve(1e12)
     torch.testing.assert_close(made, torch.eye(6, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
@@ -83,13 +83,37 @@ def test_moments_are_those_of_the_mlp_and_of_what_is_missing(name: str, tmp_path
     (cut,) = cuts(pruned, DEPTH)
     # In two batches, that they add up.
     batches = [Batch(IDS[:5], ()), Batch(IDS[5:], ())]
-    found = moments(made, pruned, cut, batches, DEPTH)
+    found = Climb(made, pruned, [cut], batches, DEPTH).moments(pruned, cut)
     full = stack(base, list(range(DEPTH)))
     h, y = hidden(made, pruned, 2), hidden(made, full, 4)
     rest = hidden(made, with_edit(pruned, 2, Edit(MLP)), 2)
     assert found.tokens == IDS.numel()
     torch.testing.assert_close(found.gram, (h - rest).T @ (h - rest), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.cross, (h - rest).T @ (y - h), rtol=1e-4, atol=1e-6)
+    assert found.square == pytest.approx(float((y - h).square().sum()), rel=1e-4)
+
+
+def test_the_error_is_what_a_map_leaves() -> None:
+    torch.manual_seed(1)
+    m, wanted, matrix = (torch.randn(n, 6, dtype=torch.float64) for n in (50, 50, 6))
+    found = Moments(m.T @ m, m.T @ wanted, float(wanted.square().sum()), 50)
+    left = (wanted - m @ (matrix - torch.eye(6)).T).square().sum() / 50
+    assert found.error(matrix) == pytest.approx(float(left))
+
+
+def test_a_climb_to_the_second_cut_sees_the_repair_of_the_first(tmp_path: Path) -> None:
+    base = write_family(tmp_path, "llama", torch.float32)["base"]
+    made, pruned = composer(base), stack(base, [0, 2, 3, 6, 7], dtype="float32")
+    batches = [Batch(IDS[:5], ()), Batch(IDS[5:], ())]
+    first, second = cuts(pruned, DEPTH)
+    climb = Climb(made, pruned, [first, second], batches, DEPTH)
+    file, digest = save_map(climb.moments(pruned, first).solve(0.1), tmp_path, "m.safetensors")
+    repaired = with_edit(pruned, first.slot, Edit(MLP, digest, str(file)))
+    found = climb.moments(repaired, second)
+    anew = Climb(made, repaired, [second], batches, DEPTH).moments(repaired, second)
+    assert torch.equal(found.gram, anew.gram)
+    assert torch.equal(found.cross, anew.cross)
+    assert found.square == anew.square
 
 
 @pytest.mark.parametrize("name", ["llama", "granite", "gpt_neox", "starcoder2"])
@@ -98,7 +122,7 @@ def test_the_repaired_model_does_what_the_map_promises(name: str, tmp_path: Path
     base = write_family(tmp_path, name, torch.float32)["base"]
     made, pruned = composer(base), stack(base, [0, 1, 2, 5, 6, 7], dtype="float32")
     (cut,) = cuts(pruned, DEPTH)
-    found = moments(made, pruned, cut, [Batch(IDS, ())], DEPTH)
+    found = Climb(made, pruned, [cut], [Batch(IDS, ())], DEPTH).moments(pruned, cut)
     file, digest = save_map(found.solve(1e-6), tmp_path, "m.safetensors")
     repaired = with_edit(pruned, cut.slot, Edit(MLP, digest, str(file)))
     h, rest = hidden(made, pruned, 2), hidden(made, with_edit(pruned, 2, Edit(MLP)), 2)
@@ -113,5 +137,6 @@ def test_where_nothing_is_missing_the_map_is_the_identity(tmp_path: Path) -> Non
     base = write_family(tmp_path, "llama", torch.float32)["base"]
     made = composer(base)
     pruned = stack(base, [0, 1, 2, 3])
-    found = moments(made, pruned, Cut(2, range(3, 3)), [Batch(IDS, ())], DEPTH)
+    cut = Cut(2, range(3, 3))
+    found = Climb(made, pruned, [cut], [Batch(IDS, ())], DEPTH).moments(pruned, cut)
     torch.testing.assert_close(found.solve(1e-3), torch.eye(16, dtype=torch.float64), atol=1e-6, rtol=0)

@@ -84,25 +84,22 @@ def test_everywhere_tries_every_slot_and_keeps_what_helps(block: Recipe, tmp_pat
     assert_three_equal(made.recipe, tmp_path / "out")
 
 
-def test_gradients_of_a_slice_that_is_split_stay_what_they_were(
-    family: dict[str, str], tmp_path: Path
-) -> None:
-    """Layers 2 and 3 are merged with a weight that rises; the second is before a cut."""
-    document: dict[str, Any] = recipe_of(family)
-    document["slices"][3] = {
-        "sources": [{"model": family["base"], "layer_range": [4, 5]}],
-        "parameters": {"op": "remove"},
-    }
-    recipe = Recipe.from_mapping(document)
-    texts = tmp_path / "t.jsonl"
-    texts.write_text("".join(json.dumps({"text": "ONCE UPON A TIME 1+2=3"}) + "\n" for _ in range(20)))
-    made = run(recipe, {"t": str(texts)}, tmp_path / "maps", tokens=256, sequence_length=16)
-    repaired = [cut.slot for cut in made.cuts if cut.ridge is not None]
-    assert [cut.slot for cut in made.cuts] == [0, 2]
+def test_gradients_of_a_slice_that_is_split_stay_what_they_were(tmp_path: Path) -> None:
+    """Layers 1 and 2 are merged with a weight that rises; the second is before a cut."""
+    document = demo(
+        ("base", 0, 1, "select"), ("base", 1, 3, "merge"), ("base", 3, 6, "remove"), ("base", 6, 12, "select")
+    ).to_mapping()
+    merged = document["slices"][1]
+    merged["parameters"] |= {"method": "task_arithmetic"}
+    stories = str(DEMO / "family" / "stories")
+    rising = {"model": stories, "layer_range": [1, 3], "parameters": {"weight": [0.2, 0.8]}}
+    merged["sources"] = [*merged["sources"], rising]
+    recipe = Recipe.from_mapping({**document, "dtype": "float32"})
+    made = run(recipe, TEXTS, tmp_path / "maps")
     before, after = plan(recipe).slots, plan(made.recipe).slots
     assert [(s.layers, s.operation) for s in before] == [(s.layers, s.operation) for s in after]
-    assert [i for i, slot in enumerate(after) if slot.edits] == repaired
-    assert repaired
+    assert [i for i, slot in enumerate(after) if slot.edits] == [2]
+    assert before[1].operation != before[2].operation
     assert Recipe.from_mapping(made.recipe.to_mapping()) == made.recipe
     assert_three_equal(made.recipe, tmp_path / "out")
 
