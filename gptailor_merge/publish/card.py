@@ -228,10 +228,10 @@ def _search(release: Release) -> str:
 
 def _repairs(release: Release) -> str:
     """Which cuts are repaired, and from what."""
-    slots = [str(n) for n, slot in enumerate(release.plan.slots) if any(e.digest for e in slot.edits)]
+    slots = release.plan.repaired
     if not slots:
         return ""
-    layers = f"layer {slots[0]}" if len(slots) == 1 else f"layers {', '.join(slots)}"
+    layers = f"layer {slots[0]}" if len(slots) == 1 else f"layers {', '.join(map(str, slots))}"
     data = release.settings.repair.data
     if data is None:
         texts = (one for one in release.settings.objectives if isinstance(one, TextConfig))

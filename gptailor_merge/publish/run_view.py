@@ -12,6 +12,7 @@ from gptailor_merge.publish.public import public, public_name
 from gptailor_merge.publish.recipe_map import Agreement, Place, agreement, outer, places
 from gptailor_merge.publish.run_record import Record, record
 from gptailor_merge.publish.trials import Box, Trial, trials
+from gptailor_merge.recipe.operations import plan
 from gptailor_merge.recipe.recipe import write_yaml
 from gptailor_merge.scoring.objectives import UNITS, Score, Scores
 from gptailor_merge.search.front import losses
@@ -110,6 +111,7 @@ class RunView:
 
     Attributes:
         places, recipe, digest: of the best recipe.
+        repaired: slots of it that are repaired.
         outer: embeddings, head and tokenizer -> where they come from.
         depth: layers of the family.
         axes: the objectives of a front, the costs first; empty where one recipe is sought.
@@ -131,6 +133,7 @@ class RunView:
     digest: str | None
     recipe: str
     places: tuple[Place, ...]
+    repaired: tuple[int, ...]
     outer: Mapping[str, str]
     depth: int
     loss: float | None
@@ -203,6 +206,7 @@ def view(run: RunDirectory, others: Sequence[RunDirectory] = ()) -> RunView:
         digest=None if best is None else best.digest,
         recipe="" if recipe is None else write_yaml(public(recipe.to_mapping())),
         places=columns,
+        repaired=() if recipe is None else plan(recipe).repaired,
         outer={} if recipe is None else outer(recipe, names),
         depth=depth,
         loss=None if best is None else best.loss,

@@ -85,6 +85,12 @@ class Plan:
         return tuple(slot.layers[0][1] for slot in self.slots)
 
     @property
+    def repaired(self) -> tuple[int, ...]:
+        """The slots whose MLP is multiplied with a map."""
+        edited = (any(edit.digest is not None for edit in slot.edits) for slot in self.slots)
+        return tuple(position for position, one in enumerate(edited) if one)
+
+    @property
     def digest(self) -> str:
         """16 hex digits; equal for recipes that make the same model, however they are written."""
         parts = [

@@ -102,7 +102,7 @@ def repair(
     plan, family = check_with_family(recipe, file=file)
     if not cuts(plan, family.depth, everywhere=everywhere):
         raise RecipeError("no layer is missing behind another; there is nothing to repair", file=file)
-    if any(edit.digest is not None for slot in plan.slots for edit in slot.edits):
+    if plan.repaired:
         raise RecipeError("is repaired already; repair the recipe that it was made of", file=file)
     dtype = compute_dtype(device, recipe.out_dtype or recipe.dtype or stored_dtype(family.base))
     composer = Composer(Bank(family, Precision.of(recipe.dtype, recipe.out_dtype, dtype), device=device))

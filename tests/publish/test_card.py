@@ -28,7 +28,7 @@ from gptailor_merge.publish.card import TAGS, card_of, template
 from gptailor_merge.publish.card_tables import markdown
 from gptailor_merge.publish.materialize import materialize
 from gptailor_merge.publish.picture import Picture
-from gptailor_merge.publish.release import Release, error_of, release_of
+from gptailor_merge.publish.release import Release, release_of
 from gptailor_merge.publish.sizes import size_of
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -166,8 +166,8 @@ def test_tables_hold_the_numbers_of_the_journal(of_tasks: Release) -> None:
             value, _, error = rows[label][0].partition(" ± ")
             half_a_digit = 0.51 * 10.0 ** -len(value.partition(".")[2])
             assert float(value) == pytest.approx(score.natural, abs=half_a_digit)
-            if error_of(score):
-                assert float(error) == pytest.approx(error_of(score), abs=half_a_digit)
+            if score.natural_error:
+                assert float(error) == pytest.approx(score.natural_error, abs=half_a_digit)
         counted = "tokens" if name == "perplexity" else "items"
         assert rows[counted] == [f"{next(iter(held_out[FOUND][name].values())).count:,.0f}"]
     assert "(higher is better)" in tables[2]
@@ -206,7 +206,7 @@ def test_the_data_need_not_be_there_any_more(plain: Release, tmp_path: Path) -> 
     assert release_of(run, "mit").digest == plain.digest
 
 
-def test_digits_are_those_that_the_standard_error_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_are_those_that_the_standard_error_allows() -> None:
     for error, written in (
         (0.0337, "0.655 ± 0.034"),
         (1.18, "0.7 ± 1.2"),
@@ -214,8 +214,7 @@ def test_digits_are_those_that_the_standard_error_allows(monkeypatch: pytest.Mon
         (0.0, "0.6550"),
         (None, "0.6550"),
     ):
-        monkeypatch.setattr(card_tables, "error_of", lambda score, error=error: error)
-        assert card_tables._scored(Score(0.655, 200, "plain")) == written
+        assert card_tables._scored(Score(0.655, 200, "plain", error)) == written
 
 
 def test_sizes_are_those_of_the_files(of_tasks: Release, family: dict[str, str]) -> None:
@@ -296,7 +295,7 @@ def test_pictures_are_drawn_beside_the_card(plain: Release) -> None:
     directory = bundle(plain, REPO)
     text = (directory / "README.md").read_text(encoding="utf-8")
     named = re.findall(r"\]\(pictures/(.*?)\)", text)
-    assert {"map.png", "held-out.png", "progress.png"} <= set(named)
+    assert {"map.png", "progress.png"} <= set(named)
     assert sorted(named) == sorted(file.name for file in (directory / "pictures").iterdir())
     assert all((directory / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in named)
 
