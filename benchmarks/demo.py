@@ -4,7 +4,8 @@
 
 Beside the found recipe stand two baselines, chosen on the same calibration set as the search chose:
 the best of as many random recipes of the same space, and the best contiguous block to drop from the
-base. The table shows losses (nats per token) on the held-out set, which no arm has seen.
+base; and what the search had found before it repaired anything. The table shows losses (nats per
+token) on the held-out set, which no arm has seen.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.objectives import Score, Scores
 from gptailor_merge.search.driver import Settings
-from gptailor_merge.search.journal import open_existing
+from gptailor_merge.search.journal import REPAIRED, open_existing
 from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.run import FOUND, RunDirectory, summarize
 from gptailor_merge.search.session import prepare, start
@@ -39,6 +40,7 @@ from gptailor_merge.search.space import Space
 CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 CPU = torch.device("cpu")
 FOUND_LABEL = "found by gptailor-evolve"
+PLAIN_LABEL = "the same search, not repaired"
 
 
 def random_recipes(space: Space, count: int, seed: int) -> list[Recipe]:
@@ -100,6 +102,9 @@ def main(
     summary = summarize(run)
     with open_existing(run.journal) as journal:
         scores = journal.held_out()
+        finished = [candidate for candidate in journal.finished() if candidate.status != REPAIRED]
+    plain = plan(min(finished, key=lambda candidate: candidate.loss or 0.0).parsed)
+    baseline_rows[PLAIN_LABEL] = row(session.held_out.score([plain])[0].scores)
     held_out = {model: row(of_model) for model, of_model in scores.items() if model != FOUND}
     rows = {**held_out, **baseline_rows, FOUND_LABEL: row(scores[FOUND])}
     (texts,) = scores[FOUND].values()

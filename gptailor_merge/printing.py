@@ -39,7 +39,7 @@ def summary(made: Any) -> None:
     typer.echo(
         f"{'picked' if made.front else 'best  '}  {made.digest}{loss}  "
         f"({counts.candidates} candidates, {counts.failures} failed, {counts.gated} kept out, "
-        f"{counts.duplicates} duplicates, {counts.dropped} dropped early, "
+        f"{counts.duplicates} duplicates, {counts.dropped} dropped early, {counts.repaired} repaired, "
         f"{counts.tokens:,} tokens scored in {counts.seconds:.0f} s)"
     )
     for objective, values in made.scores.items():
