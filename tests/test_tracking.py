@@ -38,7 +38,7 @@ def config() -> SearchConfig:
 
 def summary(run: RunDirectory) -> Summary:
     held_out = {model: {"perplexity": {"total": value}} for model, value in (("base", 2.0), ("found", 3.0))}
-    return Summary("d", run.best, 0.3, {}, Counts(6, 1, 1, 1, 0, 325, 2.1), held_out, {})
+    return Summary("d", run.best, 0.3, {}, Counts(6, 1, 1, 1, 0, 0, 325, 2.1), held_out, {})
 
 
 def read_tensorboard(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:

@@ -199,7 +199,11 @@ def _map(view: RunView) -> Iterator[Section]:
         "A column for each layer of the family, from first to last, and a row for each model. "
         f"Full colour: the slot takes the layer as it is; paler{numbers}: its weight in a merge. "
         f"Crossed out: the layer is removed. Outside the layers: {outer}."
-        + (f" Repaired: slot {listed(view.repaired)}." if view.repaired else "")
+        + (
+            f" Repaired: {'slot' if len(view.repaired) == 1 else 'slots'} {listed(view.repaired)}."
+            if view.repaired
+            else ""
+        )
     )
     yield Section("map", "The recipe", caption, (Chart("map", f"{alt}, from {listed(used)}", width),))
 

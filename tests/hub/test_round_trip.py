@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load, save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.conftest import DEMO
 from tests.hub.conftest import REPO, Worker, WriteConfig
 from tests.hub.stand_in import StandIn
 
@@ -77,6 +78,30 @@ def test_a_search_is_published_loaded_and_built_again(
     published = hub.content(REPO, "model.safetensors")
     rebuilt = load((tmp_path / "again" / "model.safetensors").read_bytes())
     assert all(torch.equal(rebuilt[name], tensor) for name, tensor in load(published).items())
+
+
+def test_the_demo_goes_to_the_hub_and_back(hub: StandIn, by_lfs: Worker, tmp_path: Path) -> None:
+    """The trained family: its best recipe is repaired, and published with its maps."""
+    run, demo = tmp_path / "run", DEMO / "search.yml"
+    into = ("--push-to-hub", "--hub-model-id", REPO, "--license", "apache-2.0")
+    done = by_lfs(demo, "--out", run, "--device", "cpu", "--budget", "32", *into, evolve=True)
+    assert done.code == 0, done.err
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype="auto")
+    inputs = AutoTokenizer.from_pretrained(run / "model")(SENTENCE, return_tensors="pt")
+    with torch.inference_mode():
+        expected = model(**inputs).logits.float()
+    assert torch.equal(torch.tensor(by_lfs.run_code(FROM_THE_HUB)), expected)
+    recipe = yaml.safe_load(hub.content(REPO, "mergekit_config.yml"))
+    maps = [part["parameters"]["repair"] for part in recipe["slices"] if "repair" in part["parameters"]]
+    assert maps
+    assert all(load(hub.content(REPO, file)) for file in maps)
+    assert set(maps) == {file for file in hub.repositories[REPO].main.files if file.startswith("repair/")}
+    members = [path for path in (DEMO / "family").iterdir() if str(path) in (run / "best.yml").read_text()]
+    named = [text for path in members for text in ("--member", f"{path.name}={path}")]
+    done = by_lfs("reproduce", REPO, *named)
+    assert done.code == 0, done.err
+    tensors = len(load(hub.content(REPO, "model.safetensors")))
+    assert done.out == f"{REPO}: equal, {tensors} tensors and the config\n"
 
 
 def local_members(members: dict[str, Path]) -> list[str]:

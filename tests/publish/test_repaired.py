@@ -55,4 +55,4 @@ def test_the_report_shows_what_repairs_cost_and_gave(run: RunDirectory) -> None:
     page = write_report(run).read_text(encoding="utf-8")
     assert "1 of them repaired at the end" in page
     assert "outcome-repaired" in page
-    assert f"Repaired: slot {listed(plan(Recipe.load(run.best)).repaired)}." in page
+    assert f"Repaired: slots {listed(plan(Recipe.load(run.best)).repaired)}." in page
