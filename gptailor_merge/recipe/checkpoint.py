@@ -16,7 +16,12 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
+)
 from safetensors import SafetensorError, safe_open
 
 from gptailor_merge.errors import FamilyError
@@ -181,6 +186,11 @@ def _read_hub(model: ModelId) -> tuple[Path, dict[str, Header]]:
     except HFValidationError:
         raise FamilyError(
             f"{model.path}: neither a directory here nor a Hub id like org/name or org/name@revision"
+        ) from None
+    except NotASafetensorsRepoError:
+        raise FamilyError(
+            f"{model.path}: has no safetensors file on the Hub, and other formats are not read; "
+            "look for a revision that has, and name it org/name@revision"
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FamilyError(f"{model.path}: cannot be read from the Hub: {error}") from None

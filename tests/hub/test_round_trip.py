@@ -180,3 +180,13 @@ def test_members_may_be_anywhere(
     used = {name: elsewhere[name] for name in used_members(run, members)}
     done = by_lfs("reproduce", REPO, *local_members(used))
     assert done.code == 0, done.err + done.out
+
+
+def test_a_member_in_another_format_is_refused(
+    hub: StandIn, by_lfs: Worker, write_config: WriteConfig, members: dict[str, Path], tmp_path: Path
+) -> None:
+    config = (members["base"] / "config.json").read_bytes()
+    hub.fill("org/old", {"config.json": config, "pytorch_model.bin": b"0"})
+    family = {"base": "org/old", "variants": {"math": str(members["math"])}}
+    done = by_lfs(write_config("old", family=family), "--out", tmp_path / "run", evolve=True)
+    assert (done.code, "org/old: has no safetensors file on the Hub" in done.err) == (2, True), done.err
