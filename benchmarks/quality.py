@@ -1,6 +1,7 @@
 """Quality: our search, every baseline and the paper's own search, at equal scored tokens.
 
-    python benchmarks/quality.py --json FILE [--sizes 9 …] [--seeds 5] [--jobs 2] [--plots DIR] [--family DIR]
+    python benchmarks/quality.py --json FILE [--sizes 9 …] [--seeds 5] [--jobs 2] [--plots DIR]
+                                 [--family DIR [--train TEXT_DIR]]
 
 For each number of layers that stays and each seed, every method prunes the family on a calibration set of
 its own, which is drawn from the family's calibration texts with the seed; all methods of a seed see the
@@ -13,9 +14,10 @@ same calibration set, and compared again.
 `not repaired` is our search before it repairs anything. `uidl`, repaired, is ReplaceMe. `best member` and
 `best merge`: ShortGPT prunes each variant, and each merge of the whole family; the one that is best on the
 calibration set stands for all. `paper` is paper_search.py, which needs SMAC3 (pip install smac). Ablation,
-at 9 layers, none of it repaired: removal from the base only, removal and selection, removal and merging.
-What the file holds is not run again. A larger family: benchmarks/train_family.py, then --family; on a GPU
-where there is one.
+at three quarters of the layers, none of it repaired: removal from the base only, removal and selection,
+removal and merging.
+What the file holds is not run again. With --train a larger family of 24 layers is trained first, as
+train_family.py does, into the directory that --family names; on a GPU where there is one.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ import typer
 import yaml
 from paper_search import search as search_as_in_the_paper
 from quality_report import report
+from train_family import main as train_family
 
 from gptailor_merge.cli import quiet_libraries
 from gptailor_merge.config import SearchConfig
@@ -68,7 +71,9 @@ from gptailor_merge.search.space import Space
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo"
 OURS, PLAIN, PAPER = "default search", "not repaired", "paper"
-SIZES, ABLATED = (10, 9, 8, 7, 6), (9,)
+SHARES, ABLATED = (5 / 6, 3 / 4, 2 / 3, 7 / 12, 1 / 2), 3 / 4
+"""Of the layers, how many stay."""
+LARGER = {"layers": 24, "width": 256}
 TEXTS, TASK_METRICS = "perplexity", ("acc", "margin")
 BASELINES = ("one_shot", "shortgpt", "uidl", "laco", "sleb", "evopress", "random")
 ABLATION = ("remove (base only)", "remove + select", "remove + merge")
@@ -388,19 +393,21 @@ def on_tasks(scores: Scores) -> dict[str, dict[str, float]]:
 def main(
     json_file: Annotated[Path, typer.Option("--json", help="Where the results are, and go.")],
     sizes: Annotated[list[int] | None, typer.Option(help="Layers that stay.")] = None,
-    ablate: Annotated[list[int] | None, typer.Option(help="Sizes of the ablation.")] = None,
     seeds: int = 5,
     jobs: int = 2,
     plots: Annotated[Path | None, typer.Option(help="A directory for pictures.")] = None,
     family: Annotated[Path, typer.Option(help="Laid out as recipes/demo.")] = DEMO,
+    train: Annotated[Path | None, typer.Option(help="Texts to train a larger family on.")] = None,
 ) -> None:
+    if train is not None and not (family / "training.json").exists():
+        train_family(train, family, device=str(pick_device("auto")), **LARGER)
+    depth = json.loads((family / "family" / "base" / "config.json").read_text())["num_hidden_layers"]
+    sizes = sizes or [round(share * depth) for share in SHARES]
     config = configuration(family.resolve())
     results: dict[str, Any] = json.loads(json_file.read_text()) if json_file.exists() else {}
     text = yaml.safe_dump(config)
     wanted = [
-        Job(text, layers, seed, layers in (ablate or ABLATED))
-        for seed in range(seeds)
-        for layers in sizes or SIZES
+        Job(text, layers, seed, layers == round(ABLATED * depth)) for seed in range(seeds) for layers in sizes
     ]
     quiet_libraries()
     if "members" not in results:

@@ -159,7 +159,7 @@ def draw(results: Results, sizes: Sequence[int], seeds: int, directory: Path) ->
     axes.axhline(
         results["members"]["base"]["held_out"]["mean"], color="grey", linestyle=":", label="base, whole"
     )
-    axes.set(xlabel="layers that stay, of 12", ylabel="held-out loss, nats per token")
+    axes.set(xlabel="layers that stay", ylabel="held-out loss, nats per token")
     axes.set_xticks(sorted(sizes))
     axes.invert_xaxis()
     axes.legend(frameon=False, fontsize=8)

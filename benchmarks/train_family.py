@@ -1,6 +1,7 @@
-"""Train the built-in family: a Llama-shaped base and three finetunes of it.
+"""Train the built-in family: a Llama-shaped base and three finetunes of it; or a larger one.
 
     python benchmarks/train_family.py TEXT_DIR OUT_DIR [--steps N] [--tune-steps N]
+    python benchmarks/train_family.py TEXT_DIR OUT_DIR --layers 24 --width 256 --device cuda
 
 TEXT_DIR holds stories.jsonl, encyclopedia.jsonl, maths.jsonl and code.jsonl (objects with `text`).
 Every document goes into exactly one of train, calibration and held-out; whole documents are kept
@@ -72,16 +73,16 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def new_model(vocab_size: int) -> LlamaForCausalLM:
+def new_model(vocab_size: int, layers: int, width: int) -> LlamaForCausalLM:
     torch.manual_seed(SEED)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size,
-            hidden_size=128,
-            intermediate_size=240,
-            num_hidden_layers=12,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            hidden_size=width,
+            intermediate_size=width * 15 // 8,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            num_key_value_heads=width // 64,
             max_position_embeddings=2 * WINDOW,
             tie_word_embeddings=True,
             bos_token_id=0,
@@ -123,7 +124,7 @@ def train(
         for name in rng.choices(names, weights, k=BATCH):
             at = rng.randrange(len(streams[name]) - WINDOW)
             rows.append(streams[name][at : at + WINDOW])
-        batch = torch.stack(rows)
+        batch = torch.stack(rows).to(model.device)
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -142,7 +143,7 @@ def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, t
     model.eval()
     total, count = 0.0, 0
     for text in texts:
-        ids = tokenizer(text, return_tensors="pt", truncation=True)["input_ids"]
+        ids = tokenizer(text, return_tensors="pt", truncation=True)["input_ids"].to(model.device)
         total += model(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
         count += ids.shape[1] - 1
     return total / count
@@ -177,7 +178,12 @@ def main(
     rate: float = 3e-3,
     tune_rate: float = 4e-4,
     threads: Annotated[int, typer.Option(help="PyTorch threads")] = 1,
+    layers: int = 12,
+    width: Annotated[int, typer.Option(help="Of the hidden state, a multiple of 64.")] = 128,
+    device: str = "cpu",
 ) -> None:
+    if width % 64:
+        raise typer.BadParameter(f"--width: expected a multiple of 64, found {width}")
     torch.set_num_threads(threads)
     rng = random.Random(SEED)
     parts = {}
@@ -207,12 +213,13 @@ def main(
         print(name, record[name], flush=True)
         (out_dir / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
-    base = new_model(len(tokenizer))
+    base = new_model(len(tokenizer), layers, width).to(device)
     seconds = train(base, streams, dict.fromkeys(DOMAINS, 1.0), steps=steps, rate=rate, seed=SEED)
     finish("base", base, seconds, {"steps": steps, "rate": rate})
     print("held-out loss without each layer:", removal_costs(base, tokenizer, held_out), flush=True)
     for position, name in enumerate(VARIANTS):
         variant = LlamaForCausalLM.from_pretrained(out_dir / "family" / "base", dtype=torch.float32)
+        variant.to(device)
         shares = {d: 1.0 if d == name else 0.0 for d in DOMAINS}
         seconds = train(variant, streams, shares, steps=tune_steps, rate=tune_rate, seed=SEED + 1 + position)
         finish(name, variant, seconds, {"steps": tune_steps, "rate": tune_rate})
