@@ -55,7 +55,7 @@ from gptailor_merge.search import driver
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.baselines.subject import MERGES
 from gptailor_merge.search.finalists import repair_finalists
-from gptailor_merge.search.journal import REPAIRED, SCORED, Candidate, Journal
+from gptailor_merge.search.journal import Candidate, Journal
 from gptailor_merge.search.points import Point
 from gptailor_merge.search.repair import repair
 from gptailor_merge.search.session import (
@@ -299,6 +299,7 @@ class Bench:
         with Journal(Path(tempfile.mkdtemp(dir=self.directory)) / "journal.db") as journal:
             with suppress(EnoughError):
                 work(journal, count, limit)
+            finished = {candidate.digest for candidate in journal.finished()}
             candidates = list(journal.candidates())[: len(stamps)]
             for repaired in journal.repairs().values():
                 candidates.append(repaired)
@@ -307,7 +308,7 @@ class Bench:
         steps = [
             Step(candidate.parsed, candidate.loss, total, stamp)
             for candidate, total, stamp in zip(candidates, totals, stamps, strict=True)
-            if candidate.status in (SCORED, REPAIRED)
+            if candidate.digest in finished
             and candidate.loss is not None
             and (limit is None or total <= limit)
         ]
