@@ -18,7 +18,7 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # One thread: on two virtual cores two threads of a model this small are at times ten times slower.
 demo: .venv/.installed
