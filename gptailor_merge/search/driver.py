@@ -171,6 +171,14 @@ def prune(
     return _best(journal)
 
 
+def verdicts(gate: Gate, plans: Sequence[Plan]) -> list[Verdict]:
+    """What the gate says of each plan, in their order."""
+    return [
+        Verdict(outcome, None if outcome.cause else gate.beyond(outcome.scores))
+        for outcome in gate.judge(plans)
+    ]
+
+
 def _best(journal: Journal) -> Candidate:
     best = journal.best()
     if best is None:
@@ -332,11 +340,8 @@ class _Run:
         candidates = [made for made in plans if len(made.slots) in self._space.sizes]
         if self._gate is None or not candidates:
             return {}
-        outcomes = self._gate.judge(candidates)
-        return {
-            made.digest: Verdict(outcome, None if outcome.cause else self._gate.beyond(outcome.scores))
-            for made, outcome in zip(candidates, outcomes, strict=True)
-        }
+        judged = verdicts(self._gate, candidates)
+        return {made.digest: verdict for made, verdict in zip(candidates, judged, strict=True)}
 
     def _race(self, plans: Sequence[Plan], keep: int | Race | None) -> Sequence[Outcome]:
         if keep is None or not plans:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from gptailor_merge.config import RepairSection
 from gptailor_merge.errors import ConfigError, DataError, Problem
+from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.family import Family
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.recipe.writing import rewritten
 from gptailor_merge.scoring.evaluator import Outcome
+from gptailor_merge.search.driver import verdicts
 from gptailor_merge.search.front import front
 from gptailor_merge.search.journal import DROPPED, REPAIRED, Candidate, Journal
-from gptailor_merge.search.outcomes import Verdict, candidate_of
+from gptailor_merge.search.outcomes import candidate_of
 from gptailor_merge.search.repair import Repairer, enough
 from gptailor_merge.search.session import Session
 
@@ -61,11 +63,11 @@ def repair_finalists(
         repairer = Repairer(session.evaluator.composer, family, texts, everywhere=config.everywhere)
     except DataError as error:
         raise ConfigError(Problem(("repair", "data"), str(error))) from None
-    taken = {candidate.digest for candidate in best_of(journal, session.settings.axes)}
+    taken = {candidate.digest for candidate in _best_of(journal, session.settings.axes)}
     known = {
         original
         for original, made in journal.repairs().items()
-        if made.digest not in taken or all(file.is_file() for file in _maps(made))
+        if made.digest not in taken or all(Path(file).is_file() for file in map_files(made.parsed))
     }
     chosen = finalists(journal, session.settings.axes, config.finalists)
     for number, candidate in enumerate(chosen, start=1):
@@ -85,8 +87,7 @@ def _repaired(repairer: Repairer, session: Session, original: Candidate, directo
     if made.digest == original.digest:
         outcome = Outcome({}, "no map helps", 0.0, 0)
     elif session.gates is not None:
-        (judged,) = session.gates.judge([made])
-        verdict = Verdict(judged, None if judged.cause else session.gates.beyond(judged.scores))
+        (verdict,) = verdicts(session.gates, [made])
     if outcome is None and (verdict is None or verdict.passes):
         (outcome,) = session.evaluator.score([made])
     found = candidate_of(
@@ -103,7 +104,7 @@ def _repaired(repairer: Repairer, session: Session, original: Candidate, directo
     return replace(found, tokens=found.tokens + spent, seconds=found.seconds + seconds)
 
 
-def best_of(journal: Journal, axes: Sequence[str]) -> list[Candidate]:
+def _best_of(journal: Journal, axes: Sequence[str]) -> list[Candidate]:
     """The best recipe, or all of a front, repaired ones included."""
     if axes:
         return [point.candidate for point in front(journal.finished(), axes)]
@@ -113,15 +114,10 @@ def best_of(journal: Journal, axes: Sequence[str]) -> list[Candidate]:
 
 def drop_maps(directory: Path, taken: Iterable[Candidate]) -> None:
     """Remove the maps of all recipes but some: those of a large model are large."""
-    kept = {file.resolve().parent for candidate in taken for file in _maps(candidate)}
+    kept = {Path(file).resolve().parent for candidate in taken for file in map_files(candidate.parsed)}
     for own in directory.glob("*/"):
         if own.resolve() not in kept:
             shutil.rmtree(own)
-
-
-def _maps(candidate: Candidate) -> Iterator[Path]:
-    slots = plan(candidate.parsed).slots
-    return (Path(edit.file) for slot in slots for edit in slot.edits if edit.digest is not None)
 
 
 def _rank(candidate: Candidate) -> tuple[float, int]:

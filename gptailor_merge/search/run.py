@@ -18,7 +18,7 @@ from gptailor_merge.scoring.evaluator import Evaluator, Outcome
 from gptailor_merge.scoring.objectives import Score, Scores
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.driver import prune, search
-from gptailor_merge.search.finalists import best_of, drop_maps, repair_finalists
+from gptailor_merge.search.finalists import drop_maps, repair_finalists
 from gptailor_merge.search.front import Point, check_rule, front, pick
 from gptailor_merge.search.gap import Gap, gap
 from gptailor_merge.search.journal import Candidate, Counts, Journal, open_existing
@@ -219,7 +219,6 @@ def execute(
             maps = run.repairs.resolve()
             repair_finalists(plans.family, session, journal, config.repair, maps, on_step)
             best = journal.best() or best
-            drop_maps(maps, best_of(journal, axes))
         else:
             best = prune(
                 *parts,
@@ -237,6 +236,7 @@ def execute(
             best = pick(points, config.search.pick, axes).candidate
         write_beside(run.best, best.recipe)
         found[FOUND] = best
+        drop_maps(run.repairs, found.values())
         family = plans.family
         layers = {"base": range(family.depth), **{n: plan(c.parsed).kept for n, c in found.items()}}
         sizes = {name: (len(some), family.parameters(some)) for name, some in layers.items()}

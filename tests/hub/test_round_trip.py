@@ -34,6 +34,15 @@ def files_of(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 
+def assert_it_comes_back(by_lfs: Worker, model: Path) -> None:
+    """from_pretrained gives the logits of the model that was published."""
+    made = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    inputs = AutoTokenizer.from_pretrained(model)(SENTENCE, return_tensors="pt")
+    with torch.inference_mode():
+        expected = made(**inputs).logits.float()
+    assert torch.equal(torch.tensor(by_lfs.run_code(FROM_THE_HUB)), expected)
+
+
 def test_a_search_is_published_loaded_and_built_again(
     hub: StandIn, by_lfs: Worker, write_config: WriteConfig, members: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -50,12 +59,7 @@ def test_a_search_is_published_loaded_and_built_again(
     assert f"published  {hub.endpoint}/{REPO}/commit/" in done.out
     assert hub.repositories[REPO].private
 
-    # Back through from_pretrained.
-    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype="auto")
-    inputs = AutoTokenizer.from_pretrained(run / "model")(SENTENCE, return_tensors="pt")
-    with torch.inference_mode():
-        expected = model(**inputs).logits.float()
-    assert torch.equal(torch.tensor(by_lfs.run_code(FROM_THE_HUB)), expected)
+    assert_it_comes_back(by_lfs, run / "model")
 
     # The published recipe says all that it takes to build the model again.
     recipe = yaml.safe_load(hub.content(REPO, "mergekit_config.yml"))
@@ -86,11 +90,7 @@ def test_the_demo_goes_to_the_hub_and_back(hub: StandIn, by_lfs: Worker, tmp_pat
     into = ("--push-to-hub", "--hub-model-id", REPO, "--license", "apache-2.0")
     done = by_lfs(demo, "--out", run, "--device", "cpu", "--budget", "32", *into, evolve=True)
     assert done.code == 0, done.err
-    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype="auto")
-    inputs = AutoTokenizer.from_pretrained(run / "model")(SENTENCE, return_tensors="pt")
-    with torch.inference_mode():
-        expected = model(**inputs).logits.float()
-    assert torch.equal(torch.tensor(by_lfs.run_code(FROM_THE_HUB)), expected)
+    assert_it_comes_back(by_lfs, run / "model")
     recipe = yaml.safe_load(hub.content(REPO, "mergekit_config.yml"))
     maps = [part["parameters"]["repair"] for part in recipe["slices"] if "repair" in part["parameters"]]
     assert maps
