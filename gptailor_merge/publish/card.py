@@ -19,7 +19,6 @@ import gptailor_merge
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.objective_config import CostConfig, ObjectiveConfig, TextConfig
 from gptailor_merge.publish.card_tables import (
-    COSTS,
     held_out_tables,
     latency_table,
     members_table,
@@ -35,7 +34,7 @@ from gptailor_merge.publish.parents import languages_of
 from gptailor_merge.publish.picture import Picture
 from gptailor_merge.publish.release import MAPS, Release
 from gptailor_merge.publish.sizes import size_of
-from gptailor_merge.scoring.objectives import Score
+from gptailor_merge.scoring.objectives import COSTS, Score
 from gptailor_merge.search.measuring import reported
 from gptailor_merge.search.run import FOUND
 

@@ -11,14 +11,12 @@ from gptailor_merge.publish.parents import LOCAL
 from gptailor_merge.publish.release import Release
 from gptailor_merge.publish.sizes import Size
 from gptailor_merge.recipe.operations import Plan, Slot
-from gptailor_merge.scoring.objectives import Score
+from gptailor_merge.scoring.objectives import COSTS, Score
 from gptailor_merge.search.run import FOUND, TOTAL
 
 THIS = "**this model**"
 HELD_OUT = "held_out"
 """The section of a config."""
-COSTS = ("count", "bytes", "ms")
-"""Units of what says nothing about quality."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from gptailor_merge.recipe.operations import plan
 from gptailor_merge.recipe.recipe import Recipe, read_yaml
 from gptailor_merge.scoring.objectives import Scores
 from gptailor_merge.search.front import Point, front, pick
+from gptailor_merge.search.gates import PREFIX
 from gptailor_merge.search.journal import Candidate, Counts, Journal, snapshot
 from gptailor_merge.search.run import BASELINE, RunDirectory
-
-_GATE = "gate: "
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Record:
     def objectives(self) -> tuple[str, ...]:
         """What is searched on, in the order of the config."""
         scores = {} if self.best is None else self.best.scores
-        return tuple(name for name in scores if not name.startswith(_GATE))
+        return tuple(name for name in scores if not name.startswith(PREFIX))
 
     @property
     def fingerprint(self) -> str | None:

@@ -14,7 +14,7 @@ from gptailor_merge.publish.run_record import Record, record
 from gptailor_merge.publish.trials import Box, Trial, trials
 from gptailor_merge.recipe.operations import plan
 from gptailor_merge.recipe.recipe import write_yaml
-from gptailor_merge.scoring.objectives import UNITS, Score, Scores
+from gptailor_merge.scoring.objectives import COSTS, UNITS, Score, Scores
 from gptailor_merge.search.front import losses
 from gptailor_merge.search.gap import Gap
 from gptailor_merge.search.journal import Candidate, Counts
@@ -27,8 +27,6 @@ CONFIDENCE = 1.96
 """So many standard errors on both sides of a mean hold it in 95 of 100 cases."""
 NATS = ("nats", "perplexity", "bits")
 """Units of which the mean that is minimised is in nats."""
-COSTS = ("count", "bytes", "ms")
-"""Units of what a model costs."""
 
 
 @dataclass(frozen=True)

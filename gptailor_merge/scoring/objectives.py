@@ -62,6 +62,8 @@ UNITS: Mapping[str, Callable[[float], float]] = {
     "negated": lambda mean: -mean,
 }
 """How users see a mean that is minimised: as it is, as its exponential, in bits, with the other sign."""
+COSTS = ("count", "bytes", "ms")
+"""Units of what a model costs."""
 
 
 @dataclass(frozen=True)

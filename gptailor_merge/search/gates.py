@@ -10,6 +10,9 @@ from gptailor_merge.recipe.operations import Plan
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
 from gptailor_merge.scoring.objectives import Score, Scores
 
+PREFIX = "gate: "
+"""Of the names of a gate's measures, beside those of the objectives."""
+
 
 @dataclass(frozen=True)
 class Gates:

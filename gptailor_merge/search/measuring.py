@@ -31,6 +31,7 @@ from gptailor_merge.scoring.task_documents import Part
 from gptailor_merge.scoring.task_items import SMOOTH, OfTasks, TaskItems, TaskSettings, load_items, splits_of
 from gptailor_merge.scoring.tasks import objective, takes_trees
 from gptailor_merge.search.gap import Pair
+from gptailor_merge.search.gates import PREFIX
 from gptailor_merge.search.journal import Items
 from gptailor_merge.search.teachers import Teachers
 
@@ -269,7 +270,7 @@ def _same(one: _Measure, other: _Measure) -> bool:
 def _names(section: str, measures: Sequence[_Measure]) -> list[str]:
     """What the objectives are called: their metric or kind, numbered where several are of one."""
     names = [_metric(measure) for measure in measures]
-    prefix = "gate: " if section == "gates" else ""
+    prefix = PREFIX if section == "gates" else ""
     return [
         prefix + (name if names.count(name) == 1 else f"{name}-{names[: index + 1].count(name)}")
         for index, name in enumerate(names)
