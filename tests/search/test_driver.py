@@ -395,8 +395,9 @@ def test_killed_at_twenty_instants_a_search_ends_as_if_undisturbed(
             kills += 1
         elif kills >= 20:
             break
-        else:  # it finished: begin again, to have twenty real kills
+        else:  # it finished: begin again, to have twenty real kills, and kill earlier
             shutil.rmtree(disturbed.path)
+            alone *= 0.8  # the machine was busier when this was measured
     assert kills == 20
     assert child.exitcode == 0
     with Journal(undisturbed.journal) as one, Journal(disturbed.journal) as other:
