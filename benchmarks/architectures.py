@@ -105,10 +105,10 @@ def shortened(text: str) -> str:
 def examine(root: Path, name: str) -> dict[str, Any]:
     """All of one architecture's row."""
     from gptailor_merge.errors import TailorError
-    from gptailor_merge.publish.materialize import materialize
-    from gptailor_merge.recipe.check import check_with_family
-    from gptailor_merge.recipe.exporting import export
-    from gptailor_merge.recipe.importing import from_mergekit
+    from gptailor_merge.host.exporting import export
+    from gptailor_merge.host.importing import from_mergekit
+    from gptailor_merge.host.materialize import materialize
+    from gptailor_merge.planning.check import check_with_family
     from tests.test_three_models import compose
 
     row: dict[str, Any] = {"stock": {}, "tailor": {}, "plain": {}}
@@ -139,8 +139,8 @@ def refused(root: Path) -> dict[str, str]:
     from transformers import AutoModelForCausalLM
 
     from gptailor_merge.errors import InputError
-    from gptailor_merge.recipe.check import check
-    from gptailor_merge.recipe.importing import from_mergekit
+    from gptailor_merge.host.importing import from_mergekit
+    from gptailor_merge.planning.check import check
     from tests.zoo import config_of
 
     def write(name: str, config: Any) -> dict[str, Any]:

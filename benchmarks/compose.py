@@ -29,10 +29,11 @@ from transformers.utils import logging as transformers_logging
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.recipe.lowering import lower
-from gptailor_merge.recipe.mergekit_model import register
-from gptailor_merge.recipe.operations import Plan, plan
-from gptailor_merge.search.session import prepare
+from gptailor_merge.host.lowering import lower
+from gptailor_merge.host.registration import register
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.runs.session import prepare
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 

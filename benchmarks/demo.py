@@ -24,18 +24,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gptailor_merge.cli import quiet_libraries
+from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.recipe.operations import Plan, plan
+from gptailor_merge.objectives.scores import Score, Scores
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.journal import open_existing
+from gptailor_merge.runs.session import prepare, start
+from gptailor_merge.runs.summary import FOUND, summarize
 from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.scoring.objectives import Score, Scores
+from gptailor_merge.search.candidates import Status
 from gptailor_merge.search.driver import Settings
-from gptailor_merge.search.journal import REPAIRED, open_existing
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.run import FOUND, RunDirectory, summarize
-from gptailor_merge.search.session import prepare, start
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 
 CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 CPU = torch.device("cpu")
@@ -102,7 +105,7 @@ def main(
     summary = summarize(run)
     with open_existing(run.journal) as journal:
         scores = journal.held_out()
-        finished = [candidate for candidate in journal.finished() if candidate.status != REPAIRED]
+        finished = [candidate for candidate in journal.finished() if candidate.status != Status.REPAIRED]
     plain = plan(min(finished, key=lambda candidate: candidate.loss or 0.0).parsed)
     baseline_rows[PLAIN_LABEL] = row(session.held_out.score([plain])[0].scores)
     held_out = {model: row(of_model) for model, of_model in scores.items() if model != FOUND}

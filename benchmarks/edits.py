@@ -26,18 +26,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gptailor_merge.cli import quiet_libraries
+from gptailor_merge.cli.printing import quiet_libraries
+from gptailor_merge.composing.exits import exit_of
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.editing import PARTS, Edit
-from gptailor_merge.recipe.blocks import exit_of
-from gptailor_merge.recipe.operations import Plan, plan
+from gptailor_merge.objectives.scores import Score
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import PARTS, Edit, Plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.repair.regression import with_edit
+from gptailor_merge.repair.repairer import repair
+from gptailor_merge.runs.session import Plans, Session, prepare, start
 from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.scoring.objectives import Score
-from gptailor_merge.scoring.repairing import with_edit
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.repair import repair
-from gptailor_merge.search.session import Plans, Session, prepare, start
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo"
 CPU = torch.device("cpu")

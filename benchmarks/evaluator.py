@@ -39,27 +39,32 @@ from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from gptailor_merge.cli import quiet_libraries
+from gptailor_merge.calibration.batches import layout
+from gptailor_merge.calibration.texts import TokenSet
+from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.prefixes import path_of
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.recipe.family import Family
-from gptailor_merge.recipe.lowering import lower
-from gptailor_merge.recipe.mergekit_model import register
-from gptailor_merge.recipe.operations import Plan, plan
-from gptailor_merge.scoring.batching import layout
-from gptailor_merge.scoring.calibration import TokenSet
+from gptailor_merge.host.lowering import lower
+from gptailor_merge.host.registration import register
+from gptailor_merge.models.devices import compute_dtype, pick_device
+from gptailor_merge.models.family import Family
+from gptailor_merge.models.loading import load_model
+from gptailor_merge.objectives.kl import build_kl
+from gptailor_merge.objectives.protocols import Prediction
+from gptailor_merge.objectives.scores import Weights
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.session import prepare, start
 from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.scoring.objectives import Prediction, Weights, build_kl
 from gptailor_merge.scoring.passes import Passes, Values, extend, predictions_alone
 from gptailor_merge.scoring.racing import Race
+from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import search
-from gptailor_merge.search.journal import Candidate, Journal
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.session import compute_dtype, pick_device, prepare, start
-from gptailor_merge.search.space import Space
-from gptailor_merge.search.teachers import load_model
+from gptailor_merge.space.space import Space
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 SHAPES = {

@@ -18,9 +18,9 @@ import torch
 import typer
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.recipe.operations import plan
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.runs.session import prepare, start
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.session import prepare, start
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 TOP_K = (8, 32, 128, 512, 2048)

@@ -29,14 +29,15 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import ttest_rel  # type: ignore[import-untyped]
 
-from gptailor_merge.cli import quiet_libraries
+from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.config import Operations, SearchConfig
-from gptailor_merge.recipe.operations import plan
-from gptailor_merge.scoring.objectives import Score
+from gptailor_merge.objectives.scores import Score
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.session import Session, prepare, start
+from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.driver import Settings, search
-from gptailor_merge.search.journal import SCORED, Candidate, Journal
-from gptailor_merge.search.session import Session, prepare, start
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 
 CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 CPU = torch.device("cpu")
@@ -149,7 +150,7 @@ def run(
             search(space, session.evaluator, journal, settings, on_candidate=count)
         seconds = time.perf_counter() - begun
         candidates = affordable(list(journal.candidates()), tokens)
-    best = min((c for c in candidates if c.status == SCORED), key=lambda c: (c.loss, c.number))
+    best = min((c for c in candidates if c.status == Status.SCORED), key=lambda c: (c.loss, c.number))
     assert session.held_out is not None
     (by_set,) = session.held_out.score([plan(best.parsed)])[0].scores.values()
     return {

@@ -36,16 +36,16 @@ from smac.intensifier.hyperband import Hyperband
 from smac.multi_objective.parego import ParEGO
 from smac.runhistory import TrialValue
 
-from gptailor_merge.recipe.operations import plan
+from gptailor_merge.calibration.batches import RUNGS
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.recipe.removals import with_removals
-from gptailor_merge.scoring.batching import RUNGS
+from gptailor_merge.runs.session import Session
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
 from gptailor_merge.scoring.passes import Passes
-from gptailor_merge.search import slots
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.session import Session
-from gptailor_merge.search.space import Space
+from gptailor_merge.space import slots
+from gptailor_merge.space.space import Space
 
 ETA = 3
 MAX_BUDGET = 9.0

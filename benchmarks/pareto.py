@@ -30,20 +30,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gptailor_merge.cli import quiet_libraries
+from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.objective_config import CostConfig
-from gptailor_merge.recipe.operations import Plan, plan
+from gptailor_merge.objectives.configs import CostConfig
+from gptailor_merge.objectives.scores import Scores, Weights, natural
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.journal import open_existing
+from gptailor_merge.runs.session import Session, prepare, start
+from gptailor_merge.runs.summary import summarize
 from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.scoring.objectives import Scores, Weights
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.front import Point, front
-from gptailor_merge.search.journal import open_existing
 from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.ranking import dominates
-from gptailor_merge.search.run import RunDirectory, natural, summarize
-from gptailor_merge.search.session import Session, prepare, start
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 
 CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "tasks.yml"
 CPU = torch.device("cpu")

@@ -42,32 +42,26 @@ from paper_search import search as search_as_in_the_paper
 from quality_report import report
 from train_family import main as train_family
 
-from gptailor_merge.cli import quiet_libraries
+from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import RecipeError
+from gptailor_merge.models.devices import compute_dtype, pick_device
+from gptailor_merge.objectives.scores import Score, Scores
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.edits import map_files
-from gptailor_merge.recipe.operations import plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.repair.repairer import repair
+from gptailor_merge.runs.finalists import repair_finalists
+from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.session import Plans, Session, measure_members, prepare, start
 from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.scoring.objectives import Score, Scores
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.search import driver
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.baselines.subject import MERGES
-from gptailor_merge.search.finalists import repair_finalists
-from gptailor_merge.search.journal import Candidate, Journal
-from gptailor_merge.search.points import Point
-from gptailor_merge.search.repair import repair
-from gptailor_merge.search.session import (
-    Plans,
-    Session,
-    compute_dtype,
-    measure_members,
-    pick_device,
-    prepare,
-    start,
-)
-from gptailor_merge.search.space import Space
+from gptailor_merge.search.candidates import Candidate
+from gptailor_merge.space.points import Point
+from gptailor_merge.space.space import Space
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo"
 OURS, PLAIN, PAPER = "default search", "not repaired", "paper"

@@ -23,15 +23,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gptailor_merge.cli import quiet_libraries
+from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.config import Operations, SearchConfig
-from gptailor_merge.recipe.operations import Plan, plan
+from gptailor_merge.objectives.scores import Score
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.objectives import Score
+from gptailor_merge.runs.session import Session, prepare, start
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.points import Array, Point, at_offset, middle
-from gptailor_merge.search.session import Session, prepare, start
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.points import Array, Point, at_offset, middle
+from gptailor_merge.space.space import Space
 
 CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 ALL = {"outer": "merge", "neighbours": 1, "parts": True}

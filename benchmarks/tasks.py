@@ -39,21 +39,20 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerBase
 
-from gptailor_merge.cli import quiet_libraries
+from gptailor_merge.calibration.batches import RUNGS, layout
+from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.recipe.operations import Plan
-from gptailor_merge.scoring.batching import RUNGS, layout
-from gptailor_merge.scoring.calibration import load_tokenizer
+from gptailor_merge.models.loading import load_model, load_tokenizer
+from gptailor_merge.objectives.tasks.harness import encoder, task_manager
+from gptailor_merge.objectives.tasks.likelihood import TaskLikelihood, likelihood, takes_trees
+from gptailor_merge.objectives.tasks.task_items import CHOICE_LOSS, TaskItems, TaskSettings, load_items
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.runs.session import Plans, prepare
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
-from gptailor_merge.scoring.harness import encoder, task_manager
 from gptailor_merge.scoring.passes import Passes, predictions_alone
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.scoring.task_items import CHOICE_LOSS, TaskItems, TaskSettings, load_items
-from gptailor_merge.scoring.tasks import TaskLikelihood, likelihood, takes_trees
-from gptailor_merge.search.session import Plans, prepare
-from gptailor_merge.search.teachers import load_model
 
 TASKS = DEMO.parent / "tasks"
 QUESTIONS = {"four options": "gptailor_domains", "minimal pairs": "gptailor_blimp"}

@@ -13,8 +13,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
+from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, KeyPath, Problem
-from gptailor_merge.objective_config import (
+from gptailor_merge.objectives.configs import (
     CostConfig,
     Data,
     Gates,
@@ -26,7 +27,7 @@ from gptailor_merge.objective_config import (
     TaskConfig,
     TextConfig,
 )
-from gptailor_merge.recipe.recipe import ModelName, Recipe, explain, read_yaml
+from gptailor_merge.recipe.recipe import ModelName, Recipe
 
 VERSIONED = ("gptailor-merge", "mergekit", "torch", "transformers", "nevergrad", "numpy", "lm-eval")
 
@@ -51,11 +52,15 @@ def _form_of_size(value: Any) -> str:
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+
+
 Layers = Annotated[
     Annotated[Positive, Tag("[one]")] | Annotated[tuple[Positive, Positive], Tag("[range]")],
     Discriminator(_form_of_size),
     BeforeValidator(_read_size),
 ]
+
+
 Shares = Annotated[
     Annotated[Share, Tag("[one]")] | Annotated[tuple[Share, Share], Tag("[range]")],
     Discriminator(_form_of_size),
@@ -117,7 +122,11 @@ class StartRecipe(Section):
 
 
 KNEE = "knee"
+
+
 RULE = re.compile(rf"{KNEE}|best:(\S+)|layers=([1-9]\d*)")
+
+
 RULES = f"{KNEE}, best:OBJECTIVE or layers=N"
 
 

@@ -15,13 +15,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gptailor_merge.config import Operations, SearchConfig, Target
 from gptailor_merge.errors import ConfigError, RecipeError
-from gptailor_merge.recipe.check import check
-from gptailor_merge.recipe.lowering import lower
-from gptailor_merge.recipe.mergekit_model import register
-from gptailor_merge.recipe.operations import plan
+from gptailor_merge.host.lowering import lower
+from gptailor_merge.host.registration import register
+from gptailor_merge.planning.check import check
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.session import prepare
 from gptailor_merge.search.baselines.problem import removal
-from gptailor_merge.search.session import prepare
 from tests.test_three_models import IDS, assert_three_equal
 from tests.zoo import ZOO, write_family
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from mergekit.merge_methods.base import ParameterScope
 
 from gptailor_merge.errors import InputError
-from gptailor_merge.mergekit_plugin import SELECT, method_names, method_spec
-from gptailor_merge.publish.materialize import materialize
-from gptailor_merge.recipe.check import check
-from gptailor_merge.recipe.checkpoint import ModelId
+from gptailor_merge.host.materialize import materialize
+from gptailor_merge.methods.specs import method_names, method_spec
+from gptailor_merge.models.checkpoint import ModelId
+from gptailor_merge.planning.check import check
+from gptailor_merge.recipe.plan import SELECT
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import MakeFamily
 from tests.zoo import DEPTH, write_family

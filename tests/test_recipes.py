@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.objective_config import RepetitionConfig, TaskConfig, TextConfig
-from gptailor_merge.recipe.check import check
+from gptailor_merge.objectives.configs import RepetitionConfig, TaskConfig, TextConfig
+from gptailor_merge.objectives.tasks.documents import text_of
+from gptailor_merge.objectives.tasks.harness import load_tasks
+from gptailor_merge.objectives.tasks.task_items import SMOOTH
+from gptailor_merge.planning.check import check
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.harness import load_tasks
-from gptailor_merge.scoring.task_documents import text_of
-from gptailor_merge.scoring.task_items import SMOOTH
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEMO = RECIPES / "demo"

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
-from gptailor_merge.publish.materialize import materialize
-from gptailor_merge.recipe.check import check_with_family
+from gptailor_merge.host.materialize import materialize
+from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import DEMO, MakeFamily, recipe_of
 

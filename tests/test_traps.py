@@ -18,8 +18,8 @@ from mergekit.options import MergeOptions
 from safetensors.torch import load_file
 
 from gptailor_merge.errors import RecipeError
-from gptailor_merge.publish.materialize import materialize
-from gptailor_merge.recipe.check import check
+from gptailor_merge.host.materialize import materialize
+from gptailor_merge.planning.check import check
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import MakeFamily, recipe_of
 

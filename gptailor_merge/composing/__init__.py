@@ -1,1 +1,1 @@
-"""Models in memory."""
+"""Plans become live models that share the tensors of the family."""

@@ -13,13 +13,16 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from gptailor_merge.editing import Placed, edited
-from gptailor_merge.mergekit_plugin import SELECT, Operation, apply, convert, name_in_layer
-from gptailor_merge.recipe.blocks import placed
-from gptailor_merge.recipe.family import Family, Member
-from gptailor_merge.recipe.operations import Slot
+from gptailor_merge.composing.editing import Placed, edited
+from gptailor_merge.composing.exits import placed
+from gptailor_merge.methods.arithmetic import apply, name_in_layer
+from gptailor_merge.methods.conversion import convert
+from gptailor_merge.models.family import Family, Member
+from gptailor_merge.recipe.plan import SELECT, Operation, Slot
 
 DEFAULT_CACHE_BYTES = 2 * 1024**3
+
+
 FREE_SHARE = 0.7
 """A family that takes more than this share of a GPU's free memory stays in the host's."""
 

@@ -12,12 +12,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from gptailor_merge.composing.bank import Bank, Layer
-from gptailor_merge.mergekit_plugin import SELECT, Operation
-from gptailor_merge.recipe.architecture import INDEX_NAMES, layers_of, tokens_of
-from gptailor_merge.recipe.depth import changes
-from gptailor_merge.recipe.operations import Plan
+from gptailor_merge.models.architecture import INDEX_NAMES, layers_of, tokens_of
+from gptailor_merge.models.depth import changes
+from gptailor_merge.recipe.plan import SELECT, Operation, Plan
 
 M = TypeVar("M", bound=nn.Module)
+
+
 Component = tuple[tuple[str, ...], Operation]
 """The models that embeddings or head come from, and how they are merged; see Plan."""
 

@@ -19,9 +19,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from gptailor_merge.recipe.operations import Plan
+from gptailor_merge.recipe.plan import Plan
 
 Path = tuple[Hashable, ...]
+
+
 State = Any
 """What a layer returns: hidden states [sequences, length, width]."""
 

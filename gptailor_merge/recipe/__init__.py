@@ -1,1 +1,1 @@
-"""What a tailored model is. Knows no weights."""
+"""The language of recipes: values, YAML in and out. Knows nothing of weights and model files."""

@@ -1,16 +1,9 @@
-"""The keys of a slice that edit its layers: `without`, `repair` and `repair_digest`."""
+"""The edits that a slice of a recipe names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-from gptailor_merge.editing import MLP, PARTS, Edit, load_map
-from gptailor_merge.errors import FamilyError, Problem, RecipeError
-from gptailor_merge.recipe.architecture import Architecture
-from gptailor_merge.recipe.blocks import placed
-from gptailor_merge.recipe.parameters import REPAIR, REPAIR_DIGEST, WITHOUT
-from gptailor_merge.recipe.recipe import Recipe, Slice, suggest
+from gptailor_merge.recipe.plan import MLP, Edit
+from gptailor_merge.recipe.recipe import REPAIR, REPAIR_DIGEST, WITHOUT, Recipe, Slice
 
 
 def edits_of(part: Slice) -> tuple[Edit, ...]:
@@ -23,62 +16,7 @@ def edits_of(part: Slice) -> tuple[Edit, ...]:
     return tuple(made)
 
 
-def edit_problems(part: Slice) -> Iterator[Problem]:
-    """What is wrong with the keys, paths relative to the slice."""
-    without, file, digest = (part.parameter(name) for name in (WITHOUT, REPAIR, REPAIR_DIGEST))
-    if without is not None and without not in PARTS:
-        text = f"expected {' or '.join(PARTS)}, found {without!r}{suggest(str(without), PARTS)}"
-        yield Problem(("parameters", WITHOUT), text)
-    for name, value in ((REPAIR, file), (REPAIR_DIGEST, digest)):
-        if value is not None and not isinstance(value, str):
-            yield Problem(("parameters", name), f"expected a text, in quotes, found {value!r}")
-    if (file is None) != (digest is None):
-        missing = REPAIR if file is None else REPAIR_DIGEST
-        text = (
-            f"{missing} is missing; a repair is the file of a map and its digest, as gptailor repair writes"
-        )
-        yield Problem(("parameters",), text)
-    if file is None:
-        return
-    if without == MLP:
-        text = "the repair is of the MLP, which this slice leaves out"
-        yield Problem(("parameters", REPAIR), text)
-    if part.sources and part.sources[0].length != 1:
-        text = f"a map is of one layer, and this slice has {part.sources[0].length}; split it"
-        yield Problem(("parameters", REPAIR), text)
-
-
 def map_files(recipe: Recipe) -> list[str]:
     """The files of all maps."""
     edits = (edit for part in recipe.slices for edit in edits_of(part))
     return [edit.file for edit in edits if edit.digest is not None]
-
-
-def map_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Maps that are not there, or are not those that the recipe was made with."""
-    for index, part in enumerate(recipe.slices):
-        for edit in edits_of(part):
-            try:
-                if edit.digest is not None:
-                    load_map(edit.file, edit.digest)
-            except RecipeError as error:
-                yield Problem(("slices", index, "parameters", REPAIR), str(error))
-
-
-def place_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Edits that the layers of a config do not allow."""
-    for index, part in enumerate(recipe.slices):
-        for edit in edits_of(part):
-            path = ("slices", index, "parameters", WITHOUT if edit.digest is None else REPAIR)
-            for layer in range(*part.sources[0].layer_range):
-                try:
-                    (one,) = placed([edit], config, layer)
-                except FamilyError as error:
-                    yield Problem(path, str(error))
-                    break
-                if edit.digest is not None:
-                    width = Architecture.of(config).layers[layer][one.names[0]][0]
-                    found = list(load_map(edit.file, edit.digest).shape)
-                    if found != [width, width]:
-                        text = f"the map is {found}, and the layer's MLP takes [{width}, {width}]"
-                        yield Problem(path, text)

@@ -5,29 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from gptailor_merge.mergekit_plugin import SELECT, Settings
-from gptailor_merge.recipe.operations import Slot, plan
-from gptailor_merge.recipe.parameters import BASE_MARK, REPAIR, REPAIR_DIGEST, WITHOUT
-from gptailor_merge.recipe.recipe import Conditional, Parameters, Recipe, Slice, Source
-
-
-def rewritten(recipe: Recipe, slots: Sequence[Slot]) -> Recipe:
-    """A recipe with other slots, as many as it has, in the places of its own.
-
-    Slices whose slots are the same stay as they are written.
-
-    Args:
-        slots: those of the recipe's plan, some of them with other operations or edits.
-    """
-    before = list(plan(recipe).slots)
-    slices: list[Slice] = []
-    at = 0
-    for part in recipe.slices:
-        count = 0 if part.parameter("op") == "remove" else part.sources[0].length
-        own = slots[at : at + count]
-        slices += [part] if list(own) == before[at : at + count] else written(own, recipe.base_model)
-        at += count
-    return recipe.model_copy(update={"slices": tuple(slices)})
+from gptailor_merge.recipe.plan import SELECT, Settings, Slot
+from gptailor_merge.recipe.recipe import (
+    BASE_MARK,
+    REPAIR,
+    REPAIR_DIGEST,
+    WITHOUT,
+    Conditional,
+    Parameters,
+    Slice,
+    Source,
+)
 
 
 def written(slots: Sequence[Slot], base_model: str) -> Iterator[Slice]:

@@ -1,1 +1,1 @@
-"""Recipes become numbers."""
+"""Plans become numbers."""

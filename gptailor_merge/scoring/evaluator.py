@@ -12,12 +12,12 @@ from itertools import zip_longest
 
 import torch
 
+from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.compose import Composer
+from gptailor_merge.composing.memory import free, is_out_of_memory
 from gptailor_merge.composing.prefixes import PrefixWalk, State, advance, common, levels, path_of, trie_order
-from gptailor_merge.recipe.operations import Plan
-from gptailor_merge.scoring.batching import Batch
-from gptailor_merge.scoring.memory import free, is_out_of_memory
-from gptailor_merge.scoring.objectives import Scores
+from gptailor_merge.objectives.scores import Scores
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.passes import Measured, Passes, Values, extend, predictions
 from gptailor_merge.scoring.racing import Race, Units
 

@@ -11,17 +11,19 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import torch
 from torch.nn import functional
 
+from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.compose import Composer
+from gptailor_merge.composing.memory import BatchSize
 from gptailor_merge.composing.prefixes import State, advance
 from gptailor_merge.errors import ConfigError, ScoringError
-from gptailor_merge.recipe.operations import Plan
-from gptailor_merge.scoring.batching import Batch
+from gptailor_merge.objectives.scores import Score, Scores
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.evaluator import Outcome
-from gptailor_merge.scoring.memory import BatchSize
-from gptailor_merge.scoring.objectives import Score, Scores
 
 INFLUENCE, DISTANCE, SIMILARITY = "block influence", "angular distance", "similarity"
 """What the passes call what they measure."""
+
+
 Block = tuple[int, int]
 """Neighbouring layers [first, past the last)."""
 

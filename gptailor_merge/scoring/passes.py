@@ -9,17 +9,23 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from gptailor_merge.calibration.batches import RUNGS, Batch
 from gptailor_merge.composing.prefixes import State, advance, head
-from gptailor_merge.scoring.batching import RUNGS, Batch
-from gptailor_merge.scoring.objectives import ModelObjective, Objective, Prediction, Scores, Weights
+from gptailor_merge.objectives.protocols import ModelObjective, Objective, Prediction
+from gptailor_merge.objectives.scores import Scores, Weights
 from gptailor_merge.scoring.racing import Totals, Units
 
 LOGITS_BYTES = {"cpu": 8 * 1024**2}
 """About so large are the logits, in float32, that exist at once: on a CPU what its cache holds."""
+
+
 DEFAULT_LOGITS_BYTES = 1024**3
+
 
 Values = dict[tuple[str, str], list[torch.Tensor]]
 """(objective, set name) -> what is kept of predictions, in the order of the batches of a rung."""
+
+
 Measured = dict[tuple[str, str], list[NDArray[np.float64]]]
 """(objective, set name) -> one number per unit (a predicted token, an item), rung by rung."""
 

@@ -21,16 +21,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptailor_merge.scoring.objectives import Weights
+from gptailor_merge.objectives.scores import Weights
 
 Units = Mapping[str, NDArray[np.float64]]
 """Digest of a set -> what each of its units (tokens, items), as far as scored, adds to the loss."""
+
+
 Totals = Mapping[str, int]
 """Digest of a set -> its units."""
+
 
 CERTAINTY = 4.0
 """Neighbouring tokens are not independent: on the built-in family true errors are about 1.8 times those
 of the formula, so that 4 of the formula's standard errors are a little more than 2 true ones."""
+
+
 FEWEST = 8
 """So many units of a set tell the variance of a difference."""
 

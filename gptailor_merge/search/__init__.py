@@ -1,1 +1,1 @@
-"""Proposes recipes and remembers what became of them."""
+"""The loop that proposes, judges and remembers."""

@@ -22,26 +22,29 @@ from typing import Any, Protocol
 import numpy as np
 
 from gptailor_merge.errors import SearchError
-from gptailor_merge.recipe.operations import Plan, plan
+from gptailor_merge.objectives.scores import Scores, Weights
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Outcome
 from gptailor_merge.scoring.hidden import HiddenStates
-from gptailor_merge.scoring.objectives import Scores, Weights
 from gptailor_merge.scoring.racing import Race, Units
 from gptailor_merge.search.baselines.one_shot import OneShot
 from gptailor_merge.search.baselines.problem import Baseline, Problem
 from gptailor_merge.search.baselines.registry import STARTING_GENERATIONS
 from gptailor_merge.search.baselines.subject import Subject, base_of
+from gptailor_merge.search.candidates import Candidate, Log, Status
+from gptailor_merge.search.first_generation import first_generation
 from gptailor_merge.search.front import losses
-from gptailor_merge.search.journal import SCORED, Candidate, Journal
 from gptailor_merge.search.optimizers import create, keeps
 from gptailor_merge.search.outcomes import Verdict, candidate_of, duplicate_of, measured
 from gptailor_merge.search.parametrization import parametrization
-from gptailor_merge.search.space import Space
-from gptailor_merge.search.start import first_generation
+from gptailor_merge.space.space import Space
 
 PROBE_SHARE = 0.25
 """The start is probed where that takes no more than this share of the budget."""
+
+
 FAILED_LOSS = 1e6
 """What the optimiser is told of a candidate that failed or is out: worse than any real loss."""
 
@@ -100,7 +103,7 @@ class Settings:
 def search(
     space: Space,
     scorer: Scorer,
-    journal: Journal,
+    journal: Log,
     settings: Settings,
     *,
     gate: Gate | None = None,
@@ -146,7 +149,7 @@ def search(
 def prune(
     space: Space,
     scorer: Scorer,
-    journal: Journal,
+    journal: Log,
     settings: Settings,
     method: Baseline,
     *,
@@ -179,7 +182,7 @@ def verdicts(gate: Gate, plans: Sequence[Plan]) -> list[Verdict]:
     ]
 
 
-def _best(journal: Journal) -> Candidate:
+def _best(journal: Log) -> Candidate:
     best = journal.best()
     if best is None:
         counts, cause = journal.counts(), list(journal.candidates())[-1].cause
@@ -236,7 +239,7 @@ class _Run:
         self,
         space: Space,
         scorer: Scorer,
-        journal: Journal,
+        journal: Log,
         settings: Settings,
         gate: Gate | None,
         on_candidate: Callable[[Candidate], None],
@@ -251,7 +254,7 @@ class _Run:
         self._failures = 0
 
     def score(
-        self, recipes: Sequence[Recipe], *, status: str = SCORED, keep: int | Race | None = None
+        self, recipes: Sequence[Recipe], *, status: Status = Status.SCORED, keep: int | Race | None = None
     ) -> list[Candidate]:
         """The next candidates, in order, recorded in one transaction.
 
@@ -333,7 +336,7 @@ class _Run:
     def has_scored(self, recipe: Recipe) -> bool:
         """Whether a recipe has been a candidate, no probe, that was scored on everything."""
         known = self.original(plan(recipe).digest)
-        return known is not None and known.status == SCORED
+        return known is not None and known.status == Status.SCORED
 
     def _judge(self, plans: Sequence[Plan]) -> dict[str, Verdict]:
         """By digest what the gate says of those that are candidates."""
@@ -359,9 +362,9 @@ class _Run:
 
     def _incumbents(self, keep: int) -> list[Units]:
         """The units of the best so far; after a resumption they are scored again."""
-        finished = [c for c in self._by_digest.values() if c.status == SCORED and c.loss is not None]
+        finished = [c for c in self._by_digest.values() if c.status == Status.SCORED and c.loss is not None]
         best = sorted(finished, key=lambda c: (c.loss, c.number))[:keep]
-        unknown = [plan(c.parsed) for c in best if c.digest not in self._units]
+        unknown = [c.plan for c in best if c.digest not in self._units]
         if unknown:
             self._run_race(unknown, Race(len(unknown), self.settings.weights))
         self._units = {c.digest: self._units[c.digest] for c in best if c.digest in self._units}

@@ -10,9 +10,8 @@ import numpy as np
 
 from gptailor_merge.config import KNEE, RULE, RULES
 from gptailor_merge.errors import ConfigError, Problem
-from gptailor_merge.recipe.operations import plan
-from gptailor_merge.scoring.objectives import Score, Scores
-from gptailor_merge.search.journal import Candidate
+from gptailor_merge.objectives.scores import Score, Scores
+from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.ranking import dominates
 
 
@@ -35,7 +34,7 @@ class Point:
     @cached_property
     def layers(self) -> int:
         """Of its model."""
-        return len(plan(self.candidate.parsed).slots)
+        return len(self.candidate.plan.slots)
 
     @property
     def name(self) -> str:

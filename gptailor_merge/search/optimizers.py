@@ -7,8 +7,8 @@ from typing import Any
 
 import nevergrad as ng
 
+from gptailor_merge.documents import suggest
 from gptailor_merge.errors import ConfigError, Problem
-from gptailor_merge.recipe.recipe import suggest
 from gptailor_merge.search.ranking import rank
 
 DEFAULT = "default"

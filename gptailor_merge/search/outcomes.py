@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptailor_merge.recipe.operations import Plan
+from gptailor_merge.objectives.scores import Score, Scores, Weights
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Outcome
-from gptailor_merge.scoring.objectives import Score, Scores, Weights
-from gptailor_merge.search.journal import DROPPED, DUPLICATE, FAILED, GATED, PROBE, Candidate
+from gptailor_merge.search.candidates import Candidate, Status
 
 
 def loss(scores: Scores, weights: Weights) -> float:
@@ -40,7 +40,7 @@ def candidate_of(
     outcome: Outcome | None,
     weights: Weights,
     fingerprint: str,
-    status: str,
+    status: Status,
 ) -> Candidate:
     """What became of a proposal that was judged, scored, or both."""
     parts = [verdict.outcome] if verdict is not None else []
@@ -49,12 +49,12 @@ def candidate_of(
     cause = next((part.cause for part in parts if part.cause is not None), None)
     value: float | None = None
     if cause is not None:
-        status, scores = FAILED, {}
+        status, scores = Status.FAILED, {}
     elif outcome is None:
         assert verdict is not None
-        status, cause = GATED, verdict.beyond
+        status, cause = Status.GATED, verdict.beyond
     elif outcome.estimate is not None:
-        status, value = DROPPED, outcome.estimate
+        status, value = Status.DROPPED, outcome.estimate
     else:
         value = loss(scores, weights)
     return Candidate(
@@ -76,7 +76,7 @@ def duplicate_of(number: int, recipe: Recipe, original: Candidate) -> Candidate:
         number=number,
         digest=original.digest,
         recipe=recipe.to_yaml(),
-        status=DUPLICATE,
+        status=Status.DUPLICATE,
         loss=original.loss,
         scores=original.scores,
         fingerprint=original.fingerprint,
@@ -91,7 +91,7 @@ def measured(number: int, made: Plan, recipe: Recipe, outcome: Outcome, fingerpr
         number=number,
         digest=made.digest,
         recipe=recipe.to_yaml(),
-        status=PROBE,
+        status=Status.PROBE,
         loss=None,
         scores=outcome.scores,
         fingerprint=fingerprint,

@@ -8,7 +8,7 @@ from typing import Any
 import nevergrad as ng
 import numpy as np
 
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 
 
 def parametrization(space: Space, seed: int) -> RecipeParameters:

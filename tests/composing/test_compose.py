@@ -4,9 +4,9 @@ import torch
 
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
-from gptailor_merge.recipe.check import check_with_family
-from gptailor_merge.recipe.operations import Plan
-from gptailor_merge.recipe.operations import plan as resolve
+from gptailor_merge.planning.check import check_with_family
+from gptailor_merge.planning.resolve import plan as resolve
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import recipe_of
 

@@ -17,18 +17,10 @@ from transformers import (
 
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
-from gptailor_merge.composing.prefixes import (
-    PrefixWalk,
-    advance,
-    common,
-    head,
-    levels,
-    path_of,
-    trie_order,
-)
-from gptailor_merge.recipe.family import Family
-from gptailor_merge.recipe.operations import plan
-from gptailor_merge.search.space import Space
+from gptailor_merge.composing.prefixes import PrefixWalk, advance, common, head, levels, path_of, trie_order
+from gptailor_merge.models.family import Family
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.space.space import Space
 
 IDS = torch.randint(0, 64, (3, 11), generator=torch.Generator().manual_seed(0))
 

@@ -17,6 +17,8 @@ import yaml
 
 from tests.conftest import MakeFamily
 from tests.hub.stand_in import TOKEN, StandIn, serving
+from tests.report.conftest import runs as runs
+from tests.report.conftest import search_config as search_config
 
 ROOT = Path(__file__).parents[2]
 USER = "someone_private"

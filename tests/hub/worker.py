@@ -22,9 +22,9 @@ def main() -> None:
     from huggingface_hub.utils import _http
 
     # What the commands import when they need it takes seconds: at once, while other workers do the same.
-    import gptailor_merge.publish.publishing
-    import gptailor_merge.search.run  # noqa: F401
-    from gptailor_merge import cli
+    import gptailor_merge.hub.publication
+    import gptailor_merge.runs.execution  # noqa: F401
+    from gptailor_merge.cli import app as cli
 
     slept: list[float] = []
     _http.time = SimpleNamespace(**{**vars(time), "sleep": slept.append})  # type: ignore[attr-defined]

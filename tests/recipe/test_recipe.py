@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptailor_merge.errors import RecipeError
-from gptailor_merge.recipe.operations import plan
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import recipe_of
 

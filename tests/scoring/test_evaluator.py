@@ -12,21 +12,24 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from gptailor_merge.calibration.batches import layout
+from gptailor_merge.calibration.texts import TextSource, tokenize
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
-from gptailor_merge.publish.materialize import materialize
-from gptailor_merge.recipe.check import check_with_family
-from gptailor_merge.recipe.family import Family
-from gptailor_merge.recipe.operations import Plan
-from gptailor_merge.recipe.operations import plan as plan_of
+from gptailor_merge.host.materialize import materialize
+from gptailor_merge.models.family import Family
+from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.objectives.kl import build_kl
+from gptailor_merge.objectives.perplexity import Perplexity
+from gptailor_merge.objectives.scores import Score
+from gptailor_merge.planning.check import check_with_family
+from gptailor_merge.planning.resolve import plan as plan_of
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.batching import layout
-from gptailor_merge.scoring.calibration import TextSource, load_tokenizer, tokenize
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
-from gptailor_merge.scoring.objectives import Perplexity, Score, build_kl
 from gptailor_merge.scoring.passes import Passes, predictions_alone
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 from tests.conftest import recipe_of
 
 CPU = torch.device("cpu")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gptailor_merge.publish.materialize import materialize
-from gptailor_merge.recipe.family import Family
-from gptailor_merge.recipe.operations import plan
-from gptailor_merge.search.space import Space
+from gptailor_merge.host.materialize import materialize
+from gptailor_merge.models.family import Family
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.space.space import Space
 from tests.scoring.test_evaluator import evaluator_of, scores_of
 from tests.scoring.test_evaluator import sets as sets
 from tests.zoo import DEPTH, ZOO, write_family

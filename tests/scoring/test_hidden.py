@@ -11,17 +11,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from gptailor_merge.calibration.batches import layout
+from gptailor_merge.calibration.texts import TextSource, TokenSet, tokenize
+from gptailor_merge.calibration.token_trees import Request, item_set
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.errors import ConfigError, ScoringError
-from gptailor_merge.recipe.family import Family
-from gptailor_merge.recipe.operations import Plan, plan
-from gptailor_merge.scoring.batching import layout
-from gptailor_merge.scoring.calibration import TextSource, TokenSet, load_tokenizer, tokenize
+from gptailor_merge.models.family import Family
+from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, SIMILARITY, HiddenStates, block_of
-from gptailor_merge.scoring.items import Request, item_set
 from gptailor_merge.search.baselines.subject import base_of
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 from tests.zoo import DEPTH, write_family
 
 CPU = torch.device("cpu")

@@ -11,23 +11,26 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gptailor_merge.recipe.family import Family
-from gptailor_merge.recipe.operations import Plan, plan
-from gptailor_merge.scoring.batching import RUNGS
-from gptailor_merge.scoring.calibration import TextSource, tokenize
-from gptailor_merge.scoring.costs import cost
+from gptailor_merge.calibration.batches import RUNGS
+from gptailor_merge.calibration.texts import TextSource, tokenize
+from gptailor_merge.models.family import Family
+from gptailor_merge.objectives.costs import cost
+from gptailor_merge.objectives.perplexity import Perplexity
+from gptailor_merge.objectives.protocols import UnitSet
+from gptailor_merge.objectives.repetition import Repetition, repetition
+from gptailor_merge.objectives.scores import Score
+from gptailor_merge.objectives.tasks.harness import encoder
+from gptailor_merge.objectives.tasks.likelihood import objective
+from gptailor_merge.objectives.tasks.task_items import TaskSettings, load_items
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
-from gptailor_merge.scoring.generating import Repetition, repetition
-from gptailor_merge.scoring.harness import encoder
-from gptailor_merge.scoring.objectives import Perplexity, Score, UnitSet
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.scoring.task_items import TaskSettings, load_items
-from gptailor_merge.scoring.tasks import objective
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 from tests.conftest import DEPTH, MakeFamily
-from tests.scoring.test_tasks import evaluator_of
-from tests.scoring.test_tasks import tokenizer as tokenizer
+from tests.objectives.tasks.test_likelihood import evaluator_of
+from tests.objectives.tasks.test_likelihood import tokenizer as tokenizer
 
 # lm-eval and what it imports warn of their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")

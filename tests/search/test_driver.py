@@ -17,20 +17,22 @@ import pytest
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, SearchError
-from gptailor_merge.recipe.operations import Plan, plan
+from gptailor_merge.models.devices import pick_device
+from gptailor_merge.objectives.scores import Score
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.execution import execute
+from gptailor_merge.runs.journal import Journal
 from gptailor_merge.scoring.evaluator import Outcome
-from gptailor_merge.scoring.objectives import Score
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search import optimizers
 from gptailor_merge.search.driver import Settings, search
 from gptailor_merge.search.front import front
-from gptailor_merge.search.journal import Journal
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.run import RunDirectory, execute
-from gptailor_merge.search.session import pick_device
-from gptailor_merge.search.space import Space
-from tests.search.test_space import space
+from gptailor_merge.space.space import Space
+from tests.space.test_space import space
 
 SETTINGS = Settings(
     optimizer="default", budget=40, population=8, seed=7, weights={"kl": 1.0}, fingerprint="f", max_failures=5

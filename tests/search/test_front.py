@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.scoring.objectives import Score
+from gptailor_merge.objectives.scores import Score
+from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.front import check_rule, front, pick
-from gptailor_merge.search.journal import Candidate
 from gptailor_merge.search.ranking import dominates, rank
-from tests.search.test_space import space
+from tests.space.test_space import space
 
 AXES = ("kl", "acc", "parameters")
 VALUES = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=24)

@@ -1,1 +1,1 @@
-"""Other people's methods of pruning, each producing a recipe of a target size."""
+"""Other methods of pruning, to compare with and to start from."""

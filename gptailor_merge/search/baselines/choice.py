@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptailor_merge.recipe.family import Family
+from gptailor_merge.models.family import Family
 from gptailor_merge.search.baselines.problem import Baseline
 from gptailor_merge.search.baselines.registry import baseline
 from gptailor_merge.search.baselines.subject import Subject, subject_of
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,12 @@ import numpy as np
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.racing import Selection
 from gptailor_merge.search.baselines.problem import Problem, draws, nearest, removed_by
-from gptailor_merge.search.journal import Candidate
-from gptailor_merge.search.space import Space
+from gptailor_merge.search.candidates import Candidate
+from gptailor_merge.space.space import Space
 
 Removed = frozenset[int]
+
+
 ATTEMPTS = 50
 """So many draws in vain for each candidate that is wanted: there is nothing new to be drawn."""
 

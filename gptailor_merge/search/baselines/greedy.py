@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.search.baselines.problem import Problem, extends, nearest, removed_by
-from gptailor_merge.search.journal import PROBE, SCORED
-from gptailor_merge.search.space import Space
+from gptailor_merge.search.candidates import Status
+from gptailor_merge.space.space import Space
 
 
 class SLEB:
@@ -34,7 +34,7 @@ class SLEB:
             wider = [one for one in wider if extends(space, one, smallest)]
             is_target = size in space.sizes and all(nearest(space, one, size) == one for one in wider)
             finished = problem.run.score(
-                [subject.without(one) for one in wider], status=SCORED if is_target else PROBE
+                [subject.without(one) for one in wider], status=Status.SCORED if is_target else Status.PROBE
             )
             removed = removed_by(space, problem.best(finished).parsed)
             if size in space.sizes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, Block, block_of
 from gptailor_merge.search.baselines.problem import Problem, nearest, removal
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 
 
 class ShortGPT:

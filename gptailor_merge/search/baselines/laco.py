@@ -8,16 +8,20 @@ from itertools import groupby
 from typing import Any
 
 from gptailor_merge.errors import ConfigError, SearchError
-from gptailor_merge.recipe.operations import plan
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.hidden import SIMILARITY
 from gptailor_merge.search.baselines.problem import Problem, extends
 from gptailor_merge.search.baselines.subject import Subject
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 
 Slot = dict[int, float]
 """Layer -> its coefficient in a slot's sum; the first layer is the one whose place it takes. Σ = 1."""
+
+
 Similarity = Callable[[list[Slot]], float]
+
+
 THRESHOLDS = tuple(number / 100 for number in range(95, -101, -5))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.search.baselines.problem import Problem, removal
 from gptailor_merge.search.baselines.subject import Subject
-from gptailor_merge.search.journal import PROBE
-from gptailor_merge.search.space import Space
+from gptailor_merge.search.candidates import Status
+from gptailor_merge.space.space import Space
 
 
 class OneShot:
@@ -27,7 +27,7 @@ class OneShot:
 
     def find(self, problem: Problem) -> list[Recipe]:
         space, subject = problem.space, problem.subject
-        finished = problem.run.score(self.probes(space, subject), status=PROBE)
+        finished = problem.run.score(self.probes(space, subject), status=Status.PROBE)
         # A layer without which nothing could be scored is kept if possible.
         losses = {
             layer: candidate.loss

@@ -9,22 +9,23 @@ from typing import Protocol
 import numpy as np
 
 from gptailor_merge.errors import SearchError
-from gptailor_merge.recipe.operations import Plan, plan
+from gptailor_merge.objectives.scores import Weights
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Outcome
 from gptailor_merge.scoring.hidden import HiddenStates
-from gptailor_merge.scoring.objectives import Weights
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.baselines.subject import Subject
-from gptailor_merge.search.journal import DROPPED, SCORED, Candidate
-from gptailor_merge.search.space import Space
+from gptailor_merge.search.candidates import Candidate, Status
+from gptailor_merge.space.space import Space
 
 
 class Runner(Protocol):
     """Scores and measures recipes and remembers them; see search.driver."""
 
     def score(
-        self, recipes: Sequence[Recipe], *, status: str = SCORED, keep: int | Race | None = None
+        self, recipes: Sequence[Recipe], *, status: Status = Status.SCORED, keep: int | Race | None = None
     ) -> list[Candidate]:
         """The next candidates, in order."""
 
@@ -110,7 +111,7 @@ class Problem:
 def is_complete(run: Runner, candidate: Candidate) -> bool:
     """Whether a candidate, or what it is a duplicate of, was scored on everything."""
     original = run.original(candidate.digest)
-    return original is not None and original.loss is not None and original.status != DROPPED
+    return original is not None and original.loss is not None and original.status != Status.DROPPED
 
 
 def _loss(candidate: Candidate) -> float:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gptailor_merge.recipe.operations import plan
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.search.baselines.problem import Problem, draws
-from gptailor_merge.search.journal import Candidate
-from gptailor_merge.search.space import Space
+from gptailor_merge.search.candidates import Candidate
+from gptailor_merge.space.space import Space
 
 GENERATION = 32
 """So many are scored together."""

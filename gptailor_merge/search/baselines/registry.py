@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gptailor_merge.documents import suggest
 from gptailor_merge.errors import ConfigError, Problem
-from gptailor_merge.recipe.recipe import suggest
 from gptailor_merge.search.baselines.evopress import EvoPress
 from gptailor_merge.search.baselines.greedy import SLEB
 from gptailor_merge.search.baselines.influence import UIDL, ShortGPT
@@ -13,7 +13,7 @@ from gptailor_merge.search.baselines.laco import LaCo
 from gptailor_merge.search.baselines.one_shot import OneShot
 from gptailor_merge.search.baselines.problem import Baseline
 from gptailor_merge.search.baselines.random_search import RandomSearch
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 
 BASELINES: Mapping[str, Baseline] = {
     "one_shot": OneShot(),
@@ -24,6 +24,8 @@ BASELINES: Mapping[str, Baseline] = {
     "evopress": EvoPress(),
     "random": RandomSearch(),
 }
+
+
 STARTING_GENERATIONS = 4
 """What a method that takes any budget gets to start a search: so many of its generations."""
 

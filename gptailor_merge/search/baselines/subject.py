@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from gptailor_merge.documents import suggest
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.recipe.family import Family, Member
-from gptailor_merge.recipe.recipe import Recipe, suggest
-from gptailor_merge.search.space import Space
+from gptailor_merge.models.family import Family, Member
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.space.space import Space
 
 MERGES: Mapping[str, Mapping[str, Any]] = {
     "linear": {"weight": 1.0},

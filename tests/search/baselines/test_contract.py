@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from gptailor_merge.errors import ConfigError, SearchError
-from gptailor_merge.recipe.check import check
-from gptailor_merge.recipe.operations import plan
+from gptailor_merge.planning.check import check
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.runs.journal import Journal
 from gptailor_merge.scoring.hidden import HiddenStates
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.baselines.problem import removed_by
 from gptailor_merge.search.baselines.registry import BASELINES, warm_starts
-from gptailor_merge.search.journal import Journal
 from tests.search.baselines.conftest import Prepare, Prepared, rows
 
 PATTERNED = {"target": {"layers": 6}, "operations": {"protect": {"first": 1, "last": 0}, "merge": ["linear"]}}

@@ -10,7 +10,7 @@ import pytest
 from gptailor_merge.errors import ConfigError, SearchError
 from gptailor_merge.search.baselines.laco import LaCo, Slot, collapse, recipe_of
 from gptailor_merge.search.baselines.subject import base_of
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 from tests.search.baselines.test_methods import Rule, problem, space_of
 
 THETA = np.random.RandomState(0).normal(size=(12, 3))

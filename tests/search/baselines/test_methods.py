@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from gptailor_merge.errors import SearchError
-from gptailor_merge.mergekit_plugin import SELECT
-from gptailor_merge.recipe.operations import Plan, plan
+from gptailor_merge.objectives.scores import Score
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import SELECT, Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Outcome
 from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, block_name
-from gptailor_merge.scoring.objectives import Score
 from gptailor_merge.scoring.racing import Race, Selection
 from gptailor_merge.search.baselines.evopress import EvoPress, _mutants
 from gptailor_merge.search.baselines.greedy import SLEB
@@ -24,9 +24,9 @@ from gptailor_merge.search.baselines.one_shot import OneShot
 from gptailor_merge.search.baselines.problem import Problem, extends, nearest, removed_by
 from gptailor_merge.search.baselines.random_search import RandomSearch
 from gptailor_merge.search.baselines.subject import base_of
-from gptailor_merge.search.journal import DROPPED, PROBE, SCORED, Candidate
+from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 from tests.search.baselines.conftest import Prepare, rows
 
 KINDS = "dsdsdsds"
@@ -47,7 +47,7 @@ class Rule:
         self.known: dict[str, Candidate] = {}
 
     def score(
-        self, recipes: Sequence[Recipe], *, status: str = SCORED, keep: int | Race | None = None
+        self, recipes: Sequence[Recipe], *, status: str = Status.SCORED, keep: int | Race | None = None
     ) -> list[Candidate]:
         sets = [removed_by(self.space, recipe) for recipe in recipes]
         self.rounds.append((sets, status, keep))
@@ -62,7 +62,7 @@ class Rule:
                     number=len(self.known),
                     digest=digest,
                     recipe=recipe.to_yaml(),
-                    status=DROPPED if dropped else "failed" if value is None else status,
+                    status=Status.DROPPED if dropped else "failed" if value is None else status,
                     loss=value,
                     scores={},
                     fingerprint="f",
@@ -74,7 +74,7 @@ class Rule:
 
     def measure(self, recipe: Recipe, take: Callable[[Plan], Outcome]) -> Candidate:
         scores = take(plan(recipe)).scores
-        return Candidate(0, plan(recipe).digest, recipe.to_yaml(), PROBE, None, scores, "f")
+        return Candidate(0, plan(recipe).digest, recipe.to_yaml(), Status.PROBE, None, scores, "f")
 
     def original(self, digest: str) -> Candidate | None:
         return self.known.get(digest)
@@ -157,7 +157,13 @@ def greedy(size: int) -> list[int]:
 def test_sleb_is_greedy_and_its_order_is_not_that_of_single_layers() -> None:
     runner = Rule(space_of((3, 5)), cost)
     assert found(SLEB(), runner) == [greedy(3), greedy(5)]
-    assert [status for _, status, _ in runner.rounds] == [PROBE, PROBE, SCORED, PROBE, SCORED]
+    assert [status for _, status, _ in runner.rounds] == [
+        Status.PROBE,
+        Status.PROBE,
+        Status.SCORED,
+        Status.PROBE,
+        Status.SCORED,
+    ]
     assert found(OneShot(), Rule(space_of((3, 5)), cost)) != [greedy(3), greedy(5)]
 
 

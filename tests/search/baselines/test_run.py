@@ -10,12 +10,14 @@ import torch
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import SearchError
-from gptailor_merge.recipe.operations import plan
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.execution import execute
+from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.summary import FOUND, summarize
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.baselines.registry import BASELINES
-from gptailor_merge.search.journal import Journal
-from gptailor_merge.search.run import FOUND, RunDirectory, execute, summarize
 
 # lm-eval and what it imports warn of their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.recipe.check import check
-from gptailor_merge.recipe.family import Family
-from gptailor_merge.recipe.operations import plan
+from gptailor_merge.models.family import Family
+from gptailor_merge.planning.check import check
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.search.baselines.subject import MERGES, base_of, subject_of
-from gptailor_merge.search.space import Space
+from gptailor_merge.space.space import Space
 from tests.conftest import MakeFamily, write_member
 
 UP = "model.layers.2.mlp.up_proj.weight"

@@ -10,15 +10,16 @@ import pytest
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.recipe.operations import plan
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.session import prepare
 from gptailor_merge.search.baselines.problem import removed_by
 from gptailor_merge.search.baselines.registry import BASELINES, warm_starts
+from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import search
-from gptailor_merge.search.journal import Candidate, Journal
-from gptailor_merge.search.session import prepare
-from gptailor_merge.search.start import first_generation
+from gptailor_merge.search.first_generation import first_generation
 from tests.search.baselines.conftest import Prepare, Prepared, config_of, rows
-from tests.search.test_space import space
+from tests.space.test_space import space
 
 POPULATION = 6
 

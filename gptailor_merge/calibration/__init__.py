@@ -1,0 +1,1 @@
+"""Texts and task items become batches of tokens."""

@@ -1,0 +1,1 @@
+"""Is a directory a sound model?"""

@@ -1,0 +1,133 @@
+"""YAML documents: reading and writing them, and saying in our words what pydantic finds wrong in them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gptailor_merge.errors import InputError, KeyPath, Problem
+
+
+class Frozen(BaseModel):
+    """A hashable value that takes no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Short lists and layer sources on one line, as people write recipes."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _is_flat(value: Any) -> bool:
+    return not isinstance(value, (list, tuple, dict))
+
+
+def _represent_list(dumper: _Dumper, data: Any) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=all(map(_is_flat, data)))
+
+
+def _represent_dict(dumper: _Dumper, data: Mapping[str, Any]) -> yaml.Node:
+    flow = "layer_range" in data or all(map(_is_flat, data.values()))
+    return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=flow)
+
+
+_Dumper.add_representer(list, _represent_list)
+_Dumper.add_representer(tuple, _represent_list)
+_Dumper.add_representer(dict, _represent_dict)
+
+
+def write_yaml(*documents: Mapping[str, Any]) -> str:
+    """Documents as people write them; several are parted by `---`."""
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=160)
+
+
+def read_yaml(file: Path, error: type[InputError]) -> Any:
+    """Load a YAML file; whatever is wrong with it is an `error` that names it."""
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error("no such file", file=file) from None
+    except (OSError, UnicodeDecodeError) as cause:
+        raise error(f"cannot be read: {cause}", file=file) from None
+    except yaml.YAMLError as cause:
+        mark = getattr(cause, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else ""
+        raise error(f"not valid YAML{place}: {getattr(cause, 'problem', cause)}", file=file) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
+    """pydantic's findings in our words: the key, what was found, what would be right."""
+    problems = []
+    findings = error.errors(include_url=False)
+    places = {finding["loc"] for finding in findings}
+    for finding in findings:
+        depth = len(finding["loc"])
+        if finding["type"] == "too_short" and any(p[:depth] == finding["loc"] != p for p in places):
+            continue  # pydantic counts entries that are wrong as missing
+        path: KeyPath = tuple(
+            part for part in finding["loc"] if part != "defaults" and not _is_internal(part)
+        )
+        if finding["type"] == "extra_forbidden":
+            known = _keys_at(model, finding["loc"][:-1])
+            message = f"unknown key{suggest(str(path[-1]), known)}"
+        elif finding["type"] == "missing":
+            message = "is missing"
+        else:
+            text = finding["msg"].removeprefix("Value error, ")
+            text = _EXPECTED.get(finding["type"], text)
+            found = "" if "found" in text else f", found {finding['input']!r}"
+            message = text[0].lower() + text[1:] + found
+        problems.append(Problem(path, message))
+    return problems
+
+
+_EXPECTED = {
+    "tuple_type": "expected a list",
+    "too_short": "expected at least one entry",
+    "model_type": "expected a mapping",
+    "string_too_short": "expected a name, not an empty text",
+}
+"""pydantic's words for what YAML calls otherwise."""
+
+
+def _is_internal(part: str | int) -> bool:
+    """Parts of a location that pydantic adds and no document has, e.g. a union's branch."""
+    return isinstance(part, str) and ("[" in part or part in ("Component", "GlobalParameters"))
+
+
+def _keys_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
+    """The keys that are allowed at a place in a document."""
+    fields: Any = model
+    candidates: list[type[BaseModel]] = []
+    for part in path:
+        if isinstance(part, str) and part in getattr(fields, "model_fields", {}):
+            candidates = _models_in(fields.model_fields[part].annotation)
+            if not candidates:
+                return []
+            fields = candidates[0]
+        elif isinstance(part, str) and _is_internal(part):
+            fields = next((c for c in candidates if c.__name__ == part.strip("[]")), fields)
+    return [f.alias or name for name, f in getattr(fields, "model_fields", {}).items()]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in getattr(annotation, "__args__", ()) for m in _models_in(part)]
+
+
+def suggest(found: str, known: Iterable[str]) -> str:
+    """` (did you mean …?)` or `; known: …`, to put behind a message about an unknown name."""
+    known = sorted(known)
+    close = difflib.get_close_matches(found, known, n=1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known are {', '.join(known)}" if known else ""

@@ -1,0 +1,54 @@
+"""Files and directories that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gptailor_merge.errors import ConfigError
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise a ConfigError where writing a directory would overwrite something."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is not an empty directory; choose another or remove it")
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A directory beside `out` that takes its name when the block ends well, and vanishes else."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield directory
+        # mkdtemp's 0700 is for its owner only; a model directory is like any other.
+        mask = os.umask(0)
+        os.umask(mask)
+        directory.chmod(0o777 & ~mask)
+        if out.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+            out.rename(old)
+            directory.rename(out)
+            shutil.rmtree(old)
+        else:
+            directory.rename(out)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def write_beside(file: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,50 @@
+"""What becomes of a recipe that was made of somebody else's file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptailor_merge.errors import KeyPath, Problem, RecipeError
+from gptailor_merge.models.checkpoint import depth_on_disk
+from gptailor_merge.planning.resolve import problems
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.recipe.removals import with_removals
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A recipe, and what was decided where the file was silent, one sentence each."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def finish(document: Document, notes: Sequence[str]) -> Imported:
+    """Check a recipe's document, and write down in it what was removed.
+
+    Raises:
+        RecipeError: see operations.problems.
+    """
+    found = problems(Recipe.from_mapping(document)) or _filter_problems(document)
+    if found:
+        raise RecipeError(found)
+    slices, base = document["slices"], document["base_model"]
+    ends = [source["layer_range"][1] for part in slices for source in part["sources"]]
+    whole = with_removals(slices, base, depth_on_disk(base) or max(ends))
+    return Imported(Recipe.from_mapping({**document, "slices": whole}), tuple(notes))
+
+
+def _filter_problems(document: Any, path: KeyPath = ()) -> list[Problem]:
+    """mergekit's filters see whole names (model.layers.3.mlp…), a recipe's what is behind the index."""
+    if isinstance(document, list):
+        return [p for index, item in enumerate(document) for p in _filter_problems(item, (*path, index))]
+    if not isinstance(document, Mapping):
+        return []
+    text = document.get("filter")
+    if isinstance(text, str) and (text in "model.layers." or text.strip(".").isdigit()):
+        return [Problem(path, f"the filter {text!r} means whole layers; write slices of their own for them")]
+    return [p for key, value in document.items() for p in _filter_problems(value, (*path, str(key)))]

@@ -1,0 +1,111 @@
+"""A plan becomes the mergekit configuration that does the same.
+
+Each slot becomes a slice of one layer. Embeddings and head become slices of no layers, the first
+and the last, because mergekit takes the embeddings from the sources of the first slice and the
+final norm and lm_head from those of the last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gptailor_merge.composing.editing import Placed, to_json
+from gptailor_merge.host.method import CONFIG, EDITS, SLOT
+from gptailor_merge.models.checkpoint import ModelId
+from gptailor_merge.recipe.plan import Edit, Operation, Plan
+from gptailor_merge.recipe.recipe import TAILOR
+
+
+def lower(
+    plan: Plan, *, chat_template: str | None = None, directories: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
+    """The configuration as mergekit's MergeConfiguration reads it.
+
+    Its base_model is the model that the tokenizer comes from; where the config is another's, that one
+    stands beside.
+
+    Args:
+        directories: model -> where its weights are, for models that mergekit is not to look for.
+    """
+
+    def reference(model: str) -> str | dict[str, Any]:
+        return _reference(str((directories or {}).get(model, model)))
+
+    def slice_of(
+        sources: list[tuple[str, int, int]], operation: Operation, edits: Sequence[Edit] = ()
+    ) -> dict[str, Any]:
+        # Which tensors an edit is of is filled in when the models are there, see mergekit_model.py.
+        more = {EDITS: to_json([Placed(edit, ()) for edit in edits])} if edits else {}
+        models = [model for model, _, _ in sources]
+        return {
+            "sources": [
+                {
+                    "model": _alias(reference(model), models[:position].count(model)),
+                    "layer_range": [first, last],
+                }
+                for position, (model, first, last) in enumerate(sources)
+            ],
+            "parameters": {SLOT: operation.to_json(), **more},
+        }
+
+    embeddings, head = plan.embeddings, plan.head
+    # mergekit pairs the head's sources with the *first* slice's (plan.py, plan_module), dropping
+    # what exceeds them: pad the first slice. TailorMethod ignores sources its operation lacks.
+    padding = [model for model in head[0] if model not in embeddings[0]]
+    missing = max(0, len(head[0]) - len(embeddings[0]))
+    slices = [slice_of([(m, 0, 0) for m in (*embeddings[0], *padding[:missing])], embeddings[1])]
+    slices += [
+        slice_of([(model, layer, layer + 1) for model, layer in slot.layers], slot.operation, slot.edits)
+        for slot in plan.slots
+    ]
+    slices.append(slice_of([(model, 0, 0) for model in head[0]], head[1]))
+    document: dict[str, Any] = {"merge_method": TAILOR, "base_model": reference(plan.tokenizer)}
+    if plan.tokenizer != plan.base_model:
+        document["parameters"] = {CONFIG: json.dumps(reference(plan.base_model))}
+    optional = {"dtype": plan.dtype, "out_dtype": plan.out_dtype, "chat_template": chat_template}
+    document |= {name: value for name, value in optional.items() if value is not None}
+    return {**document, "slices": slices}
+
+
+def is_lowered(document: Mapping[str, Any]) -> bool:
+    """Whether a tailor configuration has been lowered already (mergekit-multi reads it twice)."""
+    slices = document.get("slices")
+    return bool(slices) and all(
+        isinstance(part, Mapping) and SLOT in (part.get("parameters") or {}) for part in slices or ()
+    )
+
+
+def config_base(parameters: Mapping[str, Any] | None) -> str | dict[str, Any] | None:
+    """The model whose config a lowered configuration takes, as mergekit reads it; None is its base_model."""
+    return json.loads(parameters[CONFIG]) if parameters and CONFIG in parameters else None
+
+
+def _reference(model: str) -> str | dict[str, Any]:
+    """A model as mergekit reads it: spelt out where mergekit would misread a path with @ or +."""
+    parsed = ModelId.parse(model)
+    if not set(model) & set("@+"):
+        return model
+    adapter = {"lora": _path(parsed.adapter)} if parsed.adapter else {}
+    return {"model": _path(parsed.model), **adapter}
+
+
+def _alias(reference: str | dict[str, Any], times: int) -> str | dict[str, Any]:
+    """The same model under another reference, for one that is in a slice already so many times.
+
+    mergekit keeps a slice's tensors by the references of their models. A reference may name another
+    architecture than config.json does, which tells it from the plain one and changes nothing else:
+    we take no notice of it (mergekit_model.py).
+    """
+    if not times:
+        return reference
+    plain = {"model": {"path": reference}} if isinstance(reference, str) else reference
+    return {**plain, "override_architecture": f"again {times}"}
+
+
+def _path(model: ModelId) -> dict[str, Any]:
+    if model.is_local:
+        return {"path": model.path}
+    return {"path": model.repo, "revision": model.revision}

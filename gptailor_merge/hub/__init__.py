@@ -1,0 +1,1 @@
+"""A run goes to the Hub, and a published model comes back."""

@@ -1,0 +1,1 @@
+"""What we need to know of mergekit: methods, their arithmetic, conversions of checkpoints."""

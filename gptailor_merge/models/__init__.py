@@ -1,0 +1,1 @@
+"""Members of a family: checkpoints, configs, headers, architecture and depth rules."""

@@ -1,0 +1,53 @@
+"""Loads dense models and their tokenizers; safetensors only, no remote code."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from gptailor_merge.digests import digest
+from gptailor_merge.errors import FamilyError
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory.
+
+    Raises:
+        FamilyError: there is none, or it cannot be read.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise FamilyError(f"{directory}: its tokenizer cannot be read: {first_line}") from None
+    return tokenizer
+
+
+def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A model as transformers loads it; safetensors only, no remote code.
+
+    Raises:
+        FamilyError: the directory holds no such model.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise FamilyError(f"{directory}: cannot be loaded: {first_line}") from None
+    return model.to(device).eval().requires_grad_(False)
+
+
+def member_digest(directory: Path) -> str:
+    """Which weights a directory holds: names, sizes and content of its safetensors headers."""
+    parts = []
+    for file in sorted(directory.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = hashlib.sha256(stream.read(length)).hexdigest()
+        parts.append([file.name, file.stat().st_size, header])
+    return digest(parts)

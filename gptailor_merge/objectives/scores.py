@@ -1,0 +1,80 @@
+"""Scores: means that are minimised, and how users see them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+Weights = Mapping[str, float]
+"""Objective name -> its weight in the loss."""
+
+
+UNITS: Mapping[str, Callable[[float], float]] = {
+    **dict.fromkeys(("plain", "nats", "count", "bytes", "ms"), lambda mean: mean),
+    "perplexity": lambda mean: math.exp(mean) if mean < 700 else math.inf,
+    "bits": lambda mean: mean / math.log(2),
+    "negated": lambda mean: -mean,
+}
+"""How users see a mean that is minimised: as it is, as its exponential, in bits, with the other sign."""
+
+
+COSTS = ("count", "bytes", "ms")
+"""Units of what a model costs."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean that is minimised.
+
+    Attributes:
+        mean: in nats, or of whatever an objective counts.
+        count: what it is a mean over: predicted tokens, items, words.
+        unit: how users see it, see UNITS.
+        error: the standard error of the mean, where it was estimated; no part of the score's identity.
+    """
+
+    mean: float
+    count: float
+    unit: str = "nats"
+    error: float | None = field(default=None, compare=False)
+
+    @property
+    def natural(self) -> float:
+        """As users see it."""
+        return UNITS[self.unit](self.mean)
+
+    @property
+    def natural_error(self) -> float | None:
+        """The standard error as users see it: half the distance between mean - error and mean + error."""
+        if self.error is None:
+            return None
+        natural = UNITS[self.unit]
+        return abs(natural(self.mean + self.error) - natural(self.mean - self.error)) / 2
+
+    @staticmethod
+    def total(scores: Sequence[Score]) -> Score:
+        """The mean over all that several scores of one objective are means of.
+
+        Its standard error is that of a stratified sample: the scores are independent of each other.
+        """
+        count = sum(score.count for score in scores)
+        errors = [score.error * score.count for score in scores if score.error is not None]
+        error = math.hypot(*errors) / count if len(errors) == len(scores) else None
+        return Score(sum(s.mean * s.count for s in scores) / count, count, scores[0].unit, error)
+
+
+Scores = Mapping[str, Mapping[str, Score]]
+"""Objective name -> set name -> score."""
+
+
+TOTAL = "total"
+
+
+def natural(scores: Scores) -> dict[str, dict[str, float]]:
+    """Scores in the units that users see, with a total over each objective's tokens."""
+    shown = {}
+    for objective, by_set in scores.items():
+        units = {name: score.natural for name, score in by_set.items()}
+        shown[objective] = {**units, TOTAL: Score.total(list(by_set.values())).natural}
+    return shown

@@ -1,0 +1,1 @@
+"""A recipe is checked and resolved to a plan."""

@@ -1,1 +1,0 @@
-"""A finished recipe becomes a model on disk."""

@@ -1,0 +1,1 @@
+"""Makes up for removed layers in closed form."""

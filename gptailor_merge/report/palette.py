@@ -1,0 +1,130 @@
+"""Colours of the figures, light and dark.
+
+The members' hues are those of M. Okabe and K. Ito, which people with any colour vision tell apart; text
+has a contrast of at least 4.5 to its background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+VARIANTS = 6
+"""So many variants have a colour of their own."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of one appearance.
+
+    Attributes:
+        surface: of pages and pictures; tile: of what lies on it.
+        ink, muted: of text.
+        line: of grids and borders.
+        accent: of what was found.
+        base: of the base model; variants: of the others, in their order, then again.
+        removed: of a layer that is gone.
+        outcomes: of candidates.
+    """
+
+    surface: str
+    tile: str
+    ink: str
+    muted: str
+    line: str
+    accent: str
+    base: str
+    removed: str
+    variants: tuple[str, ...]
+    outcomes: dict[str, str]
+
+    def members(self, names: Sequence[str]) -> dict[str, str]:
+        """Name -> colour; the first is the base."""
+        return {name: self.named[key] for name, key in member_keys(names).items()}
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Every colour by a name that style sheets can use."""
+        plain = ("surface", "tile", "ink", "muted", "line", "accent", "base", "removed")
+        return {
+            **{name: getattr(self, name) for name in plain},
+            **{f"variant-{number}": colour for number, colour in enumerate(self.variants)},
+            **{f"outcome-{status}": colour for status, colour in self.outcomes.items()},
+        }
+
+
+def mixed(ground: str, colour: str, share: float) -> str:
+    """So much of a colour on a ground."""
+    pairs = zip(_channels(ground), _channels(colour), strict=True)
+    return "#" + "".join(f"{round(one + share * (other - one)):02x}" for one, other in pairs)
+
+
+def readable(ground: str) -> str:
+    """Black or white, whichever stands out more on a ground; always by 4.5 or more."""
+    return max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, ground))
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's ratio of two colours, from 1 to 21."""
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [channel / 255 for channel in _channels(colour)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def _channels(colour: str) -> list[int]:
+    return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+
+
+def member_keys(names: Sequence[str]) -> dict[str, str]:
+    """Name of a member -> name of its colour; the first is the base."""
+    keys = ["base", *(f"variant-{number % VARIANTS}" for number in range(len(names) - 1))]
+    return dict(zip(names, keys, strict=True))
+
+
+LIGHT = Theme(
+    surface="#ffffff",
+    tile="#f5f6f8",
+    ink="#1b1e24",
+    muted="#5b6270",
+    line="#e1e4e9",
+    accent="#2f4fc4",
+    base="#6b7586",
+    removed="#c7ccd4",
+    variants=("#d55e00", "#00835f", "#a8559a", "#b07d00", "#2c83b8", "#7a4b12"),
+    outcomes={
+        "scored": "#2f4fc4",
+        "dropped": "#748de3",
+        "probe": "#6b7586",
+        "duplicate": "#c7ccd4",
+        "gated": "#b07d00",
+        "failed": "#c0392b",
+        "repaired": "#00835f",
+    },
+)
+
+
+DARK = Theme(
+    surface="#14161b",
+    tile="#1e2128",
+    ink="#eceef2",
+    muted="#a3abb8",
+    line="#30343d",
+    accent="#8fa6ff",
+    base="#98a2b3",
+    removed="#4a505c",
+    variants=("#f28a3c", "#2cc39a", "#d78bc9", "#e0b040", "#63b8ea", "#c79a63"),
+    outcomes={
+        "scored": "#8fa6ff",
+        "dropped": "#5f70b8",
+        "probe": "#98a2b3",
+        "duplicate": "#4a505c",
+        "gated": "#e0b040",
+        "failed": "#ff7b6b",
+        "repaired": "#2cc39a",
+    },
+)

@@ -1,0 +1,1 @@
+"""A run: its directory, its journal, and what may leave this machine."""

@@ -1,0 +1,48 @@
+"""The directory of a run, and which file of it holds what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where a run keeps what."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The config with everything resolved."""
+        return self.path / "config.yml"
+
+    @property
+    def journal(self) -> Path:
+        """The SQLite file with every candidate."""
+        return self.path / "journal.db"
+
+    @property
+    def best(self) -> Path:
+        """The best recipe."""
+        return self.path / "best.yml"
+
+    @property
+    def pareto(self) -> Path:
+        """The recipes of the front."""
+        return self.path / "pareto"
+
+    @property
+    def repairs(self) -> Path:
+        """The maps of repaired recipes."""
+        return self.path / "repair"
+
+    @property
+    def model(self) -> Path:
+        """The written model."""
+        return self.path / "model"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows the run."""
+        return self.path / "report.html"

@@ -1,0 +1,1 @@
+"""Points of arrays that decode to plans."""

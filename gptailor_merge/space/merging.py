@@ -1,0 +1,137 @@
+"""What a merge takes: which members, which of them is the base, and with what weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec
+
+from gptailor_merge.methods.specs import method_names, method_spec
+from gptailor_merge.recipe.plan import SELECT, Operation, Settings
+from gptailor_merge.space.points import WEIGHTS, Array, scale, unscale
+
+SEARCHABLE = {"weight", "t"}
+"""Required parameters that the space can give a value."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge of some members of a family.
+
+    Attributes:
+        members: ascending; the base is 0.
+        base: the member that is the method's base, if there is one.
+        weights: of the members that take one.
+        t: of the merge as a whole, where the method has it.
+    """
+
+    members: tuple[int, ...]
+    base: int | None
+    weights: Mapping[int, float]
+    t: float | None
+
+
+def problem(name: str, family: int) -> str | None:
+    """Why a family of so many members cannot be searched with a method, if it cannot."""
+    spec = method_spec(name)
+    if spec is None or name == SELECT:
+        known = ", ".join(n for n in method_names() if n != SELECT)
+        return f"unknown method, found {name!r}; known are {known}"
+    needed = {p.name for p in spec.parameters if p.required} - SEARCHABLE
+    if needed:
+        return f"{name} needs {', '.join(sorted(needed))}, which the search cannot choose"
+    fewest, available = _fewest(spec), family - _spares_base(spec)
+    if fewest > available:
+        without = " besides its base" if _spares_base(spec) else ""
+        return f"{name} merges {fewest} models or more, the family has {available}{without}"
+    return None
+
+
+def merge(method: str, share: Array, weight: Array) -> Merge:
+    """The merge of a method that the entries of a point say; total.
+
+    Args:
+        share: of each member; those above 1/2 take part, or the highest.
+        weight: of each member; the base's is slerp's t.
+    """
+    spec = method_spec(method)
+    assert spec is not None
+    members, base = _members(spec, share)
+    required = {p.name for p in spec.parameters if p.required}
+    weighted = [member for member in members if member != base] if "weight" in required else []
+    return Merge(
+        members=tuple(members),
+        base=base,
+        weights={member: scale(weight[member]) for member in weighted},
+        t=scale(weight[0]) if "t" in required else None,
+    )
+
+
+def set_merge(members: Iterable[int], operation: Operation, share: Array, weight: Array) -> None:
+    """Set the entries to what a merge of these members, in the order of its inputs, has.
+
+    Raises:
+        ConfigError: weights that differ by tensor.
+    """
+    members = list(members)
+    for member in range(len(share)):
+        share[member] = 0.75 if member in members else 0.25
+    for member, settings in zip(members, operation.inputs, strict=True):
+        weight[member] = unscale(dict(settings).get("weight", WEIGHTS[0]))
+    shared = dict(operation.shared)
+    if "t" in shared:
+        weight[0] = unscale(shared["t"])
+
+
+def change(share: Array, weight: Array, rng: np.random.RandomState) -> None:
+    """Change a merge's weights a little, and at times one of its members."""
+    member = rng.randint(len(share))
+    if rng.uniform() < 0.3:
+        share[member] = 1 - share[member]
+    weight[:] = np.clip(weight + rng.normal(scale=0.15, size=len(weight)), 0, 1)
+
+
+def shape(sources: Sequence[Any], operation: Operation) -> list[Any]:
+    """A merge but for the values of what is searched, and the order of its sources."""
+    base = None if operation.base is None else sources[operation.base]
+    settings = map(_without_values, operation.inputs)
+    ordered: list[Any] = sorted(zip(sources, settings, strict=True))
+    return [operation.method, base, ordered, _without_values(operation.shared)]
+
+
+def _without_values(settings: Settings) -> Settings:
+    return tuple(
+        (name, 0.0 if name in SEARCHABLE and not isinstance(value, tuple) else value)
+        for name, value in settings
+    )
+
+
+def _members(spec: MergeMethodSpec, share: Array) -> tuple[list[int], int | None]:
+    """The members that a merge takes, and which of them is its base."""
+    order = sorted(range(len(share)), key=lambda member: (-share[member], member))
+    at_most = spec.contract.max_inputs or spec.contract.max_non_base or len(order)
+    if spec.contract.base is BasePolicy.REQUIRED and at_most > 2:
+        fewest = _fewest(spec) - 1
+        others = [member for member in order if member != 0]
+        chosen = [member for member in others if share[member] > 0.5]
+        return [0, *sorted(chosen if len(chosen) >= fewest else others[:fewest])], 0
+    if _spares_base(spec):
+        order.remove(0)
+    chosen = [member for member in order if share[member] > 0.5]
+    fewest = _fewest(spec)
+    chosen = sorted((chosen if len(chosen) >= fewest else order[:fewest])[:at_most])
+    return chosen, chosen[0] if spec.contract.base is BasePolicy.REQUIRED else None
+
+
+def _fewest(spec: MergeMethodSpec) -> int:
+    """How many models a merge takes at the least, the base included; never fewer than two."""
+    contract = spec.contract
+    return max(2, int(contract.min_inputs), int(contract.min_non_base or 0))
+
+
+def _spares_base(spec: MergeMethodSpec) -> bool:
+    """Methods that may go without a base are searched without one; the base is no source then."""
+    return bool(spec.contract.base is BasePolicy.OPTIONAL)

@@ -1,0 +1,1 @@
+"""A search is told to trackers."""
