@@ -14,14 +14,14 @@ from gptailor_merge.errors import ConfigError, ScoringError, errors_in
 from gptailor_merge.files import write_beside
 from gptailor_merge.models.devices import compute_dtype
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.repair.finalists import FinalistJudge, drop_maps, repair_finalists
+from gptailor_merge.repair.finalists import drop_maps, repair_finalists
 from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.session import Plans, Session, measure_members, prepare, start
 from gptailor_merge.runs.summary import BASELINE, FOUND, Summary, summarize
 from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.gap import gap
-from gptailor_merge.scoring.pools import LOCAL, pool_factory
+from gptailor_merge.scoring.pools import EXECUTORS, LOCAL
 from gptailor_merge.scoring.uncertainty import with_errors
 from gptailor_merge.scoring.workplace import BankMode
 from gptailor_merge.search.baselines.choice import Choice
@@ -77,7 +77,7 @@ def execute(
         on_step: told what is being done.
         on_candidate: told of every candidate in order.
     """
-    pool_factory(executor)  # an unknown name is an error before anything is written
+    EXECUTORS[executor]  # an unknown name is an error before anything is written
     on_step("reading the family")
     with errors_in(file):
         plans = prepare(config)
@@ -104,14 +104,7 @@ def execute(
             )
             # Absolute: a recipe's maps are found from everywhere.
             maps = run.repairs.resolve()
-            judge = FinalistJudge(
-                session.executor,
-                session.gates,
-                session.settings.weights,
-                axes,
-                session.settings.fingerprint,
-            )
-            repair_finalists(session.workplace, judge, journal, maps)
+            repair_finalists(session.workplace, session.finalist_judge, journal, maps)
             best = journal.best() or best
         else:
             best = prune(

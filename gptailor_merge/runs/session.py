@@ -19,12 +19,13 @@ from gptailor_merge.models.loading import load_model
 from gptailor_merge.models.parts import mlp_filters
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.recipe.recipe import GlobalParameters, Recipe
+from gptailor_merge.repair.finalists import FinalistJudge
 from gptailor_merge.scoring.executor import Executor
 from gptailor_merge.scoring.gates import Gates
 from gptailor_merge.scoring.hidden import HiddenStates
 from gptailor_merge.scoring.measures import Measures
 from gptailor_merge.scoring.passes import Measured, Passes
-from gptailor_merge.scoring.pools import LOCAL, Pool, pool_factory
+from gptailor_merge.scoring.pools import EXECUTORS, LOCAL, Pool
 from gptailor_merge.scoring.workplace import BankMode, Job, Workplace, open_workplace
 from gptailor_merge.search import optimizers
 from gptailor_merge.search.baselines.problem import Baseline
@@ -79,6 +80,12 @@ class Session:
     def hidden(self) -> HiddenStates:
         """Measures hidden states on the calibration set."""
         return self.workplace.hidden
+
+    @property
+    def finalist_judge(self) -> FinalistJudge:
+        """Judges and scores repaired recipes."""
+        settings = self.settings
+        return FinalistJudge(self.executor, self.gates, settings.weights, settings.axes, settings.fingerprint)
 
     def close(self) -> None:
         """Ends the workers."""
@@ -218,7 +225,7 @@ def start(
         ConfigError: there is no such executor, data or tasks are wrong, or search.pick names what no front of
             this search has.
     """
-    make_pool = pool_factory(executor)
+    make_pool = EXECUTORS[executor]
     config = plans.config
     workplace = open_workplace(config, plans.family, device, bank=bank, progress=progress)
     measured, base_scores = workplace.measures, workplace.base_scores

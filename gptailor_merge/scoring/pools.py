@@ -13,11 +13,10 @@ of what it gets. See gptailor_merge.testing.executors for the tests that an exec
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from typing import Protocol
 
-from gptailor_merge.documents import suggest
 from gptailor_merge.errors import ConfigError
+from gptailor_merge.extensions import Registry
 from gptailor_merge.scoring.executor import Executor
 from gptailor_merge.scoring.workplace import Job, ScoredSection, Workplace
 
@@ -53,31 +52,7 @@ class LocalPool:
 LOCAL = "local"
 
 
-GROUP = "gptailor_merge.executors"
-
-
-EXECUTORS: Mapping[str, PoolFactory] = {LOCAL: LocalPool}
-"""The executors of this package, by name."""
-
-
-def pool_factory(name: str) -> PoolFactory:
-    """Returns the factory of the executor that `--executor` names.
-
-    Raises:
-        ConfigError: there is no executor of this name, or its package cannot be imported.
-
-    >>> pool_factory("local").__name__
-    'LocalPool'
-    """
-    if name in EXECUTORS:
-        return EXECUTORS[name]
-    plugins = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in plugins:
-        hint = suggest(name, [*EXECUTORS, *plugins])
-        raise ConfigError(f"--executor: unknown executor, found {name!r}{hint}")
-    try:
-        factory: PoolFactory = plugins[name].load()
-    except Exception as error:  # modules fail in every possible way
-        cause = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"--executor {name}: cannot load {plugins[name].value}: {cause}") from error
-    return factory
+EXECUTORS: Mapping[str, PoolFactory] = Registry(
+    "executor", "gptailor_merge.executors", {LOCAL: LocalPool}, ConfigError
+)
+"""Name -> factory, as `--executor` names it: this package's executors and those of other packages."""
