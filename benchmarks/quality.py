@@ -50,8 +50,8 @@ from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.repair.finalists import repair_finalists
 from gptailor_merge.repair.repairer import repair
-from gptailor_merge.runs.finalists import repair_finalists
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.session import Plans, Session, measure_members, prepare, start
 from gptailor_merge.scoring.evaluator import Evaluator

@@ -275,10 +275,10 @@ def score(
 ) -> None:
     """Score a recipe or a written model on texts: nats per token, perplexity, KL."""
     from gptailor_merge.models.devices import pick_device
-    from gptailor_merge.scoring.model_scores import score_path
+    from gptailor_merge.scoring.text_scores import score_on_texts
 
     quiet_libraries()
-    result = score_path(
+    scores = score_on_texts(
         model,
         data,
         tokens=tokens,
@@ -287,6 +287,7 @@ def score(
         top_k=top_k,
         device=pick_device(device),
     )
+    result = scores.to_json()
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -314,17 +315,16 @@ def repair(
     from gptailor_merge.files import refuse_existing, staging
     from gptailor_merge.models.devices import pick_device
     from gptailor_merge.recipe.recipe import Recipe
-    from gptailor_merge.repair.repairer import RECIPE
-    from gptailor_merge.repair.repairer import repair as fit
-    from gptailor_merge.scoring.model_scores import named
+    from gptailor_merge.repair.repaired_recipe import RECIPE, repair_recipe
+    from gptailor_merge.scoring.text_scores import named_files
 
     quiet_libraries()
     refuse_existing(out)
     console = Console(stderr=True)
     with staging(out) as directory:
-        made = fit(
+        made = repair_recipe(
             Recipe.load(recipe),
-            named(data),
+            named_files(data),
             out,
             file=recipe,
             staged=directory,
@@ -360,13 +360,12 @@ def evaluate(
 ) -> None:
     """Run lm-eval's tasks on a model; of a recipe also on its members, with what it retains of them."""
     from gptailor_merge.models.devices import pick_device
-    from gptailor_merge.scoring.benchmarks import EvaluationSettings
-    from gptailor_merge.scoring.benchmarks import evaluate as run_tasks
+    from gptailor_merge.scoring.task_scores import LmEvalSettings, score_on_tasks
 
     quiet_libraries()
-    settings = EvaluationSettings(tuple(tasks), include_path, limit, few_shot, chat_template, batch_size)
+    settings = LmEvalSettings(tuple(tasks), include_path, limit, few_shot, chat_template, batch_size)
     console = Console(stderr=True)
-    evaluation = run_tasks(
+    evaluation = score_on_tasks(
         model,
         settings,
         pick_device(device),

@@ -14,18 +14,20 @@ from gptailor_merge.errors import ConfigError, ScoringError, errors_in
 from gptailor_merge.files import write_beside
 from gptailor_merge.models.devices import compute_dtype
 from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.repair.finalists import drop_maps, repair_finalists
 from gptailor_merge.runs.directory import RunDirectory
-from gptailor_merge.runs.finalists import drop_maps, repair_finalists
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.session import BankMode, Plans, Session, measure_members, prepare, start
+from gptailor_merge.runs.session import Plans, Session, measure_members, prepare, start
 from gptailor_merge.runs.summary import BASELINE, FOUND, Summary, summarize
-from gptailor_merge.scoring.evaluator import Evaluator, Outcome
+from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.gap import gap
+from gptailor_merge.scoring.pools import EXECUTORS, LOCAL
 from gptailor_merge.scoring.uncertainty import with_errors
+from gptailor_merge.scoring.workplace import BankMode
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import prune, search
-from gptailor_merge.search.front import check_rule, front, pick
+from gptailor_merge.search.front import front, pick
 
 
 def open_run(config: SearchConfig, run: RunDirectory, *, resume: bool) -> None:
@@ -59,6 +61,7 @@ def execute(
     *,
     resume: bool = False,
     bank: BankMode = "auto",
+    executor: str = LOCAL,
     file: Path | None = None,
     baseline: Choice | None = None,
     on_step: Callable[[str], None] = lambda step: None,
@@ -68,28 +71,28 @@ def execute(
 
     Args:
         bank: where the family's weights live.
+        executor: the name of the executor that scores plans, see scoring.pools.
         file: the config's file, for error messages.
         baseline: is done instead of a search.
         on_step: told what is being done.
         on_candidate: told of every candidate in order.
     """
+    EXECUTORS[executor]  # an unknown name is an error before anything is written
     on_step("reading the family")
     with errors_in(file):
         plans = prepare(config)
     given = None if baseline is None else baseline.subject(plans.family, plans.space)
     open_run(config, run, resume=resume)
     with errors_in(file):
-        session = start(plans, device, bank=bank, progress=on_step)
+        session = start(plans, device, bank=bank, executor=executor, progress=on_step)
     axes = session.settings.axes
-    with errors_in(file):
-        check_rule(config.search.pick, axes, plans.space.sizes)
-    with Journal(run.journal) as journal:
+    with session, Journal(run.journal) as journal:
         _check_kind(journal, baseline)
         journal.record_items(session.measures.items)
         journal.set_meta("axes", json.dumps(axes))
         journal.set_meta("warnings", json.dumps(session.measures.warnings))
         on_step("searching" if baseline is None else str(baseline))
-        parts = plans.space, session.evaluator, journal, session.settings
+        parts = plans.space, session.executor, journal, session.settings
         if baseline is None:
             best = search(
                 *parts,
@@ -101,7 +104,7 @@ def execute(
             )
             # Absolute: a recipe's maps are found from everywhere.
             maps = run.repairs.resolve()
-            repair_finalists(plans.family, session, journal, config.repair, maps, on_step)
+            repair_finalists(session.workplace, session.finalist_judge, journal, maps)
             best = journal.best() or best
         else:
             best = prune(
@@ -158,29 +161,29 @@ def _score_held_out(
     plans: Plans, session: Session, journal: Journal, found: Mapping[str, Candidate], device: torch.device
 ) -> None:
     """The members' scores do not change in a resumed run; those of what was found may."""
-    evaluator = session.held_out
-    assert evaluator is not None
+    executor, passes = session.held_out, session.measures.held_out
+    assert executor is not None
     known = journal.held_out()
     if any(member.name not in known for member in plans.family.members):
         assert plans.space.out_dtype is not None
         dtype = compute_dtype(device, plans.space.out_dtype)
-        for name, measured in measure_members(evaluator, plans.family, device, dtype).items():
-            journal.record_held_out(name, with_errors(evaluator.passes, measured))
+        for name, measured in measure_members(passes, plans.family, device, dtype).items():
+            journal.record_held_out(name, with_errors(passes, measured))
     # The picked recipe is also one of the front's: each model is scored once.
     distinct = {candidate.digest: candidate.plan for candidate in found.values()}
     pairs = session.measures.pairs
-    reported = _scored(evaluator, distinct)
-    searched = _scored(session.evaluator, distinct) if pairs else {}
+    reported = _scored(executor, distinct)
+    searched = _scored(session.executor, distinct) if pairs else {}
     for name, candidate in found.items():
         measured = reported[candidate.digest].measured
-        journal.record_held_out(name, with_errors(evaluator.passes, measured))
+        journal.record_held_out(name, with_errors(passes, measured))
     gaps = {
         digest: [
             asdict(
                 gap(
                     pair,
-                    (session.evaluator.passes, again.measured),
-                    (evaluator.passes, reported[digest].measured),
+                    (session.measures.searched, again.measured),
+                    (passes, reported[digest].measured),
                     session.settings.seed,
                 )
             )
@@ -192,13 +195,13 @@ def _score_held_out(
     journal.set_meta("gaps", json.dumps(gaps))
 
 
-def _scored(evaluator: Evaluator, plans: Mapping[str, Plan]) -> dict[str, Outcome]:
+def _scored(executor: Executor, plans: Mapping[str, Plan]) -> dict[str, Outcome]:
     """By digest.
 
     Raises:
         ScoringError: one of them failed.
     """
-    outcomes = dict(zip(plans, evaluator.score(list(plans.values())), strict=True))
+    outcomes = dict(zip(plans, executor.score(list(plans.values())), strict=True))
     for digest, outcome in outcomes.items():
         if outcome.cause is not None:
             raise ScoringError(f"{digest} was found, and could not be scored again: {outcome.cause}")

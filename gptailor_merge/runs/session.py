@@ -5,39 +5,36 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from gptailor_merge.composing.bank import Bank, Precision, belongs_on_host, cache_bytes
-from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import ConfigError, InputError, Problem
 from gptailor_merge.models.architecture import pattern
 from gptailor_merge.models.depth import choose
-from gptailor_merge.models.devices import compute_dtype, stored_dtype
+from gptailor_merge.models.devices import stored_dtype
 from gptailor_merge.models.family import Family
-from gptailor_merge.models.loading import load_model, load_tokenizer
+from gptailor_merge.models.loading import load_model
 from gptailor_merge.models.parts import mlp_filters
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.recipe.recipe import GlobalParameters, Recipe
-from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.repair.finalists import FinalistJudge
+from gptailor_merge.scoring.executor import Executor
 from gptailor_merge.scoring.gates import Gates
 from gptailor_merge.scoring.hidden import HiddenStates
-from gptailor_merge.scoring.measures import Measures, measures
-from gptailor_merge.scoring.passes import Measured
-from gptailor_merge.scoring.teachers import Teachers
+from gptailor_merge.scoring.measures import Measures
+from gptailor_merge.scoring.passes import Measured, Passes
+from gptailor_merge.scoring.pools import EXECUTORS, LOCAL, Pool
+from gptailor_merge.scoring.workplace import BankMode, Job, Workplace, open_workplace
 from gptailor_merge.search import optimizers
 from gptailor_merge.search.baselines.problem import Baseline
 from gptailor_merge.search.baselines.registry import warm_starts
 from gptailor_merge.search.driver import Settings
+from gptailor_merge.search.front import check_rule
 from gptailor_merge.space import outer
 from gptailor_merge.space.sizes import removable_layers, target_sizes
 from gptailor_merge.space.space import Space
-
-BankMode = Literal["device", "host", "auto"]
-"""Where the family's weights live: on the device, in host memory, or where there is room."""
 
 
 @dataclass(frozen=True)
@@ -57,22 +54,48 @@ class Plans:
 
 @dataclass(frozen=True)
 class Session:
-    """The live parts of a run.
+    """The live parts of a run. Close it at the end, or use it as a context manager.
 
     Attributes:
-        evaluator: scores on the calibration set.
-        held_out: scores on the held-out set, or None where there is none.
+        executor: scores plans on the calibration set.
+        held_out: scores plans on the held-out set, or None where there is none.
         gates: None where the config has none.
-        measures: what these score on.
-        hidden: of models on the calibration set.
+        workplace: what is measured, and what composes models in this process.
+        pool: the workers behind the executors.
     """
 
-    evaluator: Evaluator
-    held_out: Evaluator | None
+    executor: Executor
+    held_out: Executor | None
     gates: Gates | None
     settings: Settings
-    measures: Measures
-    hidden: HiddenStates
+    workplace: Workplace
+    pool: Pool
+
+    @property
+    def measures(self) -> Measures:
+        """Everything that the run measures."""
+        return self.workplace.measures
+
+    @property
+    def hidden(self) -> HiddenStates:
+        """Measures hidden states on the calibration set."""
+        return self.workplace.hidden
+
+    @property
+    def finalist_judge(self) -> FinalistJudge:
+        """Judges and scores repaired recipes."""
+        settings = self.settings
+        return FinalistJudge(self.executor, self.gates, settings.weights, settings.axes, settings.fingerprint)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self.pool.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def prepare(config: SearchConfig) -> Plans:
@@ -189,40 +212,34 @@ def start(
     device: torch.device,
     *,
     bank: BankMode = "auto",
+    executor: str = LOCAL,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Session:
-    """Load the family, tokenise the texts, run the teachers.
+    """Loads the family, tokenises the texts, runs the teachers and starts the workers.
 
     Args:
         bank: where the family's weights live.
+        executor: the name of the executor that scores plans, see pools.
+
+    Raises:
+        ConfigError: there is no such executor, data or tasks are wrong, or search.pick names what no front of
+            this search has.
     """
-    config, family = plans.config, plans.family
-    out_dtype = plans.space.out_dtype
-    assert out_dtype is not None
-    compute = compute_dtype(device, out_dtype)
-    tokenizer = load_tokenizer(family.base.directory)
-    progress("building the calibration set")
-    teachers = Teachers(family, device, compute)
-    measured = measures(config, tokenizer, teachers, getattr(torch, out_dtype))
-    of_base: Scores = {}
-    if config.gates:
-        of_base = measured.gates.score(teachers.model("base"))
-    teachers.release()
-    progress("loading the family")
-    on_host = belongs_on_host(family, compute, device) if bank == "auto" else bank == "host"
-    precision = Precision.of(config.dtype, out_dtype, compute)
-    weights_of_family = Bank(
-        family, precision, device=device, on_host=on_host, cache_bytes=cache_bytes(family, compute, device)
-    )
-    weights_of_family.preload()
-    composer = Composer(weights_of_family)
+    make_pool = EXECUTORS[executor]
+    config = plans.config
+    workplace = open_workplace(config, plans.family, device, bank=bank, progress=progress)
+    measured, base_scores = workplace.measures, workplace.base_scores
+    settings = _settings(config, measured, base_scores, f"{workplace.compute} {device.type}")
+    check_rule(config.search.pick, settings.axes, plans.space.sizes)
+    pool = make_pool(Job.of(config, device, bank), workplace)
+    gate_names = tuple(objective.name for objective in measured.gates.objectives)
     return Session(
-        Evaluator(composer, measured.searched),
-        Evaluator(composer, measured.held_out) if measured.held_out.objectives else None,
-        Gates(Evaluator(composer, measured.gates), config.gates, of_base) if config.gates else None,
-        _settings(config, measured, of_base, f"{compute} {device.type}"),
-        measured,
-        HiddenStates(composer, measured.searched.rungs),
+        pool.executor("objectives"),
+        pool.executor("held_out") if measured.held_out.objectives else None,
+        Gates(pool.executor("gates"), gate_names, config.gates, base_scores) if config.gates else None,
+        settings,
+        workplace,
+        pool,
     )
 
 
@@ -252,11 +269,11 @@ def _settings(config: SearchConfig, measured: Measures, of_base: Scores, compute
 
 
 def measure_members(
-    evaluator: Evaluator, family: Family, device: torch.device, dtype: torch.dtype
+    passes: Passes, family: Family, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Measured]:
     """Of the dense members as they are, each with its own config, embeddings and head."""
     measured = {}
     for member in family.members:
-        measured[member.name] = evaluator.passes.measure_alone(load_model(member.directory, dtype, device))
+        measured[member.name] = passes.measure_alone(load_model(member.directory, dtype, device))
         gc.collect()
     return measured

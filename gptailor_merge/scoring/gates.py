@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gptailor_merge.objectives.configs import Bound
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.scoring.evaluator import Evaluator, Outcome
+from gptailor_merge.scoring.executor import Executor, Outcome
 
 PREFIX = "gate: "
 """Of the names of a gate's measures, beside those of the objectives."""
@@ -19,25 +19,27 @@ class Gates:
     """Measures with bounds.
 
     Attributes:
-        evaluator: of the measures, in the order of the bounds.
+        executor: scores plans on the measures.
+        names: the measures, in the order of the bounds.
         of_base: the base model's own scores.
     """
 
-    evaluator: Evaluator
+    executor: Executor
+    names: tuple[str, ...]
     bounds: tuple[Bound, ...]
     of_base: Scores
 
     def judge(self, plans: Sequence[Plan]) -> Sequence[Outcome]:
         """Scores on the measures, in the order of the plans."""
-        return self.evaluator.score(plans)
+        return self.executor.score(plans)
 
     def beyond(self, scores: Scores) -> str | None:
         """The first bound that scores break, in a sentence."""
-        for objective, bound in zip(self.evaluator.passes.objectives, self.bounds, strict=True):
-            value, of_base = (_natural(found, objective.name) for found in (scores, self.of_base))
+        for name, bound in zip(self.names, self.bounds, strict=True):
+            value, of_base = (_natural(found, name) for found in (scores, self.of_base))
             if not bound.holds(value, of_base):
                 word = "at most" if bound.at_least is None else "at least"
-                return f"{objective.name} is {value:.4g}, expected {word} {bound.threshold(of_base):.4g}"
+                return f"{name} is {value:.4g}, expected {word} {bound.threshold(of_base):.4g}"
         return None
 
 

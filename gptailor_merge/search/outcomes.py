@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gptailor_merge.objectives.scores import Score, Scores, Weights
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.evaluator import Outcome
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.search.candidates import Candidate, Status
 
 

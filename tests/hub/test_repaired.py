@@ -18,8 +18,8 @@ from gptailor_merge.report.page import write_report
 from gptailor_merge.report.sections import listed
 from gptailor_merge.runs.directory import RunDirectory
 from tests.conftest import DEMO
-from tests.runs.test_finalists import config
-from tests.runs.test_finalists import run as searched
+from tests.repair.test_finalists import config
+from tests.repair.test_finalists import run as searched
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import MLP, Edit, Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair.regression import Climb, Cut, Moments, cuts, with_edit
+from gptailor_merge.repair.cuts import Cut, cuts_of, with_edit
+from gptailor_merge.repair.regression import Climb, Moments
 from tests.zoo import write_family
 
 DEPTH = 8
@@ -69,9 +70,9 @@ def test_a_strong_ridge_leaves_the_model_as_it_is() -> None:
 
 def test_cuts_are_where_layers_are_missing_behind_another() -> None:
     made = stack("org/m", [1, 2, 5, 5, 6])
-    assert cuts(made, 8) == [Cut(1, range(3, 5)), Cut(4, range(7, 8))]
-    assert cuts(stack("org/m", [0, 1, 2]), 3) == []
-    everywhere = cuts(made, 8, everywhere=True)
+    assert cuts_of(made, 8) == [Cut(1, range(3, 5)), Cut(4, range(7, 8))]
+    assert cuts_of(stack("org/m", [0, 1, 2]), 3) == []
+    everywhere = cuts_of(made, 8, everywhere=True)
     assert [cut.slot for cut in everywhere] == [0, 1, 3, 4]  # slot 2 is followed by its own layer again
     assert [len(cut.removed) for cut in everywhere] == [0, 2, 0, 1]
 
@@ -81,7 +82,7 @@ def test_moments_are_those_of_the_mlp_and_of_what_is_missing(name: str, tmp_path
     """In granite the MLP's part is scaled, in gpt_neox attention runs beside it, starcoder2 has biases."""
     base = write_family(tmp_path, name, torch.float32)["base"]
     made, pruned = composer(base), stack(base, [0, 1, 2, 5, 6, 7])
-    (cut,) = cuts(pruned, DEPTH)
+    (cut,) = cuts_of(pruned, DEPTH)
     # In two batches, that they add up.
     batches = [Batch(IDS[:5], ()), Batch(IDS[5:], ())]
     found = Climb(made, pruned, [cut], batches, DEPTH).moments(pruned, cut)
@@ -106,7 +107,7 @@ def test_a_climb_to_the_second_cut_sees_the_repair_of_the_first(tmp_path: Path) 
     base = write_family(tmp_path, "llama", torch.float32)["base"]
     made, pruned = composer(base), stack(base, [0, 2, 3, 6, 7], dtype="float32")
     batches = [Batch(IDS[:5], ()), Batch(IDS[5:], ())]
-    first, second = cuts(pruned, DEPTH)
+    first, second = cuts_of(pruned, DEPTH)
     climb = Climb(made, pruned, [first, second], batches, DEPTH)
     file, digest = save_map(climb.moments(pruned, first).solve(0.1), tmp_path, "m.safetensors")
     repaired = with_edit(pruned, first.slot, Edit(MLP, digest, str(file)))
@@ -122,7 +123,7 @@ def test_the_repaired_model_does_what_the_map_promises(name: str, tmp_path: Path
     """Behind the cut it gives r + M m, which is nearer to the base's state than h = r + m."""
     base = write_family(tmp_path, name, torch.float32)["base"]
     made, pruned = composer(base), stack(base, [0, 1, 2, 5, 6, 7], dtype="float32")
-    (cut,) = cuts(pruned, DEPTH)
+    (cut,) = cuts_of(pruned, DEPTH)
     found = Climb(made, pruned, [cut], [Batch(IDS, ())], DEPTH).moments(pruned, cut)
     file, digest = save_map(found.solve(1e-6), tmp_path, "m.safetensors")
     repaired = with_edit(pruned, cut.slot, Edit(MLP, digest, str(file)))

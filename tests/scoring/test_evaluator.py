@@ -26,7 +26,8 @@ from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.planning.resolve import plan as plan_of
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.evaluator import Evaluator, Outcome
+from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.passes import Passes, predictions_alone
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.space.space import Space

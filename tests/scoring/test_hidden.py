@@ -52,7 +52,7 @@ def dense(family: dict[str, str], member: str = "base", depth: int = 5) -> Plan:
 def hidden_of(family: dict[str, str], sets: Any, batch_tokens: int = 64, **bank: Any) -> HiddenStates:
     loaded = Family.load(family["base"], {"math": family["math"]})
     composer = Composer(Bank(loaded, Precision.of("float32", "float32", torch.float32), **bank))
-    return HiddenStates(composer, layout(sets, batch_tokens, device=CPU))
+    return HiddenStates(lambda: composer, layout(sets, batch_tokens, device=CPU))
 
 
 def by_transformers(directory: str, ids: torch.Tensor) -> list[np.ndarray[Any, Any]]:

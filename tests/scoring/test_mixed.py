@@ -24,7 +24,8 @@ from gptailor_merge.objectives.tasks.likelihood import objective
 from gptailor_merge.objectives.tasks.task_items import TaskSettings, load_items
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.scoring.evaluator import Evaluator, Outcome
+from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.space.space import Space

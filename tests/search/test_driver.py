@@ -25,7 +25,7 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.scoring.evaluator import Outcome
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search import optimizers
 from gptailor_merge.search.driver import Settings, search

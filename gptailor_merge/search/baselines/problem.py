@@ -13,7 +13,7 @@ from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.evaluator import Outcome
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.hidden import HiddenStates
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.baselines.subject import Subject

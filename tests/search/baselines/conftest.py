@@ -16,7 +16,7 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.session import Plans, Session, prepare, start
-from gptailor_merge.scoring.evaluator import Outcome
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.baselines.problem import Baseline
 from gptailor_merge.search.baselines.subject import Subject
@@ -54,7 +54,7 @@ class Prepared:
         if self.calls == self._last_call:
             raise KeyboardInterrupt
         self.calls += 1
-        outcomes = self.session.evaluator.score(plans, race)
+        outcomes = self.session.executor.score(plans, race)
         self.tokens += sum(outcome.tokens for outcome in outcomes)
         return outcomes
 

@@ -14,7 +14,7 @@ from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import SELECT, Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.evaluator import Outcome
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, block_name
 from gptailor_merge.scoring.racing import Race, Selection
 from gptailor_merge.search.baselines.evopress import EvoPress, _mutants
@@ -176,12 +176,12 @@ def test_sleb_equals_brute_force_on_a_model(prepared: Prepare, deep: dict[str, s
     """Every recipe scored by itself, as `gptailor score` would."""
     session = prepared(deep)
     best = session.run(SLEB(), tmp_path / "j.db")
-    evaluator, weights = session.session.evaluator, session.session.settings.weights
+    executor, weights = session.session.executor, session.session.settings.weights
     removed: set[int] = set()
     while len(removed) < 3:
         losses = {}
         for layer in set(range(1, 7)) - removed:
-            (outcome,) = evaluator.score([plan(session.space.select(0, {*removed, layer}))])
+            (outcome,) = executor.score([plan(session.space.select(0, {*removed, layer}))])
             losses[layer] = loss(outcome.scores, weights)
         removed.add(min(losses, key=losses.__getitem__))
     assert removed_by(session.space, best.parsed) == removed
@@ -270,7 +270,7 @@ def test_only_so_many_go_on_after_the_first_rung() -> None:
 def test_few_tokens_decide_most_of_evopress(prepared: Prepare, deep: dict[str, str], tmp_path: Path) -> None:
     session = prepared(deep)
     session.run(EvoPress(initial=6, offspring=4), tmp_path / "j.db", budget=32)
-    first_rung = sum(b.ids.numel() for b in session.session.evaluator.passes.rungs[0])
+    first_rung = sum(b.ids.numel() for b in session.session.measures.searched.rungs[0])
     made = rows(tmp_path / "j.db")
     assert {c.tokens for c in made if c.status == "dropped"} == {first_rung}
     # Six to begin with, of which one, and four at a time, of which two.

@@ -72,7 +72,7 @@ def test_the_tokens_of_warm_starts_are_counted(plain: Prepared, tmp_path: Path) 
     made = rows(tmp_path / "j.db")
     assert (made[0].status, made[0].tokens) == ("probe", 256)
     # The best are scored again for the first race, as they are when a run is resumed.
-    again = 2 * plain.session.evaluator.passes.tokens
+    again = 2 * plain.session.measures.searched.tokens
     counted = sum(c.tokens for c in made) - 256
     assert plain.tokens - before - again <= counted <= plain.tokens - before
 

@@ -1,4 +1,4 @@
-"""lm-eval's tasks on dense models and on recipes, and what a recipe retains of its family's scores.
+"""Scores models and recipes on lm-eval's tasks, and tells what a recipe retains of its family's scores.
 
 Everything is lm-eval's own: requests, few-shot examples, metrics, standard errors. A recipe is
 composed in memory; nothing is written.
@@ -13,24 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from gptailor_merge.errors import ConfigError, ScoringError
 from gptailor_merge.models.family import Family
-from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.tasks.harness import task_manager
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.model_scores import open_model
+from gptailor_merge.scoring.live_models import LiveModel, open_member, open_model
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
-    """How the tasks are run; None and False leave a task as its config has it.
+class LmEvalSettings:
+    """Says which tasks are run and how; None and False leave a task as its config has it.
 
     Attributes:
-        tasks: names that lm-eval knows, or that a YAML file in `include_path` gives.
-        limit: so many items of each task, from its first.
+        tasks: names that lm-eval knows, or that a YAML file in `include_path` defines.
+        include_path: a directory with further tasks.
+        limit: most items taken of each task, counted from its first.
         few_shot: examples before each item.
+        chat_template: put the tokenizer's chat template around items.
+        batch_size: requests that run together.
     """
 
     tasks: tuple[str, ...]
@@ -42,12 +43,14 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A metric of a task, as lm-eval aggregates it; `error` is its standard error, where it has one.
+class MetricScore:
+    """A metric of a task, as lm-eval aggregates it.
 
     Attributes:
+        value: the metric's value.
+        error: its standard error, or None where lm-eval gives none.
         direction: "maximize" or "minimize".
-        items: that it was measured on.
+        items: how many items it was measured on.
     """
 
     value: float
@@ -56,101 +59,104 @@ class Measure:
     items: int
 
 
-Measures = Mapping[str, Mapping[str, Measure]]
-"""Task or group -> metric -> measure."""
+MetricsByTask = Mapping[str, Mapping[str, MetricScore]]
+"""Task or group -> metric -> score."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """The measures of several models.
+class TaskScores:
+    """The scores of one model, or of a recipe and all members that it names.
 
     Attributes:
+        models: name of the recipe or model -> its scores.
         base: name of the base model among `models`, or None where one model stands alone.
         members: names of the dense members among `models`.
     """
 
-    models: Mapping[str, Measures]
+    models: Mapping[str, MetricsByTask]
     base: str | None
     members: tuple[str, ...]
 
     def retained(self, model: str, task: str, metric: str) -> tuple[float, float] | None:
-        """Percent of the base's score, and of the best member's.
+        """Returns the percentages of the base's score and of the best member's that a model retains.
 
-        100 · score / reference of a metric that is better the higher, 100 · reference / score of
-        one that is better the lower. None for members, and where a divisor is zero.
+        A metric that is better the higher gives 100 · score / reference, one that is better the lower
+        100 · reference / score. None for members, and where a divisor is zero.
         """
         if self.base is None or model in self.members:
             return None
-        measure = self.models[model][task][metric]
+        score = self.models[model][task][metric]
         of_members = {name: self.models[name][task][metric].value for name in self.members}
-        maximize = measure.direction == "maximize"
+        maximize = score.direction == "maximize"
         best = (max if maximize else min)(of_members.values())
         references = (of_members[self.base], best)
-        if not (all(references) if maximize else measure.value):
+        if not (all(references) if maximize else score.value):
             return None
         of_base, of_best = (
-            100 * (measure.value / reference if maximize else reference / measure.value)
+            100 * (score.value / reference if maximize else reference / score.value)
             for reference in references
         )
         return of_base, of_best
 
     def to_json(self) -> dict[str, Any]:
-        """As `gptailor eval --json` prints it."""
+        """Returns what `gptailor eval --json` prints."""
         return {
             model: {
-                task: {metric: self._row(model, task, metric, m) for metric, m in metrics.items()}
-                for task, metrics in measures.items()
+                task: {metric: self._row(model, task, metric, score) for metric, score in metrics.items()}
+                for task, metrics in by_task.items()
             }
-            for model, measures in self.models.items()
+            for model, by_task in self.models.items()
         }
 
-    def _row(self, model: str, task: str, metric: str, measure: Measure) -> dict[str, Any]:
+    def _row(self, model: str, task: str, metric: str, score: MetricScore) -> dict[str, Any]:
         retained = self.retained(model, task, metric)
         percents = {"of_base": retained[0], "of_best_member": retained[1]} if retained else {}
-        return {**asdict(measure), **percents}
+        return {**asdict(score), **percents}
 
 
-def evaluate(
+def score_on_tasks(
     path: Path,
-    settings: EvaluationSettings,
+    settings: LmEvalSettings,
     device: torch.device,
     *,
     progress: Callable[[str], None] = lambda step: None,
-) -> Evaluation:
-    """Run tasks on a model directory, or on a recipe and all members that it names.
+) -> TaskScores:
+    """Runs tasks on a model directory, or on a recipe file and all members that the recipe names.
 
     Raises:
-        ConfigError: an unknown task.
+        ConfigError: an unknown task, or a chat template that only the written model would get.
+        RecipeError, FamilyError: a recipe or model that is not sound.
         ScoringError: lm-eval could not run a task.
     """
     manager = task_manager(settings.tasks, settings.include_path)
-    if path.is_dir():
-        progress(f"evaluating {path}")
-        return Evaluation({path.name: _measure(*open_model(path, device), settings, manager)}, None, ())
-    recipe = Recipe.load(path)
-    if settings.chat_template and recipe.chat_template is not None:
+    recipe = None if path.is_dir() else Recipe.load(path)
+    if recipe is not None and settings.chat_template and recipe.chat_template is not None:
         message = "the recipe has a chat template of its own, which mergekit puts into the written model"
         raise ConfigError(
             f"--chat-template: {message}; write it with gptailor merge and evaluate that", file=path
         )
     progress(f"evaluating {path}")
-    models = {path.name: _measure(*open_model(path, device), settings, manager)}
+    models = {path.name: _run_tasks(open_model(path, device), settings, manager)}
+    if recipe is None:
+        return TaskScores(models, None, ())
     for name in recipe.models:
         gc.collect()
         progress(f"evaluating {name}")
-        directory = Family.load(name, {}).base.directory
-        models[name] = _measure(*open_model(directory, device), settings, manager)
-    return Evaluation(models, recipe.base_model, tuple(recipe.models))
+        member = Family.load(name, {}).base
+        models[name] = _run_tasks(open_member(member, device), settings, manager)
+    return TaskScores(models, recipe.base_model, tuple(recipe.models))
 
 
-def _measure(model: PreTrainedModel, directory: Path, settings: EvaluationSettings, manager: Any) -> Measures:
+def _run_tasks(live: LiveModel, settings: LmEvalSettings, manager: Any) -> MetricsByTask:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    live = HFLM(pretrained=model, tokenizer=load_tokenizer(directory), batch_size=settings.batch_size)
+    harness_model = HFLM(
+        pretrained=live.model, tokenizer=live.load_tokenizer(), batch_size=settings.batch_size
+    )
     try:
         results = simple_evaluate(
-            model=live,
+            model=harness_model,
             tasks=list(settings.tasks),
             num_fewshot=settings.few_shot,
             limit=settings.limit,
@@ -158,14 +164,14 @@ def _measure(model: PreTrainedModel, directory: Path, settings: EvaluationSettin
             task_manager=manager,
             log_samples=False,
         )
-    except Exception as error:  # tasks raise what their data and their own code raise
+    except Exception as error:  # tasks raise what their data and their code raise
         raise ScoringError(f"lm-eval: {type(error).__name__}: {error}") from error
-    return _measures(results)
+    return _metrics_by_task(results)
 
 
-def _measures(results: Any) -> Measures:
-    """What lm-eval found: "acc,none" and "acc_stderr,none" become one measure "acc"."""
-    found: dict[str, dict[str, Measure]] = {}
+def _metrics_by_task(results: Any) -> MetricsByTask:
+    """Reads lm-eval's results: "acc,none" and "acc_stderr,none" become one score "acc"."""
+    by_task: dict[str, dict[str, MetricScore]] = {}
     for task, row in results["results"].items():
         for key, value in row.items():
             metric, comma, filter_name = key.partition(",")
@@ -174,10 +180,10 @@ def _measures(results: Any) -> Measures:
             error = row.get(f"{metric}_stderr,{filter_name}")
             higher = results["higher_is_better"].get(task, {}).get(metric)
             items = results["n-samples"].get(task, {}).get("effective", 0)
-            found.setdefault(task, {})[metric if filter_name == "none" else key] = Measure(
+            by_task.setdefault(task, {})[metric if filter_name == "none" else key] = MetricScore(
                 float(value),
                 float(error) if isinstance(error, (int, float)) else None,
                 "minimize" if higher is False else "maximize",
                 items,
             )
-    return found
+    return by_task

@@ -10,7 +10,7 @@ import yaml
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.benchmarks import Evaluation, EvaluationSettings, Measure, evaluate
+from gptailor_merge.scoring.task_scores import LmEvalSettings, MetricScore, TaskScores, score_on_tasks
 from tests.conftest import TASKS, recipe_of
 
 # lm-eval and what it imports warn of their own deprecations.
@@ -26,9 +26,9 @@ def test_the_composed_model_scores_as_the_written_one(
     recipe = Recipe.from_mapping(recipe_of(dict(family)))
     file.write_text(recipe.to_yaml())
     materialize(recipe, tmp_path / "model", file=file)
-    settings = EvaluationSettings(tuple(f"tiny_{name}" for name in TASKS), tasks)
-    of_recipe = evaluate(file, settings, CPU)
-    of_model = evaluate(tmp_path / "model", settings, CPU)
+    settings = LmEvalSettings(tuple(f"tiny_{name}" for name in TASKS), tasks)
+    of_recipe = score_on_tasks(file, settings, CPU)
+    of_model = score_on_tasks(tmp_path / "model", settings, CPU)
     assert of_recipe.models["recipe.yml"] == of_model.models["model"]
     assert set(of_model.models["model"]) == set(settings.tasks)
     assert of_recipe.members == recipe.models
@@ -39,7 +39,7 @@ def test_the_composed_model_scores_as_the_written_one(
 
 def test_an_unknown_task_is_refused_before_a_model_is_looked_at(tasks: Path) -> None:
     with pytest.raises(ConfigError, match="knows no task, found 'tiny_choise'; did you mean 'tiny_choice'"):
-        evaluate(tasks / "no-model", EvaluationSettings(("tiny_choise",), tasks), CPU)
+        score_on_tasks(tasks / "no-model", LmEvalSettings(("tiny_choise",), tasks), CPU)
 
 
 def test_a_chat_template_that_only_the_written_model_gets_is_refused(
@@ -48,13 +48,13 @@ def test_a_chat_template_that_only_the_written_model_gets_is_refused(
     file = tmp_path / "recipe.yml"
     file.write_text(yaml.safe_dump(recipe_of(dict(family), chat_template="chatml")))
     with pytest.raises(ConfigError, match="chat template of its own"):
-        evaluate(file, EvaluationSettings(("tiny_choice",), tasks, chat_template=True), CPU)
+        score_on_tasks(file, LmEvalSettings(("tiny_choice",), tasks, chat_template=True), CPU)
 
 
-def evaluation(direction: str, found: float, base: float, other: float) -> Evaluation:
+def evaluation(direction: str, found: float, base: float, other: float) -> TaskScores:
     values = {"found": found, "base": base, "other": other}
-    made = {name: {"t": {"m": Measure(v, None, direction, 5)}} for name, v in values.items()}
-    return Evaluation(made, "base", ("base", "other"))
+    made = {name: {"t": {"m": MetricScore(v, None, direction, 5)}} for name, v in values.items()}
+    return TaskScores(made, "base", ("base", "other"))
 
 
 def test_retained_is_a_share_of_what_is_better_the_higher() -> None:

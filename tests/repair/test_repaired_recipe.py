@@ -15,7 +15,8 @@ from gptailor_merge.errors import ConfigError, DataError, RecipeError
 from gptailor_merge.planning.check import check
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair.repairer import RECIPE, RIDGES, Result, repair
+from gptailor_merge.repair.repaired_recipe import RECIPE, RepairedRecipe, repair_recipe
+from gptailor_merge.repair.repairer import RIDGES
 from gptailor_merge.space.space import Space
 from tests.conftest import DEMO, recipe_of
 from tests.test_three_models import assert_three_equal
@@ -24,9 +25,11 @@ CPU = torch.device("cpu")
 TEXTS = {name: str(DEMO / "calibration" / f"{name}.jsonl") for name in ("stories", "maths")}
 
 
-def run(recipe: Recipe, data: dict[str, str], out: Path, **settings: Any) -> Result:
+def run(recipe: Recipe, data: dict[str, str], out: Path, **settings: Any) -> RepairedRecipe:
     out.mkdir(exist_ok=True)
-    return repair(recipe, data, out, **{"tokens": 4096, "sequence_length": 128, "device": CPU, **settings})
+    return repair_recipe(
+        recipe, data, out, **{"tokens": 4096, "sequence_length": 128, "device": CPU, **settings}
+    )
 
 
 def demo(*slices: tuple[str, int, int, str], **top: Any) -> Recipe:

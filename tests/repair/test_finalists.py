@@ -15,9 +15,9 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.repair.finalists import finalists
 from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
-from gptailor_merge.runs.finalists import finalists
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.summary import FOUND, Summary
 from gptailor_merge.search.candidates import Status
