@@ -11,17 +11,18 @@ from gptailor_merge.errors import ConfigError, InputError
 from gptailor_merge.objectives.scores import TOTAL, Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.report.sections import headline, total
-from gptailor_merge.report.view import Size, Spent, view
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.report.view import Spent, view
+from gptailor_merge.runs.metadata import Dimensions
+from gptailor_merge.runs.run import Run
 from gptailor_merge.search.candidates import Candidate
 from tests.report.runs import CONFIG, candidate, one_recipe, perplexities, recipe, write
 
-SIZES = {"base": [5, 1000], "found": [4, 800]}
+SIZES = {"base": Dimensions(5, 1000), "found": Dimensions(4, 800)}
 
 
 def test_a_run_is_read_whole(tmp_path: Path) -> None:
     held_out = perplexities(base=1.0, math=1.2, code=1.3, found=1.5)
-    made = view(write(tmp_path / "run", one_recipe(), meta={"sizes": SIZES}, held_out=held_out))
+    made = view(write(tmp_path / "run", one_recipe(), meta={"sizes": SIZES}, held_out=held_out).record())
     assert [(m.name, m.model, m.local) for m in made.members] == [
         ("base", "base", True),
         ("math", "math", True),
@@ -29,7 +30,7 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
     ]
     assert (made.digest, made.loss) == (plan(recipe(0.4)).digest, 0.3)
     assert (made.kept, made.depth, made.removed) == (4, 5, (1,))
-    assert made.sizes == {"base": Size(5, 1000), "found": Size(4, 800)}
+    assert made.sizes == {"base": Dimensions(5, 1000), "found": Dimensions(4, 800)}
     assert made.spent["scored"] == Spent(2, 200, 1.0)
     assert sum(spent.candidates for spent in made.spent.values()) == made.counts.candidates == 6
     assert (made.summed, made.nats, made.axes, made.front) == (("kl",), True, (), ())
@@ -53,21 +54,21 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
 def test_an_interval_is_in_the_units_of_the_score(tmp_path: Path) -> None:
     held_out = perplexities(base=1.0, found=1.5)
     held_out["base"]["perplexity"]["a"] = Score(1.0, 50, "perplexity")  # type: ignore[index]
-    row = view(write(tmp_path / "run", one_recipe(), held_out=held_out)).held_out[0]
+    row = view(write(tmp_path / "run", one_recipe(), held_out=held_out).record()).held_out[0]
     assert row.interval("found") == pytest.approx((math.exp(1.5 - 0.196), math.exp(1.5 + 0.196)))
     assert row.interval("base") is None
     assert not row.higher_is_better
 
 
 def test_a_search_that_has_just_begun_has_little(tmp_path: Path) -> None:
-    made = view(write(tmp_path / "run", one_recipe()[:1], done=False))
+    made = view(write(tmp_path / "run", one_recipe()[:1], done=False).record())
     assert (made.digest, made.places, made.loss, made.agreement, made.held_out) == (None, (), None, None, ())
     assert headline(made) == "No candidate has been scored yet"
     assert (made.done, made.counts.candidates, made.budget) == (False, 1, 6)
 
 
 def test_the_best_so_far_stands_for_a_search_that_goes_on(tmp_path: Path) -> None:
-    made = view(write(tmp_path / "run", one_recipe()[:3], done=False))
+    made = view(write(tmp_path / "run", one_recipe()[:3], done=False).record())
     assert (made.loss, made.done) == (0.5, False)
     assert headline(made) == "4 of 5 layers: loss (kl, nats) 0.500 so far"
 
@@ -82,14 +83,14 @@ def of_front(number: int, margin: float, size: float, weight: float) -> Candidat
 
 
 FRONT = [of_front(0, 1.0, 800, 0.1), of_front(1, 2.0, 900, 0.2), of_front(2, 0.5, 850, 0.3)]
-AXES = {"axes": ["margin", "parameters"]}
-OBJECTIVES = [{"kind": "task", "weight": 1.0}, {"kind": "parameters"}]
+AXES = {"axes": ("margin", "parameters")}
+OBJECTIVES = [{"kind": "task", "tasks": ["t"], "metric": "margin", "weight": 1.0}, {"kind": "parameters"}]
 
 
 def test_a_front_is_in_natural_units_with_the_costs_first(tmp_path: Path) -> None:
     run = write(tmp_path / "run", FRONT, done=False, meta=AXES, objectives=OBJECTIVES)
     run.best.write_text(FRONT[1].recipe)
-    made = view(run)
+    made = view(run.record())
     assert made.axes == ("parameters", "margin")
     assert [dict(point.scores) for point in made.front] == [
         {"margin": 2.0, "parameters": 900.0},
@@ -122,7 +123,7 @@ def test_other_runs_stand_beside_it(tmp_path: Path) -> None:
         held_out=perplexities(base=1.0, found=1.7),
         seed=4,
     )
-    made = view(run, [other, elsewhere])
+    made = view(run.record(), [other.record(), elsewhere.record()])
     assert [(one.name, one.value) for one in made.others] == [("sleb", 0.4), ("elsewhere", 0.6)]
     # Drawn by another seed, held-out items may be others.
     assert list(made.held_out[0].scores) == ["base", "found", "sleb"]
@@ -132,15 +133,15 @@ def test_a_run_of_something_else_is_no_baseline(tmp_path: Path) -> None:
     run = write(tmp_path / "run", one_recipe())
     other = write(tmp_path / "other", [candidate(0, "scored", 0.4, 0.7, fingerprint="g")])
     with pytest.raises(ConfigError, match="other was scored on something else; expected a run of the same"):
-        view(run, [other])
+        view(run.record(), [other.record()])
     with pytest.raises(ConfigError, match="new: no candidate has been scored yet"):
-        view(run, [write(tmp_path / "new", [])])
+        view(run.record(), [write(tmp_path / "new", []).record()])
     with pytest.raises(InputError, match="no such journal"):
-        view(run, [RunDirectory(tmp_path / "nothing")])
+        view(run.record(), [Run(tmp_path / "nothing").record()])
 
 
 def test_no_path_and_no_cause_of_a_failure_is_kept(tmp_path: Path) -> None:
-    made = view(write(tmp_path / "run", one_recipe(), held_out=perplexities(base=1.0, found=1.5)))
+    made = view(write(tmp_path / "run", one_recipe(), held_out=perplexities(base=1.0, found=1.5)).record())
     assert "alice" not in repr(made)
     assert "/" not in repr(made).replace("org/code", "")
     assert CONFIG["family"]["base"] == "/home/alice/models/base"

@@ -13,10 +13,10 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, SearchError
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.summary import FOUND, Summary, summarize
+from gptailor_merge.runs.run import Run
+from gptailor_merge.runs.summary import FOUND, Summary
 
 # lm-eval and what it imports warn of their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,9 +50,10 @@ def config(family: dict[str, str], texts: dict[str, str], tasks: Path) -> Search
     )
 
 
-def run(config: SearchConfig, directory: Path, **options: Any) -> tuple[RunDirectory, Summary]:
-    made = RunDirectory(directory)
-    return made, execute(config, made, torch.device("cpu"), **options)
+def run(config: SearchConfig, directory: Path, **options: Any) -> tuple[Run, Summary]:
+    made = Run(directory)
+    execute(config, made, torch.device("cpu"), **options)
+    return made, made.summary()
 
 
 def test_a_front_is_found_written_reported_and_picked_from(config: SearchConfig, tmp_path: Path) -> None:
@@ -80,11 +81,11 @@ def test_a_front_is_found_written_reported_and_picked_from(config: SearchConfig,
     assert [sentence.split(":")[0] for sentence in summary.warnings] == ["tiny_choice", "tiny_generation"]
     assert json.loads(json.dumps(summary.to_json()))["warnings"] == list(summary.warnings)
     for row in summary.front:
-        picked = summarize(directory, f"layers={row.layers}")
+        picked = directory.summary(f"layers={row.layers}")
         assert picked.recipe in {other.recipe for other in summary.front if other.layers == row.layers}
         assert picked.held_out[FOUND] == picked.held_out[picked.recipe.stem]
     with pytest.raises(ConfigError, match=r"search\.pick: no such objective"):
-        summarize(directory, "best:accuracy")
+        directory.summary("best:accuracy")
 
 
 def test_another_pick_changes_the_best_and_not_the_search(config: SearchConfig, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_bound_that_nothing_keeps_to_is_told(config: SearchConfig, tmp_path: P
         match=r"none of 16 candidates could be scored, \d+ were kept out by gates",
     ):
         run(config.model_copy(update={"gates": gates}), tmp_path / "run")
-    with Journal(RunDirectory(tmp_path / "run").journal) as journal:
+    with Journal(Run(tmp_path / "run").journal) as journal:
         causes = {c.cause for c in journal.candidates() if c.status == "gated"}
     assert causes
     assert all(
