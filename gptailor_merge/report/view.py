@@ -80,7 +80,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Spent:
-    """What the candidates of one outcome cost."""
+    """The cost of all candidates with one outcome."""
 
     candidates: int
     tokens: int
@@ -103,7 +103,7 @@ class Other:
 
 @dataclass(frozen=True)
 class RunView:
-    """What is shown of a run. What the run does not have, or not yet, is None or empty.
+    """A run as readers see it. A value that the run does not have, or not yet, is None or empty.
 
     No path of this machine is in it: files and local models are shown by their names.
 

@@ -106,11 +106,11 @@ class Journal:
         self._db.close()
 
     def metadata(self) -> Metadata:
-        """Returns what is known of the run as a whole."""
+        """Returns the facts about the run as a whole."""
         return Metadata.from_rows(self._rows())
 
     def describe(self, metadata: Metadata) -> None:
-        """Writes what is known of the run as a whole, replacing what was known before."""
+        """Writes the facts about the run as a whole; None leaves what is stored."""
         self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", metadata.to_rows().items())
 
     def _rows(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a journal says of its run as a whole, beside the candidates."""
+"""The facts that a journal holds about its run as a whole, beside the candidates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Dimensions(NamedTuple):
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is known of a run as a whole; see Journal.describe.
+    """The facts about a run as a whole, written by Journal.describe.
 
     Attributes:
         baseline: the baseline that was run instead of a search, and its model; empty for a search.
@@ -36,7 +36,7 @@ class Metadata:
     gaps: Mapping[str, tuple[Gap, ...]] | None = None
 
     def to_rows(self) -> dict[str, str]:
-        """Returns key -> text as the journal stores them; what is not known yet has no key.
+        """Returns key -> text as the journal stores them; a fact that is not known yet has no key.
 
         >>> Metadata(axes=("kl", "parameters")).to_rows()
         {'baseline': '', 'axes': '["kl", "parameters"]', 'warnings': '[]'}
@@ -55,7 +55,7 @@ class Metadata:
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, str]) -> Metadata:
-        """Reads what `to_rows` returns; keys that it does not know are left alone."""
+        """Reads rows that `to_rows` wrote, and ignores other keys."""
         metadata = cls(
             baseline=rows.get("baseline", ""),
             axes=tuple(json.loads(rows.get("axes", "[]"))),

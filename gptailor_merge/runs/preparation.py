@@ -22,7 +22,7 @@ from gptailor_merge.space.space import Space
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is known of a run before any weight is loaded.
+    """A run before any weight is loaded.
 
     Attributes:
         start: recipes that the search starts from.

@@ -34,7 +34,7 @@ class Record:
         versions: library -> its version when the run was begun.
         candidates: all proposals in order.
         finished: the candidates that were scored on everything, then the repaired ones.
-        repairs: what became of each repair.
+        repairs: the repaired recipes, those included that were of no use.
         axes: the objectives of the front; empty where one recipe is sought.
         front: the recipes that no other beats in every objective; empty where one recipe is sought.
         best: the recipe that the run chose, or would choose now; None before anything was scored.

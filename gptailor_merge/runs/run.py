@@ -1,4 +1,4 @@
-"""A run: its directory, and typed reading of what is in it."""
+"""A run: a directory that a search fills, and typed reading of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptailor_merge.runs.summary import Summary, summarize
 
 
 class Run(Directory):
-    """A run directory that a search fills. Read it once with `record`; all views are made from that."""
+    """A directory that a search fills. Read it once with `record`: all views are made from the Record."""
 
     @classmethod
     def open(cls, path: Path | str) -> Run:

@@ -24,7 +24,7 @@ from gptailor_merge.scoring.teachers import Teachers
 from gptailor_merge.search.driver import Settings
 
 BankMode = Literal["device", "host", "auto"]
-"""Where the family's weights live: on the device, in host memory, or wherever there is room."""
+"""The place of the family's weights: the device, host memory, or whichever has room."""
 
 
 @dataclass(frozen=True)

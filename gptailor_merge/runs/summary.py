@@ -1,4 +1,4 @@
-"""What a run has found, as `gptailor show` prints it."""
+"""The results of a run, as `gptailor show` prints them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FrontRow:
     """A recipe of the front.
 
     Attributes:
-        recipe: the file of the recipe; only its last part in what leaves this machine.
+        recipe: the file of the recipe; its name alone wherever it leaves this machine.
         scores: objective -> its total, in the units that users see.
     """
 

@@ -1,4 +1,4 @@
-"""A run with everything at once: tasks, several sizes, gates, what is held out."""
+"""A run that has everything at once: tasks, several sizes, gates, a held-out set."""
 
 from __future__ import annotations
 
@@ -51,9 +51,8 @@ def config(family: dict[str, str], texts: dict[str, str], tasks: Path) -> Search
 
 
 def run(config: SearchConfig, directory: Path, **options: Any) -> tuple[Run, Summary]:
-    made = Run(directory)
-    execute(config, made, torch.device("cpu"), **options)
-    return made, made.summary()
+    done = execute(config, Run(directory), torch.device("cpu"), **options)
+    return done, done.summary()
 
 
 def test_a_front_is_found_written_reported_and_picked_from(config: SearchConfig, tmp_path: Path) -> None:
@@ -68,21 +67,21 @@ def test_a_front_is_found_written_reported_and_picked_from(config: SearchConfig,
     assert summary.scores["gate: perplexity"]["total"] > 0
     # One split serves both, so that each has its own items.
     with Journal(directory.journal) as journal:
-        items = {(one.section, one.objective): set(one.ids) for one in journal.items()}
+        items = {(scored.section, scored.objective): set(scored.ids) for scored in journal.items()}
     assert items["objectives", "margin"] | items["held_out", "margin"] == set(range(12))
     assert not items["objectives", "margin"] & items["held_out", "margin"]
-    assert [(one.objective, one.sets) for one in summary.gaps] == [
+    assert [(gap.objective, gap.sets) for gap in summary.gaps] == [
         ("margin", ("tiny_choice",)),
         ("exact_match", ("tiny_generation",)),
     ]
-    for one in summary.gaps:
-        assert one.low <= one.difference <= one.high
-        assert one.held_out == summary.held_out[FOUND][one.objective]["total"]
+    for gap in summary.gaps:
+        assert gap.low <= gap.difference <= gap.high
+        assert gap.held_out == summary.held_out[FOUND][gap.objective]["total"]
     assert [sentence.split(":")[0] for sentence in summary.warnings] == ["tiny_choice", "tiny_generation"]
     assert json.loads(json.dumps(summary.to_json()))["warnings"] == list(summary.warnings)
     for row in summary.front:
         picked = directory.summary(f"layers={row.layers}")
-        assert picked.recipe in {other.recipe for other in summary.front if other.layers == row.layers}
+        assert picked.recipe in {same.recipe for same in summary.front if same.layers == row.layers}
         assert picked.held_out[FOUND] == picked.held_out[picked.recipe.stem]
     with pytest.raises(ConfigError, match=r"search\.pick: no such objective"):
         directory.summary("best:accuracy")
