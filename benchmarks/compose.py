@@ -33,7 +33,7 @@ from gptailor_merge.host.lowering import lower
 from gptailor_merge.host.registration import register
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.runs.session import prepare
+from gptailor_merge.runs.preparation import prepare
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 

@@ -30,9 +30,9 @@ from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
-from gptailor_merge.runs.journal import open_existing
-from gptailor_merge.runs.session import prepare, start
+from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.runs.run import Run
+from gptailor_merge.runs.session import start
 from gptailor_merge.runs.summary import FOUND, summarize
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.search.candidates import Status
@@ -80,7 +80,7 @@ def main(
 ) -> None:
     quiet_libraries()
     begun = time.monotonic()
-    run = RunDirectory(out)
+    run = Run(out)
     if run.journal.exists():
         shutil.rmtree(out)
     config = SearchConfig.load(CONFIG).override(budget=budget, seed=seed)
@@ -102,10 +102,9 @@ def main(
     if search.wait() != 0:
         raise SystemExit(search.returncode)
 
-    summary = summarize(run)
-    with open_existing(run.journal) as journal:
-        scores = journal.held_out()
-        finished = [candidate for candidate in journal.finished() if candidate.status != Status.REPAIRED]
+    record = run.record()
+    summary, scores = summarize(record), record.held_out
+    finished = [candidate for candidate in record.finished if candidate.status != Status.REPAIRED]
     plain = plan(min(finished, key=lambda candidate: candidate.loss or 0.0).parsed)
     baseline_rows[PLAIN_LABEL] = row(session.held_out.score([plain])[0].scores)
     held_out = {model: row(of_model) for model, of_model in scores.items() if model != FOUND}

@@ -57,7 +57,8 @@ from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.session import prepare, start
+from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.runs.session import start
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.passes import Passes, Values, extend, predictions_alone
 from gptailor_merge.scoring.racing import Race

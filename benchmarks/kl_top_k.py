@@ -19,7 +19,8 @@ import typer
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.planning.resolve import plan
-from gptailor_merge.runs.session import prepare, start
+from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.runs.session import start
 from gptailor_merge.search.outcomes import loss
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"

@@ -34,7 +34,8 @@ from gptailor_merge.config import Operations, SearchConfig
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.session import Session, prepare, start
+from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.runs.session import Session, start
 from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.driver import Settings, search
 from gptailor_merge.space.space import Space

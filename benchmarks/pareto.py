@@ -36,10 +36,9 @@ from gptailor_merge.objectives.configs import CostConfig
 from gptailor_merge.objectives.scores import Scores, Weights, natural
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.runs.directory import RunDirectory
-from gptailor_merge.runs.journal import open_existing
-from gptailor_merge.runs.session import Session, prepare, start
-from gptailor_merge.runs.summary import summarize
+from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.runs.run import Run
+from gptailor_merge.runs.session import Session, start
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.front import Point, front
@@ -111,7 +110,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     quiet_libraries()
-    run = RunDirectory(out)
+    run = Run(out)
     if run.journal.exists() and not reuse:
         shutil.rmtree(out)
     settings = SearchConfig.load(config).override(budget=budget, seed=seed)
@@ -131,8 +130,7 @@ def main(
 
     prepared = prepare(settings)
     session = start(prepared, CPU)
-    with open_existing(run.journal) as journal:
-        finished = list(journal.finished())
+    finished = run.record().finished
     points = front(finished, session.settings.axes)
     searched = Counter(len(plan(candidate.parsed).slots) for candidate in finished)
     counts = {size: per_size or count for size, count in searched.items()}
@@ -145,7 +143,7 @@ def main(
         values = [f"{row[who][name]['total']:.4f}" for name in measures for who in ("found", "random")]
         table.add_row(str(row["layers"]), *values, str(row["of_size"]), str(row["dominated"]))
     Console(width=180).print(table)
-    for one in summarize(run).gaps:
+    for one in run.summary().gaps:
         print(
             f"{one.objective} on {', '.join(one.sets)}: search {one.searched:.4f}, held out "
             f"{one.held_out:.4f}, gap {one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f})"

@@ -29,7 +29,8 @@ from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.session import Session, prepare, start
+from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.runs.session import Session, start
 from gptailor_merge.search.outcomes import loss
 from gptailor_merge.space.points import Array, Point, at_offset, middle
 from gptailor_merge.space.space import Space

@@ -49,7 +49,7 @@ from gptailor_merge.objectives.tasks.harness import encoder, task_manager
 from gptailor_merge.objectives.tasks.likelihood import TaskLikelihood, likelihood, takes_trees
 from gptailor_merge.objectives.tasks.task_items import CHOICE_LOSS, TaskItems, TaskSettings, load_items
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.runs.session import Plans, prepare
+from gptailor_merge.runs.preparation import Preparation, prepare
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
 from gptailor_merge.scoring.passes import Passes, predictions_alone
 from gptailor_merge.scoring.racing import Race
@@ -76,7 +76,7 @@ class Setup:
         raced: the same items in rungs.
     """
 
-    prepared: Plans
+    prepared: Preparation
     name: str
     items: tuple[TaskItems, ...]
     passes: Passes
@@ -103,7 +103,7 @@ class Setup:
         return sum(len(request.ids) - 1 for request in flat)
 
 
-def set_up(prepared: Plans, name: str, count: int, tokens: int | None) -> Setup:
+def set_up(prepared: Preparation, name: str, count: int, tokens: int | None) -> Setup:
     directory = prepared.family.base.directory
     tokenizer = load_tokenizer(directory)
     settings = TaskSettings((name,), TASKS, SPLIT, limit=count)

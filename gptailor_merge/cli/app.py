@@ -139,8 +139,8 @@ def evolve(
     from gptailor_merge.models.devices import pick_device
     from gptailor_merge.recipe.recipe import Recipe
     from gptailor_merge.report.page import write_report
-    from gptailor_merge.runs.directory import RunDirectory
     from gptailor_merge.runs.execution import execute
+    from gptailor_merge.runs.run import Run
     from gptailor_merge.tracking.trackers import chosen as chosen_trackers
     from gptailor_merge.tracking.trackers import telling
 
@@ -163,7 +163,7 @@ def evolve(
         licence=license_,
         no_model=no_model,
     )
-    run = RunDirectory(out)
+    run = Run(out)
     chosen = pick_device(device)
     if publication is not None:
         publication.check(settings)
@@ -178,7 +178,7 @@ def evolve(
             file=config,
             on_step=on_step,
             on_candidate=told.after(on_candidate),
-        )
+        ).summary()
         told.summary(summary)
         if not no_model and not is_of(run.model, run.best):
             on_step("writing the model")
@@ -216,9 +216,9 @@ def baseline(
     """Prune by somebody else's method, to the size and by the objectives of a search config."""
     from gptailor_merge.config import SearchConfig
     from gptailor_merge.models.devices import pick_device
-    from gptailor_merge.runs.directory import RunDirectory
     from gptailor_merge.runs.execution import execute
-    from gptailor_merge.runs.session import prepare
+    from gptailor_merge.runs.preparation import prepare
+    from gptailor_merge.runs.run import Run
     from gptailor_merge.search.baselines.choice import Choice
 
     quiet_libraries()
@@ -227,7 +227,7 @@ def baseline(
     settings = SearchConfig.load(config).override(budget=budget, seed=seed, allow_test_split=allow_test_split)
     with errors_in(config):
         space = prepare(settings).space
-    run, chosen = RunDirectory(out), pick_device(device)
+    run, chosen = Run(out), pick_device(device)
     with _progress(method.candidates(space, settings.search.budget)) as (on_step, on_candidate):
         summary = execute(
             settings,
@@ -238,7 +238,7 @@ def baseline(
             baseline=choice,
             on_step=on_step,
             on_candidate=on_candidate,
-        )
+        ).summary()
     printing.summary(summary)
     typer.echo(f"recipe  {run.best}")
 
@@ -411,10 +411,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """What a run has found so far."""
-    from gptailor_merge.runs.directory import RunDirectory
-    from gptailor_merge.runs.summary import summarize
+    from gptailor_merge.runs.run import Run
 
-    summary = summarize(RunDirectory(run), pick)
+    summary = Run(run).summary(pick)
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
         return

@@ -53,16 +53,16 @@ def push(
     """Publish a run's model on the Hub, with a card that says how it was made."""
     from gptailor_merge.hub.client import Target
     from gptailor_merge.hub.publication import Publication
-    from gptailor_merge.runs.directory import RunDirectory
+    from gptailor_merge.runs.run import Run
 
     quiet_libraries()
     target = Target(repo, private, create_pr, revision, overwrite, commit_message)
     publication = Publication(target, license_)
     if dry_run:
-        _list(publication.write(RunDirectory(run), say))
+        _list(publication.write(Run(run), say))
         return
     _show_uploads()
-    tell(publication.publish(RunDirectory(run), say))
+    tell(publication.publish(Run(run), say))
 
 
 def reproduce(

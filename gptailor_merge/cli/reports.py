@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-Run = Annotated[Path, typer.Argument(help="A run directory of gptailor-evolve.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run directory of gptailor-evolve.")]
 
 
 Baselines = Annotated[
@@ -26,28 +26,28 @@ def register(app: typer.Typer) -> None:
     app.command()(watch)
 
 
-def report(run: Run, baselines: Baselines = None, opens: Open = False) -> None:
+def report(run: RunArgument, baselines: Baselines = None, opens: Open = False) -> None:
     """Write RUN/report.html: what a run has found, as a page that needs nothing else."""
     from gptailor_merge.report.page import write_report
-    from gptailor_merge.runs.directory import RunDirectory
+    from gptailor_merge.runs.run import Run
 
-    file = write_report(RunDirectory(run), [RunDirectory(other) for other in baselines or ()])
+    file = write_report(Run(run), [Run(other) for other in baselines or ()])
     typer.echo(f"report  {file}")
     if opens:
         webbrowser.open(file.resolve().as_uri())
 
 
 def watch(
-    run: Run,
+    run: RunArgument,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8765,
     baselines: Baselines = None,
     opens: Open = False,
 ) -> None:
     """Serve a run's page to this machine, and refresh it while the search goes on."""
     from gptailor_merge.report.watch import Server, Watched
-    from gptailor_merge.runs.directory import RunDirectory
+    from gptailor_merge.runs.run import Run
 
-    watched = Watched(RunDirectory(run), [RunDirectory(other) for other in baselines or ()])
+    watched = Watched(Run(run), [Run(other) for other in baselines or ()])
     watched.state()  # what is wrong with the run is told here, and not in the browser
     with Server(watched, port) as server:
         typer.echo(f"{server.url}  (end with Ctrl-C)")

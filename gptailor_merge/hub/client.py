@@ -22,10 +22,11 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from gptailor_merge import __version__
 from gptailor_merge.errors import ConfigError, HubError
-from gptailor_merge.hub.bundle import PICTURES, WEIGHTS
+from gptailor_merge.hub.bundle import PICTURES
 from gptailor_merge.hub.client_errors import explained
 from gptailor_merge.hub.release import RECORD
 from gptailor_merge.models.checkpoint import INDEX
+from gptailor_merge.runs.public import WEIGHTS
 
 ATTRIBUTES = ".gitattributes"
 """The Hub's own file in every repository."""

@@ -19,7 +19,6 @@ from gptailor_merge.host.materialize import RECIPE, materialize
 from gptailor_merge.hub.client import check_name
 from gptailor_merge.hub.client_errors import explained
 from gptailor_merge.hub.parents import LOCAL
-from gptailor_merge.hub.release import renamed
 from gptailor_merge.models.checkpoint import headers_in
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.recipe import Recipe
@@ -96,6 +95,24 @@ def rebuild(published: Path, members: Mapping[str, str], out: Path) -> None:
     names = {model: _found(model, members) for model in recipe.models}
     names |= {file: str(published / file) for file in map_files(recipe)}
     materialize(renamed(recipe, names), out)
+
+
+def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
+    """Returns a recipe whose models and maps have other names.
+
+    Args:
+        names: model or file of a map -> its new name; all others stay.
+    """
+    return Recipe.from_mapping(_renamed(recipe.to_mapping(), names))
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        # Keys are models in `weights` only.
+        return {names.get(key, key): _renamed(inner, names) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_renamed(item, names) for item in value]
+    return names.get(value, value) if isinstance(value, str) else value
 
 
 def compare(published: Path, rebuilt: Path) -> Comparison:

@@ -28,8 +28,7 @@ from gptailor_merge.report.sections import (
     wrapped,
 )
 from gptailor_merge.report.trials import span
-from gptailor_merge.report.view import BASE, HeldOut, RunView, view
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.report.view import BASE, HeldOut, RunView
 from gptailor_merge.runs.summary import FOUND
 
 
@@ -56,13 +55,8 @@ SIZE = 10
 ASIDE = 0.17
 
 
-def draw_pictures(run: RunDirectory, directory: Path) -> tuple[Picture, ...]:
-    """Draw what a run has into a directory, in the order of its page; the same run gives the same bytes.
-
-    Raises:
-        InputError: the run's directory holds no run.
-    """
-    made = view(run)
+def draw_pictures(made: RunView, directory: Path) -> tuple[Picture, ...]:
+    """Draw what a run has into a directory, in the order of its page; the same run gives the same bytes."""
     drawn: dict[str, Callable[[RunView], Figure]] = {
         "held-out": _held_out,
         "map": _map,

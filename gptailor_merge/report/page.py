@@ -29,7 +29,7 @@ from gptailor_merge.report.sections import (
     total,
 )
 from gptailor_merge.report.view import BASE, HeldOut, RunView, view
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.summary import FOUND
 
 REFRESH = 2000
@@ -87,16 +87,16 @@ class Content:
     figures: str
 
 
-def write_report(run: RunDirectory, others: Sequence[RunDirectory] = ()) -> Path:
+def write_report(run: Run, others: Sequence[Run] = ()) -> Path:
     """Write RUN/report.html.
 
     Args:
         others: runs of the same search config by other methods.
 
     Raises:
-        InputError, ConfigError: see run_view.view.
+        InputError, ConfigError: see Run.record and view.
     """
-    write_beside(run.report, page(content(view(run, others))))
+    write_beside(run.report, page(content(view(run.record(), [other.record() for other in others]))))
     return run.report
 
 

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from gptailor_merge.errors import ConfigError, InputError
 from gptailor_merge.report.page import Content, content, page
 from gptailor_merge.report.view import view
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.run import Run
 
 HOST = "127.0.0.1"
 
@@ -24,7 +24,7 @@ NOTHING_YET = Content("Waiting for the first candidates", "<h1>Waiting for the f
 class Watched:
     """A run as it was when its files last changed; rendered once for each state."""
 
-    def __init__(self, run: RunDirectory, others: Sequence[RunDirectory] = ()) -> None:
+    def __init__(self, run: Run, others: Sequence[Run] = ()) -> None:
         """
         Raises:
             InputError: the directory holds no run, not even one that has just begun.
@@ -58,7 +58,9 @@ class Watched:
             return self._known
 
     def _content(self) -> Content:
-        return content(view(self._run, self._others)) if self._run.journal.is_file() else NOTHING_YET
+        if not self._run.journal.is_file():
+            return NOTHING_YET
+        return content(view(self._run.record(), [other.record() for other in self._others]))
 
 
 class Server(ThreadingHTTPServer):

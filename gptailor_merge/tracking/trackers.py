@@ -16,7 +16,7 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.documents import suggest
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.scores import TOTAL, natural
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.summary import Summary
 from gptailor_merge.search.candidates import Candidate, Status
 
@@ -45,7 +45,7 @@ class Tracker(Protocol):
 class TrackioTracker:
     """Into trackio's local database, see `trackio show`; it sends nothing unless it is set up to."""
 
-    def __init__(self, run: RunDirectory, name: str, settings: Settings) -> None:
+    def __init__(self, run: Run, name: str, settings: Settings) -> None:
         import trackio
 
         self._library = trackio
@@ -75,7 +75,7 @@ class TrackioTracker:
 class TensorBoardTracker:
     """Into RUN/tensorboard, see `tensorboard --logdir RUN`."""
 
-    def __init__(self, run: RunDirectory, name: str, settings: Settings) -> None:
+    def __init__(self, run: Run, name: str, settings: Settings) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # A resumed run is told from the start again: what was there from step 0 on is void.
@@ -97,7 +97,7 @@ class TensorBoardTracker:
 class WandbTracker:
     """To Weights & Biases, or offline, as its own environment variables say; its files go into RUN."""
 
-    def __init__(self, run: RunDirectory, name: str, settings: Settings) -> None:
+    def __init__(self, run: Run, name: str, settings: Settings) -> None:
         import wandb
 
         self._run = wandb.init(project=PROJECT, name=name, config=dict(settings), dir=str(run.path))
@@ -110,7 +110,7 @@ class WandbTracker:
         self._run.finish()
 
 
-Make = Callable[[RunDirectory, str, Settings], Tracker]
+Make = Callable[[Run, str, Settings], Tracker]
 
 
 TRACKERS: Mapping[str, Make] = {
@@ -150,7 +150,7 @@ class Telling:
     They are begun with the first candidate: a run that is refused leaves nothing with them.
     """
 
-    def __init__(self, names: Sequence[str], run: RunDirectory, config: SearchConfig) -> None:
+    def __init__(self, names: Sequence[str], run: Run, config: SearchConfig) -> None:
         """
         Args:
             names: see `chosen`.
@@ -213,7 +213,7 @@ class Telling:
 
 
 @contextmanager
-def telling(names: Sequence[str], run: RunDirectory, config: SearchConfig) -> Iterator[Telling]:
+def telling(names: Sequence[str], run: Run, config: SearchConfig) -> Iterator[Telling]:
     """A Telling that is finished whatever happens."""
     told = Telling(names, run, config)
     try:

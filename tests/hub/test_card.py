@@ -34,9 +34,9 @@ from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.report.card_pictures import Picture
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.summary import FOUND
 from tests.conftest import write_tasks
 from tests.zoo import write_family
@@ -55,10 +55,10 @@ def searched(directory: Path, family: dict[str, str], **top: Any) -> Release:
         "search": {"budget": 6, "population": 4, "warm_start": []},
         **top,
     }
-    run = RunDirectory(directory / "run")
+    run = Run(directory / "run")
     execute(SearchConfig.model_validate(document), run, torch.device("cpu"))
     materialize(Recipe.load(run.best), run.model, file=run.best)
-    return release_of(run, "mit")
+    return release_of(run.record(), "mit")
 
 
 @pytest.fixture(scope="module")
@@ -199,13 +199,13 @@ def test_one_line_says_how_much_smaller_and_at_what_price(of_tasks: Release) -> 
 
 def test_the_data_need_not_be_there_any_more(plain: Release, tmp_path: Path) -> None:
     """A run is published from where it is, whenever."""
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     shutil.copytree(plain.run.path, run.path)
     config = yaml.safe_load(run.config.read_text())
     data = config["objectives"][0]["data"]
     config["objectives"][0]["data"] = {name: f"/gone{file}" for name, file in data.items()}
     run.config.write_text(yaml.safe_dump(config))
-    assert release_of(run, "mit").digest == plain.digest
+    assert release_of(run.record(), "mit").digest == plain.digest
 
 
 def test_digits_are_those_that_the_standard_error_allows() -> None:

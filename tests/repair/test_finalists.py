@@ -16,9 +16,9 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.finalists import finalists
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.summary import FOUND, Summary
 from gptailor_merge.search.candidates import Status
 from tests.conftest import DEMO
@@ -46,9 +46,10 @@ def config(directory: Path, *, held_out: bool = False, **changes: Any) -> Search
     return SearchConfig.load(file)
 
 
-def run(made: SearchConfig, directory: Path, **options: Any) -> tuple[RunDirectory, Summary]:
-    found = RunDirectory(directory / "run")
-    return found, execute(made, found, CPU, **options)
+def run(made: SearchConfig, directory: Path, **options: Any) -> tuple[Run, Summary]:
+    found = Run(directory / "run")
+    execute(made, found, CPU, **options)
+    return found, found.summary()
 
 
 def test_finalists_are_repaired_and_the_best_of_them_is_found(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import yaml
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.metadata import Metadata
+from gptailor_merge.runs.run import Run
 from gptailor_merge.search.candidates import Candidate
 from tests.conftest import recipe_of
 
@@ -96,15 +96,14 @@ def write(
     meta: dict[str, Any] | None = None,
     held_out: dict[str, Scores] | None = None,
     **config: Any,
-) -> RunDirectory:
+) -> Run:
     """A run directory with these candidates."""
-    run = RunDirectory(directory)
+    run = Run(directory)
     directory.mkdir(parents=True, exist_ok=True)
     run.config.write_text(yaml.safe_dump({**CONFIG, **config}, sort_keys=False))
     with Journal(run.journal) as journal:
         journal.record(candidates)
-        for key, value in (meta or {}).items():
-            journal.set_meta(key, value if isinstance(value, str) else json.dumps(value))
+        journal.describe(Metadata(**meta or {}))
         for model, scores in (held_out or {}).items():
             journal.record_held_out(model, scores)
         best = journal.best()

@@ -16,14 +16,14 @@ from gptailor_merge.report import card_pictures as pictures
 from gptailor_merge.report.card_pictures import DPI, WIDTH, draw_pictures
 from gptailor_merge.report.palette import LIGHT
 from gptailor_merge.report.view import view
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.run import Run
 from tests.report.runs import one_recipe, perplexities, write
 
-Runs = dict[str, RunDirectory]
+Runs = dict[str, Run]
 
 
 def test_each_kind_of_run_has_its_pictures(runs: Runs, tmp_path: Path) -> None:
-    drawn = {name: draw_pictures(runs[name], tmp_path / name) for name in ("search", "front")}
+    drawn = {name: draw_pictures(view(runs[name].record()), tmp_path / name) for name in ("search", "front")}
     files = {name: [picture.file for picture in some] for name, some in drawn.items()}
     assert files == {
         "search": ["held-out.png", "map.png", "progress.png"],
@@ -44,7 +44,7 @@ def test_each_kind_of_run_has_its_pictures(runs: Runs, tmp_path: Path) -> None:
 
 
 def test_the_same_run_gives_the_same_bytes(runs: Runs, tmp_path: Path) -> None:
-    first, second = (draw_pictures(runs["search"], tmp_path / name) for name in ("a", "b"))
+    first, second = (draw_pictures(view(runs["search"].record()), tmp_path / name) for name in ("a", "b"))
     assert first == second
     for picture in first:
         assert (tmp_path / "a" / picture.file).read_bytes() == (tmp_path / "b" / picture.file).read_bytes()
@@ -52,14 +52,14 @@ def test_the_same_run_gives_the_same_bytes(runs: Runs, tmp_path: Path) -> None:
 
 def test_a_picture_tells_of_no_path(tmp_path: Path) -> None:
     run = write(tmp_path / "run", one_recipe(), held_out=perplexities(base=1.0, found=1.5))
-    for picture in draw_pictures(run, tmp_path / "pictures"):
+    for picture in draw_pictures(view(run.record()), tmp_path / "pictures"):
         assert b"alice" not in (tmp_path / "pictures" / picture.file).read_bytes()
         assert "alice" not in picture.alt
 
 
 def test_alternative_texts_say_what_is_seen(tmp_path: Path) -> None:
     run = write(tmp_path / "run", one_recipe(), held_out=perplexities(base=1.0, found=1.5))
-    told = {picture.file: picture.alt for picture in draw_pictures(run, tmp_path / "pictures")}
+    told = {picture.file: picture.alt for picture in draw_pictures(view(run.record()), tmp_path / "pictures")}
     assert told["map.png"] == "Map of the recipe: 4 slots, without layer 1, from base, code and math."
     assert told["held-out.png"].startswith("Held-out perplexity: a 4.482 (base 2.718), b 12.2 (base 7.389)")
 
@@ -70,8 +70,8 @@ def test_no_text_is_cut_or_lies_on_another(
 ) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(pictures, "_save", lambda figure, file: figures.append(figure))
-    draw_pictures(runs[name], tmp_path)
-    assert len(figures) == (4 if view(runs[name]).axes else 3)
+    draw_pictures(view(runs[name].record()), tmp_path)
+    assert len(figures) == (4 if view(runs[name].record()).axes else 3)
     for figure in figures:
         canvas = figure.canvas
         assert isinstance(canvas, FigureCanvasAgg)

@@ -16,9 +16,9 @@ from gptailor_merge import extensions
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.run import Run
 from gptailor_merge.scoring.executor import Executor
 from gptailor_merge.scoring.pools import EXECUTORS, LOCAL, LocalPool, Pool, PoolFactory
 from gptailor_merge.scoring.racing import Race
@@ -123,7 +123,7 @@ def offer(site: Path, entry_point: str, module: str = TWO_PROCESSES) -> Path:
 
 def test_an_unknown_executor_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     config = SearchConfig.model_validate(tiny_job(tmp_path).config)
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     with pytest.raises(ConfigError, match="unknown executor, found 'lokal'; did you mean 'local'"):
         execute(config, run, torch.device("cpu"), executor="lokal")
     assert not run.path.exists()
@@ -167,7 +167,7 @@ def test_a_pool_is_closed_also_when_a_run_fails(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(EXECUTORS._built_in, "failing", pool)  # type: ignore[attr-defined]
     config = SearchConfig.model_validate(tiny_job(tmp_path).config)
     with pytest.raises(InterruptionError):
-        execute(config, RunDirectory(tmp_path / "run"), torch.device("cpu"), executor="failing")
+        execute(config, Run(tmp_path / "run"), torch.device("cpu"), executor="failing")
     assert closed == [True]
 
 
@@ -178,16 +178,16 @@ def test_another_package_scores_in_a_second_process_and_the_journal_is_the_same(
     search = tiny.search.model_copy(update={"budget": 12, "population": 4, "racing": True})
     config = tiny.model_copy(update={"search": search})
     (tmp_path / "search.yml").write_text(config.to_yaml())
-    execute(config, RunDirectory(tmp_path / LOCAL), torch.device("cpu"))
+    execute(config, Run(tmp_path / LOCAL), torch.device("cpu"))
     script = f"""
 from pathlib import Path
 import torch
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.execution import execute
 
 here = Path({str(tmp_path)!r})
-execute(SearchConfig.load(here / "search.yml"), RunDirectory(here / "two"), torch.device("cpu"), executor="two")
+execute(SearchConfig.load(here / "search.yml"), Run(here / "two"), torch.device("cpu"), executor="two")
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -199,7 +199,7 @@ execute(SearchConfig.load(here / "search.yml"), RunDirectory(here / "two"), torc
     assert done.returncode == 0, done.stderr
     journals = []
     for name in (LOCAL, "two"):
-        with Journal(RunDirectory(tmp_path / name).journal) as journal:
+        with Journal(Run(tmp_path / name).journal) as journal:
             rows = [replace(c, seconds=0.0) for c in (*journal.candidates(), *journal.repairs().values())]
             journals.append((rows, journal.held_out(), journal.meta("gaps")))
     # The maps of repairs lie in the directory of each run.

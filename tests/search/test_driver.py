@@ -22,9 +22,9 @@ from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.run import Run
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search import optimizers
@@ -364,7 +364,7 @@ def config_of(family: dict[str, str], texts: dict[str, str], budget: int) -> Sea
     )
 
 
-def _search(config: SearchConfig, run: RunDirectory) -> None:
+def _search(config: SearchConfig, run: Run) -> None:
     execute(config, run, pick_device("cpu"), resume=True)
 
 
@@ -372,13 +372,13 @@ def test_killed_at_twenty_instants_a_search_ends_as_if_undisturbed(
     family: dict[str, str], texts: dict[str, str], tmp_path: Path
 ) -> None:
     config = config_of(family, texts, budget=48)
-    undisturbed = RunDirectory(tmp_path / "undisturbed")
-    disturbed = RunDirectory(tmp_path / "disturbed")
+    undisturbed = Run(tmp_path / "undisturbed")
+    disturbed = Run(tmp_path / "disturbed")
     # Children of a server that has imported everything and computed nothing: a fresh interpreter
     # would import for seconds, and a fork of this process would inherit broken thread pools.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
-    for run in (RunDirectory(tmp_path / "warm-up"), undisturbed):
+    for run in (Run(tmp_path / "warm-up"), undisturbed):
         begun = time.monotonic()
         child = server.Process(target=_search, args=(config, run))
         child.start()
@@ -415,7 +415,7 @@ def test_a_search_over_a_family_on_the_host_is_the_same(
     config = config_of(family, texts, budget=16)
     found = []
     for bank in ("device", "host"):
-        run = RunDirectory(tmp_path / bank)
+        run = Run(tmp_path / bank)
         execute(config, run, pick_device("cpu"), bank=bank)  # type: ignore[arg-type]
         with Journal(run.journal) as journal:
             found.append(rows(journal))

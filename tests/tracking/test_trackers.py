@@ -13,7 +13,7 @@ import pytest
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.summary import Summary
 from gptailor_merge.search.candidates import Counts
 from gptailor_merge.tracking.trackers import TRACKERS, chosen, telling
@@ -22,7 +22,7 @@ from tests.report.runs import candidate, one_recipe
 # Of the libraries that trackers import.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Read = Callable[[RunDirectory], dict[str, list[tuple[int, float]]]]
+Read = Callable[[Run], dict[str, list[tuple[int, float]]]]
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def config() -> SearchConfig:
     )
 
 
-def summary(run: RunDirectory) -> Summary:
+def summary(run: Run) -> Summary:
     held_out = {model: {"perplexity": {"total": value}} for model, value in (("base", 2.0), ("found", 3.0))}
     return Summary("d", run.best, 0.3, {}, Counts(6, 1, 1, 1, 0, 0, 325, 2.1), held_out, {})
 
 
-def read_tensorboard(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
+def read_tensorboard(run: Run) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     made = EventAccumulator(str(run.path / "tensorboard"))
@@ -50,7 +50,7 @@ def read_tensorboard(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in made.Scalars(tag)] for tag in made.Tags()["scalars"]}
 
 
-def read_trackio(run: RunDirectory) -> dict[str, list[tuple[int, float]]]:
+def read_trackio(run: Run) -> dict[str, list[tuple[int, float]]]:
     database = trackio_database()
     found: dict[str, list[tuple[int, float]]] = {}
     query = "SELECT step, metrics FROM metrics WHERE run_name = ? ORDER BY id"
@@ -87,7 +87,7 @@ def own_directory(
         del sys.modules[name]
 
 
-def tell(name: str, run: RunDirectory, config: SearchConfig, *, upto: int = 6) -> None:
+def tell(name: str, run: Run, config: SearchConfig, *, upto: int = 6) -> None:
     run.path.mkdir(exist_ok=True)
     with telling([name], run, config) as told:
         for one in one_recipe()[:upto]:
@@ -98,7 +98,7 @@ def tell(name: str, run: RunDirectory, config: SearchConfig, *, upto: int = 6) -
 
 @pytest.mark.parametrize("name", READ)
 def test_every_candidate_is_told_with_its_number(name: str, config: SearchConfig, tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     tell(name, run, config)
     found = READ[name](run)
     assert found["tokens"] == [(0, 100), (1, 200), (2, 225), (3, 325), (4, 325), (5, 325)]
@@ -112,7 +112,7 @@ def test_every_candidate_is_told_with_its_number(name: str, config: SearchConfig
 
 @pytest.mark.parametrize("name", READ)
 def test_at_the_end_it_is_told_what_the_run_came_to(name: str, config: SearchConfig, tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     tell(name, run, config)
     found = READ[name](run)
     assert [value for _, value in found["held_out/base/perplexity/total"]] == [2.0]
@@ -123,7 +123,7 @@ def test_at_the_end_it_is_told_what_the_run_came_to(name: str, config: SearchCon
 def test_what_was_told_of_a_search_that_breaks_off_is_kept(
     name: str, config: SearchConfig, tmp_path: Path
 ) -> None:
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     run.path.mkdir()
 
     def broken_off() -> None:
@@ -142,7 +142,7 @@ def test_no_path_and_no_user_reaches_it(
 ) -> None:
     from trackio.utils import TRACKIO_DIR
 
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     tell(name, run, config)
     files = [file for root in (run.path, Path(TRACKIO_DIR)) for file in root.rglob("*") if file.is_file()]
     assert files
@@ -155,7 +155,7 @@ def test_no_path_and_no_user_reaches_it(
 
 @pytest.mark.parametrize("name", READ)
 def test_a_run_that_was_refused_leaves_nothing(name: str, config: SearchConfig, tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     run.path.mkdir()
     with telling([name], run, config):
         pass
@@ -163,14 +163,14 @@ def test_a_run_that_was_refused_leaves_nothing(name: str, config: SearchConfig, 
 
 
 def test_a_resumed_run_is_told_anew_in_tensorboard(config: SearchConfig, tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     tell("tensorboard", run, config, upto=3)
     tell("tensorboard", run, config)
     assert [step for step, _ in read_tensorboard(run)["tokens"]] == [0, 1, 2, 3, 4, 5]
 
 
 def test_of_a_front_no_loss_is_told(config: SearchConfig, tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
+    run = Run(tmp_path / "run")
     run.path.mkdir()
     document: dict[str, Any] = {
         **config.model_dump(mode="json", exclude_none=True),

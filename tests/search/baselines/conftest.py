@@ -15,7 +15,8 @@ import torch
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.session import Plans, Session, prepare, start
+from gptailor_merge.runs.preparation import Preparation, prepare
+from gptailor_merge.runs.session import Session, start
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.baselines.problem import Baseline
@@ -36,7 +37,7 @@ class Prepared:
         calls: to score.
     """
 
-    def __init__(self, plans: Plans, session: Session) -> None:
+    def __init__(self, plans: Preparation, session: Session) -> None:
         self.plans, self.session = plans, session
         self.space, self.tokens, self.calls = plans.space, 0, 0
         self._last_call: int | None = None

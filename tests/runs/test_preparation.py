@@ -10,7 +10,7 @@ import pytest
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.session import Plans, prepare
+from gptailor_merge.runs.preparation import Preparation, prepare
 from gptailor_merge.space.outer import METHODS
 from tests.conftest import MakeFamily
 from tests.zoo import write_family
@@ -18,7 +18,7 @@ from tests.zoo import write_family
 OWN = {"embeddings": "math", "head": {"method": "linear", "weights": {"math": 0.4, "code": 0.6}}}
 
 
-def prepared(family: dict[str, str], start: dict[str, Any] | None = None, **operations: Any) -> Plans:
+def prepared(family: dict[str, str], start: dict[str, Any] | None = None, **operations: Any) -> Preparation:
     started = () if start is None else ({"file": "start.yml", "recipe": start},)
     return prepare(
         SearchConfig.model_validate(
