@@ -22,12 +22,12 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.scores import Score
+from gptailor_merge.objectives.texts import token_sets
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.planning.rewriting import rewritten
 from gptailor_merge.recipe.plan import MLP, Edit, Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.regression import Climb, Cut, cuts, with_edit
-from gptailor_merge.scoring.measures import token_sets
 from gptailor_merge.scoring.passes import Passes
 
 RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gptailor_merge.objectives.configs import Bound
+from gptailor_merge.objectives.bounds import Bound
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
