@@ -1,4 +1,4 @@
-"""Bounds that a candidate must keep to, whatever it gains elsewhere."""
+"""Gates: bounds that a candidate must keep to, whatever it gains elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
 
 PREFIX = "gate: "
-"""Of the names of a gate's measures, beside those of the objectives."""
+"""Begins the names of gates' measures, beside those of the objectives."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Gates:
     """Measures with bounds.
 
     Attributes:
-        evaluator: of the measures, in the order of the bounds.
+        evaluator: scores plans on the measures.
+        bounds: in the order of the evaluator's objectives.
         of_base: the base model's own scores.
     """
 
@@ -28,13 +29,13 @@ class Gates:
     of_base: Scores
 
     def judge(self, plans: Sequence[Plan]) -> Sequence[Outcome]:
-        """Scores on the measures, in the order of the plans."""
+        """Scores plans on the measures and returns the outcomes in their order."""
         return self.evaluator.score(plans)
 
     def beyond(self, scores: Scores) -> str | None:
-        """The first bound that scores break, in a sentence."""
+        """Returns a sentence about the first bound that scores break; None where they keep to all."""
         for objective, bound in zip(self.evaluator.passes.objectives, self.bounds, strict=True):
-            value, of_base = (_natural(found, objective.name) for found in (scores, self.of_base))
+            value, of_base = (_natural(by_name, objective.name) for by_name in (scores, self.of_base))
             if not bound.holds(value, of_base):
                 word = "at most" if bound.at_least is None else "at least"
                 return f"{objective.name} is {value:.4g}, expected {word} {bound.threshold(of_base):.4g}"
@@ -42,4 +43,5 @@ class Gates:
 
 
 def _natural(scores: Scores, name: str) -> float:
+    """Returns an objective's score over all its sets, in the units that users see."""
     return Score.total(list(scores[name].values())).natural
