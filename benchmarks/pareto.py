@@ -32,7 +32,6 @@ from rich.table import Table
 
 from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.objectives.configs import CostConfig
 from gptailor_merge.objectives.scores import Scores, Weights, natural
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
@@ -114,7 +113,7 @@ def main(
     if run.journal.exists() and not reuse:
         shutil.rmtree(out)
     settings = SearchConfig.load(config).override(budget=budget, seed=seed)
-    if sum(not isinstance(one, CostConfig) for one in settings.objectives) != 2:
+    if sum(not one.is_cost for one in settings.objectives) != 2:
         raise SystemExit(f"{config}: expected two objectives besides the cost")
     command = [
         str(Path(sys.executable).parent / "gptailor-evolve"),

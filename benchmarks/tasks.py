@@ -46,8 +46,9 @@ from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.models.loading import load_model, load_tokenizer
 from gptailor_merge.objectives.tasks.harness import encoder, task_manager
-from gptailor_merge.objectives.tasks.likelihood import TaskLikelihood, likelihood, takes_trees
-from gptailor_merge.objectives.tasks.task_items import CHOICE_LOSS, TaskItems, TaskSettings, load_items
+from gptailor_merge.objectives.tasks.likelihood import TaskLikelihood, likelihood_objective, takes_trees
+from gptailor_merge.objectives.tasks.metric import CHOICE_LOSS
+from gptailor_merge.objectives.tasks.task_items import TaskItems, TaskSettings, load_items
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.preparation import Preparation, prepare
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
@@ -110,7 +111,7 @@ def set_up(prepared: Preparation, name: str, count: int, tokens: int | None) -> 
     items = tuple(load_items(settings, encoder(directory, tokenizer)))
     base = load_model(directory, torch.float32, CPU)
     trees = takes_trees(items, lambda batch: predictions_alone(base, batch), CPU)
-    made = [likelihood(items, metric, trees=trees) for metric in (METRIC, CHOICE_LOSS)]
+    made = [likelihood_objective(items, metric, trees=trees) for metric in (METRIC, CHOICE_LOSS)]
 
     def passes(objectives: Sequence[TaskLikelihood], shares: Sequence[float]) -> Passes:
         rungs = layout(made[0].sets, tokens or prepared.config.batch_tokens, device=CPU, rungs=shares)

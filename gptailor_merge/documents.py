@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gptailor_merge.errors import InputError, KeyPath, Problem
 
@@ -76,7 +77,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
             part for part in finding["loc"] if part != "defaults" and not _is_internal(part)
         )
         if finding["type"] == "extra_forbidden":
-            known = _keys_at(model, finding["loc"][:-1])
+            context = finding.get("ctx", {})
+            known = context["known"] if "known" in context else _keys_at(model, finding["loc"][:-1])
             message = f"unknown key{suggest(str(path[-1]), known)}"
         elif finding["type"] == "missing":
             message = "is missing"
@@ -87,6 +89,41 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
             message = text[0].lower() + text[1:] + found
         problems.append(Problem(path, message))
     return problems
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], value: Any) -> Model:
+    """Reads a value as a model that another model's validator has chosen; `explain` then knows its keys.
+
+    Raises:
+        ValidationError: unknown keys carry the keys that the chosen model has.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        findings = [
+            InitErrorDetails(
+                type=PydanticCustomError(
+                    finding["type"],
+                    "{message}",
+                    {
+                        "message": finding["msg"],
+                        **finding.get("ctx", {}),
+                        **_known_keys(model, finding["type"], finding["loc"]),
+                    },
+                ),
+                loc=finding["loc"],
+                input=finding["input"],
+            )
+            for finding in error.errors(include_url=False)
+        ]
+        raise ValidationError.from_exception_data(error.title, findings) from None
+
+
+def _known_keys(model: type[BaseModel], kind: str, path: tuple[str | int, ...]) -> dict[str, Any]:
+    return {"known": _keys_at(model, path[:-1])} if kind == "extra_forbidden" else {}
 
 
 _EXPECTED = {

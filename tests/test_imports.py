@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gptailor_merge"
 
 ORDER = (
+    "testing",
     "cli",
     "testing",
     "tracking",

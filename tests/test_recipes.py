@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.objectives.configs import RepetitionConfig, TaskConfig, TextConfig
-from gptailor_merge.objectives.tasks.documents import text_of
 from gptailor_merge.objectives.tasks.harness import load_tasks
-from gptailor_merge.objectives.tasks.task_items import SMOOTH
+from gptailor_merge.objectives.tasks.metric import SMOOTH
+from gptailor_merge.objectives.tasks.questions import text_of
+from gptailor_merge.objectives.tasks.task import TaskConfig
 from gptailor_merge.planning.check import check
 from gptailor_merge.recipe.recipe import Recipe
 
@@ -133,13 +133,7 @@ def test_no_text_is_both_searched_on_and_held_out(file: Path) -> None:
     config = SearchConfig.load(file)
     sections = ((*config.objectives, *config.gates), config.held_out)
     searched, reported = (
-        {
-            str(source)
-            for one in some
-            if isinstance(one, TextConfig | RepetitionConfig)
-            for source in one.data.values()
-        }
-        for some in sections
+        {str(source) for one in some for source in one.sources().values()} for some in sections
     )
     assert searched
     assert reported

@@ -28,11 +28,11 @@ from gptailor_merge.hub.card_tables import (
     slots_table,
 )
 from gptailor_merge.hub.citations import CITATIONS
-from gptailor_merge.hub.measured_on import described, source_of
+from gptailor_merge.hub.measured_on import calibration_texts, described, source_of
 from gptailor_merge.hub.model_size import size_of
 from gptailor_merge.hub.parents import languages_of
 from gptailor_merge.hub.release import MAPS, Release
-from gptailor_merge.objectives.configs import CostConfig, ObjectiveConfig, TextConfig
+from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.scores import COSTS, Score
 from gptailor_merge.report.card_pictures import Picture
 from gptailor_merge.runs.summary import FOUND
@@ -141,7 +141,6 @@ def _results(release: Release) -> Iterator[EvalResult]:
 def _text(release: Release, repo_id: str) -> dict[str, Any]:
     """What the template has places for."""
     settings, versions = release.settings, release.versions
-    harness = versions.get("lm-eval")
     summary = release.summary
     sizes = {"before": size_of(settings.family.base), "after": size_of(str(release.run.model))}
     tables = held_out_tables(release)
@@ -161,12 +160,12 @@ def _text(release: Release, repo_id: str) -> dict[str, Any]:
         "kv_note": "" if sizes["after"].kv_cache is None else _KV_NOTE,
         "latency_table": latency_table(release),
         "held_out": tables,
-        "held_out_settings": described("held_out", _quality(settings), release.items, harness),
+        "held_out_settings": described("held_out", _quality(settings), release.items, versions),
         "has_errors": any(table.has_errors for table in tables),
         "gaps": list(_gaps(release)),
         "search": _search(release),
-        "searched_on": described("objectives", settings.objectives, release.items, harness),
-        "gates": described("gates", settings.gates, release.items, harness),
+        "searched_on": described("objectives", settings.objectives, release.items, versions),
+        "gates": described("gates", settings.gates, release.items, versions),
         "hazards": hazards(config.get_text_config().to_dict()),
         "has_chat_template": _has_chat_template(release.run.model),
         "digest": release.digest,
@@ -186,7 +185,7 @@ def _text(release: Release, repo_id: str) -> dict[str, Any]:
 
 def _quality(settings: SearchConfig) -> list[ObjectiveConfig]:
     """What is held out, without costs."""
-    return [one for one in reported(settings) if not isinstance(one, CostConfig)]
+    return [config for config in reported(settings) if not config.is_cost]
 
 
 _KV_NOTE = "KV cache: bytes per token of context, averaged over a context of 4,096 tokens."
@@ -239,10 +238,7 @@ def _repairs(release: Release) -> str:
     if not slots:
         return ""
     layers = f"layer {slots[0]}" if len(slots) == 1 else f"layers {', '.join(map(str, slots))}"
-    data = release.settings.repair.data
-    if data is None:
-        texts = (one for one in release.settings.objectives if isinstance(one, TextConfig))
-        data = {name: source for one in texts for name, source in one.data.items()}
+    data = release.settings.repair.data or calibration_texts(release.settings.objectives)
     return (
         f"In {layers} of this model the last weight of the MLP is multiplied with a linear map that makes up "
         f"for the layers that are missing behind it. The maps (`{MAPS}/`) solve a regression on the "

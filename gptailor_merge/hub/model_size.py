@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gptailor_merge.models.checkpoint import Header, ModelId, read
-from gptailor_merge.objectives.costs import CONTEXT, cost
+from gptailor_merge.objectives.kv_cache import CONTEXT, KVCache
 
 _DTYPES = {
     "F64": torch.float64,
@@ -74,7 +74,7 @@ def _dtype(headers: Mapping[str, Header]) -> torch.dtype:
 def _kv_cache(directory: Path, dtype: torch.dtype) -> float | None:
     """Measured on a model without weights, as the search's own objective measures it."""
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    measure = cost("kv_cache", "kv_cache", dtype=dtype, device=torch.device("meta"), tokens=CONTEXT)
+    measure = KVCache("kv_cache", dtype, CONTEXT)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)

@@ -11,6 +11,7 @@ import torch
 
 from gptailor_merge.errors import RecipeError
 from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.objectives.texts import token_sets
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.planning.rewriting import rewritten
 from gptailor_merge.recipe.plan import Edit
@@ -18,7 +19,6 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.cuts import cuts_of
 from gptailor_merge.repair.repairer import CutRepair, Repairer
 from gptailor_merge.scoring.live_models import composer_of
-from gptailor_merge.scoring.measures import token_sets
 
 RECIPE = "recipe.yml"
 """The file name of a repaired recipe, beside its maps."""

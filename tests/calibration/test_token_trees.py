@@ -1,4 +1,4 @@
-"""Rows and trees ask for just the tokens that were requested."""
+"""Rows, trees and packs ask for just the tokens that were requested."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gptailor_merge.calibration import batches as batching
-from gptailor_merge.calibration import token_trees as items_module
+from gptailor_merge.calibration import packing
 from gptailor_merge.calibration.batches import RUNGS, Batch, layout
-from gptailor_merge.calibration.token_trees import LARGEST_TREE, ItemSet, Request, item_set, packed, probe
+from gptailor_merge.calibration.packing import packed
+from gptailor_merge.calibration.token_trees import LARGEST_TREE, ItemSet, Request, item_set
 from gptailor_merge.objectives.protocols import Forward, Prediction, log_likelihood
 from gptailor_merge.objectives.tasks.likelihood import takes_trees
 from gptailor_merge.scoring.passes import predictions_alone
@@ -142,8 +143,8 @@ def test_trees_rows_and_single_requests_ask_for_the_same(
     """Whatever texts share, however they are laid out, and in whatever parts they are computed."""
     sets = [item_set(str(n), one, trees=trees[n % len(trees)]) for n, one in enumerate(made)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(items_module, "FILLED", filled)
-        patch.setattr(items_module, "EVEN", even)
+        patch.setattr(packing, "FILLED", filled)
+        patch.setattr(packing, "EVEN", even)
         patch.setattr(batching, "PADDING", padding)
         whole = layout(sets, batch_tokens, device=CPU, rungs=rungs)
     expected = {str(n): [v for item in one for r in item for v in directly(r)] for n, one in enumerate(made)}
@@ -227,15 +228,6 @@ def test_short_rows_fill_a_sequence_and_long_ones_that_share_little_stay_apart()
     assert tokens_of(item_set("short", short, trees=True)) == [1 + 2 * 50]
     long = [options([0, *range(n, n + 200)], [1, 2]) for n in range(1000, 5000, 1000)]
     assert tokens_of(item_set("long", long, trees=True)) == [202] * 4
-
-
-def test_a_model_is_asked_on_the_longest_sequence_and_on_the_longest_text() -> None:
-    examples = list(range(300))
-    shared = [options([*examples, 1000 + n], [1], [2]) for n in range(20)]
-    deep = options(range(2000, 2310), [1, 2], [3, 4])
-    alone = options(range(3000, 3500), [1, 2])
-    assert probe(item_set("all", [deep, *shared, alone], trees=True)) == list(range(21))
-    assert probe(item_set("all", [alone], trees=True)) == []
 
 
 ITEMS: dict[str, Items] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.models.family import Family
-from gptailor_merge.objectives import costs
-from gptailor_merge.objectives.costs import DECODED, REPEATS, WARM_UP, cost
+from gptailor_merge.objectives import latency
+from gptailor_merge.objectives.costs import CostConfig, cache_name
+from gptailor_merge.objectives.kinds import Context
+from gptailor_merge.objectives.kv_cache import state_tensors
+from gptailor_merge.objectives.latency import DECODED, REPEATS, WARM_UP
 from gptailor_merge.objectives.protocols import ModelObjective
+from gptailor_merge.objectives.registry import config_class
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -27,7 +32,10 @@ KEPT = (0, 1, 2, 5, 6, 7)
 
 
 def made(kind: Any, *, dtype: torch.dtype = torch.bfloat16, tokens: int | None = None) -> ModelObjective:
-    return cost(kind, kind, dtype=dtype, device=CPU, tokens=tokens)
+    context = Context(None, Path(), lambda name: pytest.fail(name), CPU, dtype)  # type: ignore[arg-type]
+    config = config_class(kind).model_validate({"kind": kind, "tokens": tokens})
+    assert isinstance(config, CostConfig)
+    return config.cost(context)
 
 
 def value(objective: ModelObjective, model: Any) -> float:
@@ -91,8 +99,8 @@ def test_the_kv_cache_is_as_large_as_one_that_has_seen_the_context(
     _, _, model = composed(write_family(tmp_path, name)["base"], KEPT)
     with torch.inference_mode():
         output = model(torch.arange(tokens)[None], use_cache=True)
-    cache = output[costs._cache(output)]
-    held = sum(tensor.numel() for layer in cache.layers for tensor in costs._tensors(vars(layer)))
+    cache = output[cache_name(output)]
+    held = sum(tensor.numel() for layer in cache.layers for tensor in state_tensors(vars(layer)))
     for dtype in (torch.float32, torch.bfloat16):
         found = value(made("kv_cache", dtype=dtype, tokens=tokens), model)
         assert found == pytest.approx(held * dtype.itemsize / tokens)
@@ -126,7 +134,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(costs.time, "perf_counter", lambda: made.now)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: made.now)
     return made
 
 
@@ -193,7 +201,7 @@ def test_what_costs_depend_on() -> None:
     """Their fingerprints tell dtypes, contexts and prompts apart, but not names."""
     kinds: tuple[Any, ...] = ("parameters", "bytes", "kv_cache", "prefill_latency", "decode_latency")
     plain = [made(kind) for kind in kinds]
-    named = [cost(kind, "other", dtype=torch.bfloat16, device=CPU) for kind in kinds]
+    named = [replace(made(kind), name="other") for kind in kinds]  # type: ignore[type-var]
     assert [one.fingerprint for one in plain] == [one.fingerprint for one in named]
     assert len({one.fingerprint for one in plain}) == 5
     changed = {kind: made(kind, dtype=torch.float32).fingerprint != made(kind).fingerprint for kind in kinds}

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from gptailor_merge.calibration.batches import RUNGS
 from gptailor_merge.calibration.texts import TextSource, tokenize
 from gptailor_merge.models.family import Family
-from gptailor_merge.objectives.costs import cost
+from gptailor_merge.objectives.parameters import Parameters
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.protocols import UnitSet
 from gptailor_merge.objectives.repetition import Repetition, repetition
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.objectives.tasks.harness import encoder
-from gptailor_merge.objectives.tasks.likelihood import objective
+from gptailor_merge.objectives.tasks.task import objective_of
 from gptailor_merge.objectives.tasks.task_items import TaskSettings, load_items
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
@@ -58,13 +58,13 @@ def evaluator(loaded: Family, tokenizer: Any, tasks: Path, texts: dict[str, str]
     return evaluator_of(
         loaded,
         [
-            objective(choice, "margin", trees=True, lm=lm),
+            objective_of(choice, "margin", trees=True, lm=lm),
             Perplexity("perplexity", sets),
-            objective(generation, None, trees=False, lm=lm, batch_size=1),
+            objective_of(generation, None, trees=False, lm=lm, batch_size=1),
             repetition(
                 "repetition", sources, tokenizer, prompts=9, prompt_tokens=4, new_tokens=8, batch_size=2
             ),
-            cost("parameters", "parameters", dtype=torch.float32, device=CPU),
+            Parameters("parameters"),
         ],
         batch_tokens=64,
     )

@@ -201,7 +201,7 @@ execute(SearchConfig.load(here / "search.yml"), Run(here / "two"), torch.device(
     for name in (LOCAL, "two"):
         with Journal(Run(tmp_path / name).journal) as journal:
             rows = [replace(c, seconds=0.0) for c in (*journal.candidates(), *journal.repairs().values())]
-            journals.append((rows, journal.held_out(), journal.meta("gaps")))
+            journals.append((rows, journal.held_out(), journal.metadata().gaps))
     # The maps of repairs lie in the directory of each run.
     assert repr(journals[0]).replace(str(tmp_path / LOCAL), "") == repr(journals[1]).replace(
         str(tmp_path / "two"), ""

@@ -18,9 +18,9 @@ from gptailor_merge.calibration.texts import TextSource
 from gptailor_merge.errors import ConfigError, DataError
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.objectives.repetition import Repetition, repeated, repetition
-from gptailor_merge.objectives.tasks.generation import TaskGeneration
+from gptailor_merge.objectives.tasks.generated_answers import TaskGeneration
 from gptailor_merge.objectives.tasks.harness import encoder
-from gptailor_merge.objectives.tasks.likelihood import objective
+from gptailor_merge.objectives.tasks.task import objective_of
 from gptailor_merge.objectives.tasks.task_items import TaskSettings, load_items
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -71,7 +71,7 @@ def written(tasks: Path, **changed: Any) -> TaskSettings:
 
 def made_of(settings: TaskSettings, lm: Any, **options: Any) -> list[TaskGeneration]:
     items = load_items(settings, lm)
-    made = [objective(items, metric, trees=False, lm=lm, **options) for metric in METRICS]
+    made = [objective_of(items, metric, trees=False, lm=lm, **options) for metric in METRICS]
     assert all(isinstance(one, TaskGeneration) for one in made)
     return made  # type: ignore[return-value]
 
@@ -111,7 +111,7 @@ def test_all_filters_are_known(generation: TaskSettings, tokenizer: Any, member:
     items = load_items(generation, lm)
     assert items[0].metric(None) == items[0].metric("exact_match,strict")
     with pytest.raises(ConfigError) as caught:
-        objective(items, "exact_match,loose", trees=False, lm=lm)
+        objective_of(items, "exact_match,loose", trees=False, lm=lm)
     assert str(caught.value) == "task filtered: no such filter, found 'loose'; known are strict, voted"
 
 

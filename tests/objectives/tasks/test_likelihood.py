@@ -27,7 +27,8 @@ from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.protocols import Prediction
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.objectives.tasks.harness import encoder
-from gptailor_merge.objectives.tasks.likelihood import is_likeliest, margin, objective, takes_trees
+from gptailor_merge.objectives.tasks.likelihood import is_likeliest, margin, takes_trees
+from gptailor_merge.objectives.tasks.task import objective_of
 from gptailor_merge.objectives.tasks.task_items import TaskSettings, load_items
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -79,7 +80,7 @@ def likelihoods_of(loaded: Family, tokenizer: Any, tasks: Path) -> list[Any]:
     for task, metrics in METRICS.items():
         items = load_items(TaskSettings((task,), tasks), lm)
         trees = takes_trees(items, lambda batch: predictions_alone(base, batch), CPU)
-        found += [objective(items, metric, trees=trees, lm=lm) for metric in metrics]
+        found += [objective_of(items, metric, trees=trees, lm=lm) for metric in metrics]
     return found
 
 
@@ -134,7 +135,7 @@ def scores_on(directory: Path, tokenizer: Any, settings: TaskSettings, metric: s
     """Of a dense model, task by task."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     lm = encoder(directory, tokenizer)
-    made = objective(load_items(settings, lm), metric, trees=True, lm=lm, batch_size=4)
+    made = objective_of(load_items(settings, lm), metric, trees=True, lm=lm, batch_size=4)
     rungs = layout([s for s in made.sets if isinstance(s, TokenSet)], 256, device=CPU)
     return Passes([made], rungs).score(model)
 
@@ -214,9 +215,9 @@ def test_metrics_that_differ_are_no_objective(tokenizer: Any, member: Path, task
     with pytest.raises(
         ConfigError, match=r"differ in their metric: acc \(negated\), perplexity \(perplexity\)"
     ):
-        objective([choice, likelihood], None, trees=False, lm=lm)
+        objective_of([choice, likelihood], None, trees=False, lm=lm)
     with pytest.raises(ConfigError, match="answers are generated in tiny_generation only"):
-        objective([choice, generation], None, trees=False, lm=lm)
+        objective_of([choice, generation], None, trees=False, lm=lm)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,7 @@ def test_unknown_metrics_are_named(
     lm = encoder(member, tokenizer)
     items = load_items(TaskSettings(("tiny_choice",), tasks), lm)
     with pytest.raises(ConfigError) as caught:
-        objective(items, metric, trees=False, lm=lm)
+        objective_of(items, metric, trees=False, lm=lm)
     assert str(caught.value) == message
 
 
@@ -241,7 +242,7 @@ def test_a_metric_that_is_no_mean_is_refused(tokenizer: Any, member: Path, tasks
     metrics = [{"metric": "acc"}, {"metric": "mcc", "aggregation": "matthews_corrcoef"}]
     items = load_items(local(tasks, metric_list=metrics), lm)
     with pytest.raises(ConfigError) as caught:
-        objective(items, "mcc", trees=False, lm=lm)
+        objective_of(items, "mcc", trees=False, lm=lm)
     assert str(caught.value) == (
         "task local: mcc is aggregated by matthews_corrcoef, and a search needs a mean over items; "
         "its metrics are acc, mcc"

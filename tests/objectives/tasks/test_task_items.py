@@ -21,8 +21,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from tokenizers.processors import TemplateProcessing
 
 from gptailor_merge.errors import ConfigError, DataError
-from gptailor_merge.objectives.tasks.documents import part_of, stratified
 from gptailor_merge.objectives.tasks.harness import encoder, task_manager
+from gptailor_merge.objectives.tasks.questions import purpose_of, stratified
 from gptailor_merge.objectives.tasks.task_items import TaskItems, TaskSettings, load_items, splits_of
 from tests.objectives.tasks.test_likelihood import lm_eval_on, local, scores_on
 from tests.objectives.tasks.test_likelihood import member as member
@@ -155,7 +155,7 @@ def test_splits_by_default() -> None:
     """Searched on is what is not the test split, held out what is."""
     names = ("arc_easy", "piqa", "lambada_openai", "gsm8k")
     assert list(splits_of(TaskSettings(names)).values()) == ["validation", "validation", "test", "train"]
-    held_out = splits_of(TaskSettings(names, part="held_out"))
+    held_out = splits_of(TaskSettings(names, purpose="held_out"))
     assert list(held_out.values()) == ["test", "validation", "test", "test"]
     with pytest.raises(ConfigError) as caught:
         splits_of(TaskSettings(("piqa",), split="test"))
@@ -287,14 +287,16 @@ def test_each_beginning_of_a_stratified_order_has_each_stratum_in_its_share(
 
 def test_a_divided_split_gives_each_part_its_own_items(tokenizer: Any, member: Path, tasks: Path) -> None:
     divided = frozenset({"tiny_choice"})
-    parts = {
-        part: items_of(member, tokenizer, TaskSettings(("tiny_choice",), tasks, part=part, divided=divided))
-        for part in ("searched", "held_out")
+    sides = {
+        purpose: items_of(
+            member, tokenizer, TaskSettings(("tiny_choice",), tasks, purpose=purpose, divided=divided)
+        )
+        for purpose in ("searched", "held_out")
     }
-    assert sorted(n for items in parts.values() for n in items.ids) == list(range(12))
-    for part, items in parts.items():
-        assert {part_of(text) for text in items.documents} == {part}
-    other = TaskSettings(("tiny_choice",), tasks, part="held_out", divided=frozenset({"tiny_rolling"}))
+    assert sorted(n for items in sides.values() for n in items.ids) == list(range(12))
+    for purpose, items in sides.items():
+        assert {purpose_of(text) for text in items.documents} == {purpose}
+    other = TaskSettings(("tiny_choice",), tasks, purpose="held_out", divided=frozenset({"tiny_rolling"}))
     assert len(items_of(member, tokenizer, other).ids) == 12
 
 

@@ -1,34 +1,33 @@
-"""What an item of one of lm-eval's tasks is about, and which items are taken in which order."""
+"""What an item of one of lm-eval's tasks asks, and which items are taken in which order."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+
+from gptailor_merge.objectives.kinds import Purpose
 
 FEW_SHOT_SEED = 1234
 """lm-eval's default."""
 
 
 SEARCHED_SHARE = 0.5
-"""Of a split that is both searched on and held out."""
-
-
-Part = Literal["searched", "held_out"]
+"""Which share of a divided split the search gets; the rest is held out."""
 
 
 def content(task: Any, document: Any) -> list[Any]:
-    """What is asked, and what is right."""
+    """Returns what an item asks, what is right, and the options of a multiple choice."""
     has_choices = task.OUTPUT_TYPE == "multiple_choice"
     choices = [task.doc_to_choice(document)] if has_choices else []
     return [task.doc_to_text(document), task.doc_to_target(document), *choices]
 
 
 def text_of(task: Any, document: Any) -> str:
-    """What an item is about; equal for items that are the same question, whatever place its answer has."""
+    """Returns the text of an item, the same for the same question, wherever its answer stands."""
     if task.OUTPUT_TYPE != "multiple_choice":
         parts = content(task, document)
     else:
@@ -38,29 +37,36 @@ def text_of(task: Any, document: Any) -> str:
 
 
 def stratum_of(task: Any, document: Any) -> Any:
-    """Items alike in this are spread evenly: the place of the right answer."""
+    """Returns the place of an item's right answer; items that agree in it are spread evenly."""
     return right_options(task, document) if task.OUTPUT_TYPE == "multiple_choice" else None
 
 
 def right_options(task: Any, document: Any) -> tuple[int, ...]:
-    """Which options of a multiple-choice item are right, as lm-eval reads it; none where it is not said."""
-    given = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+    """Returns which options of a multiple choice are right, as lm-eval reads it; none where it is hidden."""
+    answer = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
     choices = task.doc_to_choice(document)
     places = [
-        choices.index(one) if isinstance(one, str) and one in choices else one
-        for one in (given if isinstance(given, (list, tuple)) else [given])
+        choices.index(option) if isinstance(option, str) and option in choices else option
+        for option in (answer if isinstance(answer, (list, tuple)) else [answer])
     ]
     return tuple(int(place) for place in places if isinstance(place, int) and 0 <= place < len(choices))
 
 
-def part_of(text: str) -> Part:
-    """On which side of a divided split an item falls: a matter of its text alone."""
+def purpose_of(text: str) -> Purpose:
+    """Returns which side of a divided split an item falls on, a matter of its text alone."""
     share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
     return "searched" if share < SEARCHED_SHARE else "held_out"
 
 
 def stratified(strata: Sequence[Any], seed: int) -> list[int]:
-    """A random order of which every beginning holds each stratum in about its share."""
+    """Returns a random order in which every beginning holds each stratum in about its share.
+
+    Args:
+        strata: of each item.
+
+    Returns:
+        Numbers of the items.
+    """
     rng = np.random.RandomState(seed)
     members: dict[Any, list[int]] = {}
     for number in rng.permutation(len(strata)).tolist():
@@ -68,15 +74,21 @@ def stratified(strata: Sequence[Any], seed: int) -> list[int]:
     # Each stratum is spread evenly over [0, 1], from a start of its own.
     starts = {stratum: rng.uniform() for stratum in sorted(members, key=str)}
     keyed = [
-        ((rank + starts[stratum]) / len(some), number)
-        for stratum, some in members.items()
-        for rank, number in enumerate(some)
+        ((rank + starts[stratum]) / len(numbers), number)
+        for stratum, numbers in members.items()
+        for rank, number in enumerate(numbers)
     ]
     return [number for _, number in sorted(keyed)]
 
 
 def set_up(task: Any, split: str, documents: list[Any], few_shot: int | None) -> None:
-    """Let a task put these items as lm-eval would, with their few-shot examples."""
+    """Makes a task ask these items as lm-eval would, with their few-shot examples.
+
+    Args:
+        split: where the items come from.
+        documents: the items.
+        few_shot: examples before each item; None keeps the task's own number.
+    """
     config = task.config
     if few_shot is not None and config.num_fewshot != 0:
         task.set_config(key="num_fewshot", value=few_shot)
@@ -93,15 +105,15 @@ def set_up(task: Any, split: str, documents: list[Any], few_shot: int | None) ->
 
 
 def _split_of_examples(task: Any) -> str | None:
-    """Where lm-eval draws few-shot examples from; None where it is no split."""
-    config, own = task.config, task.fewshot_cfg
-    if own.split is not None or own.samples is not None:
-        return own.split  # type: ignore[no-any-return]
+    """Returns the split that lm-eval draws few-shot examples from; None where it is no split."""
+    config, few_shot = task.config, task.fewshot_cfg
+    if few_shot.split is not None or few_shot.samples is not None:
+        return few_shot.split  # type: ignore[no-any-return]  # lm-eval has no types
     return config.training_split or config.validation_split or config.test_split  # type: ignore[no-any-return]
 
 
 def render_once(task: Any) -> None:
-    """lm-eval renders an item's templates whenever it is scored; they do not change."""
+    """Makes a task remember its rendered templates, which lm-eval renders anew for every score."""
     for name in ("doc_to_text", "doc_to_target", "doc_to_choice"):
         setattr(task, name, partial(_remembered, getattr(task, name), {}))
 
@@ -110,5 +122,5 @@ def _remembered(render: Any, known: dict[int, tuple[Any, Any]], document: Any, *
     if arguments:
         return render(document, *arguments)
     if id(document) not in known:
-        known[id(document)] = document, render(document)  # the document is held: its id stays its own
+        known[id(document)] = document, render(document)  # the document is held, so that its id stays its own
     return known[id(document)][1]
