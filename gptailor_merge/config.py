@@ -27,7 +27,8 @@ from gptailor_merge.objectives.configs import (
     TaskConfig,
     TextConfig,
 )
-from gptailor_merge.recipe.recipe import ModelName, Recipe
+from gptailor_merge.recipe.fields import ModelName
+from gptailor_merge.recipe.recipe import Recipe
 
 VERSIONED = ("gptailor-merge", "mergekit", "torch", "transformers", "nevergrad", "numpy", "lm-eval")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from gptailor_merge.digests import digest
 from gptailor_merge.errors import DataError
 
 
@@ -135,6 +135,5 @@ def tokenize(
     if length < 2:
         raise DataError(f"{source.location}: fewer than two tokens; nothing can be scored")
     starts = range(0, len(stream) - length + 1, length)
-    digest = hashlib.sha256(json.dumps([length, stream]).encode()).hexdigest()[:16]
     sequences = tuple(torch.tensor(stream[at : at + length]) for at in starts)
-    return TokenSet(name, sequences, digest, frozenset(documents - {""}))
+    return TokenSet(name, sequences, digest([length, stream]), frozenset(documents - {""}))

@@ -9,8 +9,6 @@ same word, are one sequence in the same way. A model that does not take trees ge
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.prefixes import Branches
+from gptailor_merge.digests import digest
 
 WORTHWHILE = 0.75
 """A tree stands for its texts where it has no more than this share of their tokens."""
@@ -165,7 +164,7 @@ def item_set(
     return ItemSet(
         name,
         tuple(row.ids for row in rows),
-        hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
+        digest(content),
         documents,
         trees,
         tuple(rows),

@@ -17,7 +17,8 @@ from gptailor_merge.composing.editing import Placed, edited
 from gptailor_merge.composing.exits import placed
 from gptailor_merge.methods.arithmetic import apply, name_in_layer
 from gptailor_merge.methods.conversion import convert
-from gptailor_merge.models.family import Family, Member
+from gptailor_merge.models.family import Family
+from gptailor_merge.models.member import Member
 from gptailor_merge.recipe.plan import SELECT, Operation, Slot
 
 DEFAULT_CACHE_BYTES = 2 * 1024**3

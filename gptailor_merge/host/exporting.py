@@ -26,7 +26,8 @@ from gptailor_merge.methods.arithmetic import name_in_layer
 from gptailor_merge.models.architecture import misfits, pruned
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.models.depth import DEPTH
-from gptailor_merge.models.family import Family, Member
+from gptailor_merge.models.family import Family
+from gptailor_merge.models.member import Member
 from gptailor_merge.recipe.plan import SELECT, Filtered, Operation, Plan, Scalar, Settings, Slot
 
 RECIPE = "recipe.yml"

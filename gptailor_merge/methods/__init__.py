@@ -1,1 +1,1 @@
-"""What we need to know of mergekit: methods, their arithmetic, conversions of checkpoints."""
+"""The thin layer over mergekit: its merge methods, their arithmetic, chat templates, checkpoint conversions."""

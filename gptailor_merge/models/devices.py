@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gptailor_merge.errors import ConfigError, FamilyError
-from gptailor_merge.models.family import Member
+from gptailor_merge.models.member import Member
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 

@@ -20,7 +20,7 @@ import torch
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.prefixes import State, advance
-from gptailor_merge.recipe.plan import MLP, SELECT, Edit, Operation, Plan, Slot
+from gptailor_merge.recipe.plan import MLP, SELECT, Component, Edit, Operation, Plan, Slot
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,6 @@ def with_edit(plan: Plan, position: int, edit: Edit) -> Plan:
 def _base(plan: Plan, depth: int) -> Plan:
     """The plan that is the base model."""
     as_it_is = Operation(SELECT, ((),))
-    ends = ((plan.base_model,), as_it_is)
+    ends = Component((plan.base_model,), as_it_is)
     slots = tuple(Slot(((plan.base_model, layer),), as_it_is) for layer in range(depth))
     return replace(plan, slots=slots, embeddings=ends, head=ends, tokenizer=plan.base_model)

@@ -15,7 +15,7 @@ from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.editing import save_map
 from gptailor_merge.composing.exits import placed
-from gptailor_merge.digests import digest_of
+from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import DataError, FamilyError, RecipeError
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
 from gptailor_merge.models.family import Family
@@ -244,7 +244,7 @@ def _split(sets: Sequence[TokenSet]) -> tuple[list[TokenSet], list[TokenSet]]:
 
 def _part(whole: TokenSet, sequences: Sequence[torch.Tensor]) -> TokenSet:
     content = torch.stack(list(sequences)).numpy().tobytes()
-    return replace(whole, sequences=tuple(sequences), digest=digest_of(content))
+    return replace(whole, sequences=tuple(sequences), digest=digest_of_bytes(content))
 
 
 def _moved(edit: Edit, out: Path) -> Edit:

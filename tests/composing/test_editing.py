@@ -13,7 +13,7 @@ from torch import nn
 from gptailor_merge.cli.recipe_table import comparison, rows
 from gptailor_merge.composing.editing import Placed, edited, from_json, load_map, save_map, to_json
 from gptailor_merge.composing.exits import _keeps_zero, exit_of, placed
-from gptailor_merge.digests import digest_of
+from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import FamilyError, RecipeError
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.models.family import Family
@@ -281,4 +281,4 @@ def test_a_file_without_a_map_is_refused(tmp_path: Path) -> None:
     save_file({"other": torch.eye(2)}, tmp_path / "f.safetensors")
     for file in (tmp_path / "f.safetensors", Path(__file__)):
         with pytest.raises(RecipeError, match="holds no map"):
-            load_map(str(file), digest_of(file.read_bytes()))
+            load_map(str(file), digest_of_bytes(file.read_bytes()))
