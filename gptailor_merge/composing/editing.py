@@ -57,7 +57,7 @@ def edited(placed: Collection[Placed], tensor: torch.Tensor, name: str) -> torch
 
 
 def _mapped(edit: Edit, tensor: torch.Tensor) -> torch.Tensor:
-    """Multiplies the repair map with a tensor; in float64 on the CPU, so that all devices give the same bits."""
+    """Returns map @ tensor, computed in float64 on the CPU, so that all devices give the same bits."""
     assert edit.digest is not None
     product = load_map(edit.file, edit.digest) @ tensor.to("cpu", torch.float64)
     return product.to(tensor.device, tensor.dtype)

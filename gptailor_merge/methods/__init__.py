@@ -1,1 +1,1 @@
-"""The thin layer over mergekit: its merge methods, their arithmetic, chat templates, checkpoint conversions."""
+"""A thin layer over mergekit: merge methods, their arithmetic, chat templates, checkpoint conversions."""

@@ -173,7 +173,7 @@ def _read_local(model: ModelId) -> tuple[Path, dict[str, Header]]:
 
 
 def _read_hub(model: ModelId) -> tuple[Path, dict[str, Header]]:
-    """Returns config and headers of a Hub model from the cache, or by reading only the headers from the Hub."""
+    """Returns config and headers of a Hub model, from the cache or by reading only the headers."""
     try:
         cached = huggingface_hub.snapshot_download(
             model.repo, revision=model.revision, allow_patterns=FILES, local_files_only=True

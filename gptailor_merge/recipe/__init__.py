@@ -1,1 +1,1 @@
-"""The language of recipes: YAML documents, plans, edits, and how they are put into words. Knows no weights."""
+"""The language of recipes: YAML documents, plans, edits and their wording. Knows no weights."""
