@@ -22,7 +22,7 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.session import prepare
 from gptailor_merge.search.baselines.problem import removal
-from tests.test_three_models import IDS, assert_three_equal
+from gptailor_merge.testing.three_models import IDS, assert_three_equal
 from tests.zoo import ZOO, write_family
 
 

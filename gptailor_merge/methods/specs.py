@@ -74,7 +74,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What a merge method takes.
+    """The inputs and the parameters that a merge method takes.
 
     Attributes:
         fewest: the smallest number of inputs, the base included.

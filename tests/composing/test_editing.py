@@ -21,10 +21,10 @@ from gptailor_merge.planning.check import check, check_with_family
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Edit
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.testing.three_models import IDS, assert_three_equal, compose
 from tests.conftest import recipe_of
 from tests.host.test_exporting import assert_same_model, run_plain, write_plain
 from tests.host.test_hook import SCRIPTS, assert_same_weights, run, write
-from tests.test_three_models import IDS, assert_three_equal, compose
 from tests.zoo import ZOO, config_of, write_family
 
 PARTS = ("attention", "mlp")

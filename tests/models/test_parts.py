@@ -12,8 +12,8 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.models.parts import mlp_filters
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.space.slots import parts
+from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import MakeFamily
-from tests.test_three_models import assert_three_equal
 from tests.zoo import ZOO, write_family
 
 LAYER = (

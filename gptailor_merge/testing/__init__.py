@@ -1,0 +1,1 @@
+"""Contract tests for extensions: inherit a suite in your own tests and supply what it asks for."""

@@ -1,0 +1,52 @@
+"""Writes tiny random models with tokenizers, for tests that need a family on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCABULARY = 64
+DEPTH = 5
+
+
+def write_member(
+    directory: Path,
+    seed: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    tied: bool = False,
+    vocabulary: int = VOCABULARY,
+    depth: int = DEPTH,
+    width: int = 16,
+) -> Path:
+    """Writes a random Llama with a tokenizer whose tokens are single characters; returns its directory."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=24,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    model.to(dtype).save_pretrained(directory)
+    core = Tokenizer(models.WordLevel({chr(32 + i): i for i in range(VOCABULARY)}, unk_token=" "))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=core, bos_token=" ", eos_token=" ").save_pretrained(directory)
+    return directory
+
+
+def write_family(root: Path) -> dict[str, str]:
+    """Writes a family of three members; returns name -> directory of base, math and code."""
+    return {name: str(write_member(root / name, seed)) for seed, name in enumerate(("base", "math", "code"))}
