@@ -43,9 +43,10 @@ class MergeMethodContract:
     source_parameters: Mapping[str, Any] = {}
     base_parameters: Mapping[str, Any] = {}
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def tiny_family(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-        return write_family(tmp_path_factory.mktemp("family"))
+        """Returns name -> directory of base, math and code, which are written once per session."""
+        return write_family(tmp_path_factory.getbasetemp() / "tiny-family")
 
     def slice_of(self, family: Mapping[str, str], first: int, past: int) -> dict[str, Any]:
         """Returns a slice that merges the layers from `first` up to, but not including, `past`."""

@@ -39,9 +39,10 @@ class LayerOperationContract:
     op: str
     fills_slots = True
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def tiny_family(self, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-        return write_family(tmp_path_factory.mktemp("family"))
+        """Returns name -> directory of base, math and code, which are written once per session."""
+        return write_family(tmp_path_factory.getbasetemp() / "tiny-family")
 
     def slice_of(self, family: Mapping[str, str], first: int, past: int) -> dict[str, Any]:
         """Returns a slice without problems that uses the layers from `first` to `past` of the members.

@@ -48,5 +48,10 @@ def write_member(
 
 
 def write_family(root: Path) -> dict[str, str]:
-    """Writes a family of three members; returns name -> directory of base, math and code."""
-    return {name: str(write_member(root / name, seed)) for seed, name in enumerate(("base", "math", "code"))}
+    """Writes a family of three members, unless it exists; returns name -> directory."""
+    names = ("base", "math", "code")
+    if not root.exists():
+        with staging(root) as directory:
+            for seed, name in enumerate(names):
+                write_member(directory / name, seed)
+    return {name: str(root / name) for name in names}
