@@ -27,7 +27,7 @@ from tests.zoo import ZOO, write_family
 
 
 def by_stock_mergekit(recipe: Recipe, out: Path) -> None:
-    """What `mergekit-yaml` does with the recipe's file, through the pydantic plug-in."""
+    """Does what `mergekit-yaml` does with the recipe's file, through the pydantic plug-in."""
     configuration = MergeConfiguration.model_validate(recipe.to_mapping())
     run_merge(configuration, str(out), MergeOptions(write_model_card=False, quiet=True))
 

@@ -1,4 +1,4 @@
-"""What the linter accepts merges and loads; what it refuses writes nothing."""
+"""Recipes that the linter accepts merge and load; those that it refuses write nothing."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ ORDER = (
     "documents",
     "errors",
 )
-"""From top to bottom; a module imports from its own entry and those below."""
+"""The rooms from top to bottom; a module imports from its own room and those below."""
 
 FILES = {str(file.relative_to(PACKAGE)): file for file in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(file.read_text()) for name, file in FILES.items()}

@@ -72,9 +72,9 @@ def placed(edits: Sequence[Edit], config: Mapping[str, Any], layer: int) -> tupl
         end = exit_of(config, layer, edit.part)
         label = f"the {edit.part} of layer {layer} of {config['model_type']}"
         if edit.digest is None and not end.keeps_zero:
-            raise FamilyError(f"{label} cannot be left out: {end.changed_by} makes no zeros of zeros")
+            raise FamilyError(f"{label} cannot be left out: {end.changed_by} does not return zeros for zeros")
         if edit.digest is not None and end.changed_by is not None:
-            raise FamilyError(f"{label} cannot be repaired: {end.changed_by} changes what it gives")
+            raise FamilyError(f"{label} cannot be repaired: {end.changed_by} changes its result")
         placed_edits.append(Placed(edit, end.tensors))
     return tuple(placed_edits)
 

@@ -25,7 +25,7 @@ class Stage:
 
     Attributes:
         name: the name of the intermediate model; None for the model itself.
-        kept: for each of the stage's layers a layer of the base that is of its kind.
+        kept: a layer of the base for each of the stage's layers, of the same kind.
         slices: the slices of the configuration.
     """
 

@@ -208,7 +208,7 @@ def _architecture(text: str) -> Architecture:
     model = on_meta(text)
     layers = layers_of(model)
     if len(layers) != json.loads(text)[DEPTH]:
-        raise FamilyError("its depth is said in a part of its config; only text models are supported")
+        raise FamilyError("only a part of its config states the depth; only text models are supported")
     prefix = next(name for name, module in model.named_modules() if module is layers) + "."
     tied = set(model.all_tied_weights_keys) if getattr(model.config, "tie_word_embeddings", False) else set()
     tensors = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}

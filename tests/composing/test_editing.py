@@ -34,7 +34,7 @@ NO_PART = {
     ("gpt_oss", "mlp"): EXPERTS,
     ("lfm2", "attention"): "expected one, found none in its layer",
 }
-"""Of the zoo's layer 3 of 8."""
+"""(architecture, part) of layer 3 of the zoo's 8 -> why the part has no exit."""
 NAMES = {"base": "org/base", "math": "org/math", "code": "org/code"}
 
 
