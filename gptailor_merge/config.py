@@ -18,7 +18,8 @@ from gptailor_merge.errors import ConfigError, Problem
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
 from gptailor_merge.objectives.sections import Data, Positive, Section, absolute_files, missing_files
-from gptailor_merge.recipe.recipe import ModelName, Recipe
+from gptailor_merge.recipe.fields import ModelName
+from gptailor_merge.recipe.recipe import Recipe
 
 VERSIONED = ("gptailor-merge", "mergekit", "torch", "transformers", "nevergrad", "numpy", "lm-eval")
 """Libraries that a result depends on."""

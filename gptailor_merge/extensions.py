@@ -17,7 +17,7 @@ class Registry(Mapping[str, T], Generic[T]):
     """Name -> extension. Another package's module is imported when its extension is first asked for.
 
     Args:
-        kind: what an extension is called in messages, e.g. "op".
+        kind: the word for an extension in messages, e.g. "op".
         group: the group of entry points; an entry point cannot replace a built-in extension.
         built_in: name -> extension, in the order of messages.
         error: raised for an unknown name and for an entry point that cannot be imported.

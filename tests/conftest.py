@@ -13,7 +13,7 @@ import yaml
 
 from gptailor_merge.testing.tiny_models import DEPTH as DEPTH
 from gptailor_merge.testing.tiny_models import VOCABULARY as VOCABULARY
-from gptailor_merge.testing.tiny_models import write_member
+from gptailor_merge.testing.tiny_models import write_member as write_member
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo"
 

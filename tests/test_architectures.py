@@ -22,12 +22,12 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.search.baselines.problem import removal
-from tests.test_three_models import IDS, assert_three_equal
+from gptailor_merge.testing.three_models import IDS, assert_three_equal
 from tests.zoo import ZOO, write_family
 
 
 def by_stock_mergekit(recipe: Recipe, out: Path) -> None:
-    """What `mergekit-yaml` does with the recipe's file, through the pydantic plug-in."""
+    """Does what `mergekit-yaml` does with the recipe's file, through the pydantic plug-in."""
     configuration = MergeConfiguration.model_validate(recipe.to_mapping())
     run_merge(configuration, str(out), MergeOptions(write_model_card=False, quiet=True))
 

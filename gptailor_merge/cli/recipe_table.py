@@ -12,8 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from gptailor_merge.planning.resolve import plan
-from gptailor_merge.recipe.plan import SELECT, Edit, Filtered, Operation, Scalar, Settings, Slot
+from gptailor_merge.recipe.grouping import runs
+from gptailor_merge.recipe.plan import Operation, Slot
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.recipe.wording import operation_text, range_text, source_text
 
 REMOVED = "removed"
 
@@ -58,7 +60,7 @@ def rows(recipe: Recipe) -> list[Row]:
             continue
         found += [_slots(run) for run in _runs(pending)]
         pending = []
-        cells = {source.model: _range(*source.layer_range) for source in part.sources}
+        cells = {source.model: range_text(*source.layer_range) for source in part.sources}
         found.append(Row("", cells, REMOVED))
     found += [_slots(run) for run in _runs(pending)]
     found.append(_component("head", resolved.head))
@@ -76,7 +78,7 @@ def comparison(first: Recipe, second: Recipe) -> list[Row]:
         if one.slots[a:b] == other.slots[c:d]:
             for run in _runs(list(enumerate(one.slots))[a:b]):
                 row, shift = _slots(run), c - a
-                there = _range(run[0][0] + shift, run[-1][0] + shift + 1)
+                there = range_text(run[0][0] + shift, run[-1][0] + shift + 1)
                 found.append(Row(row.label, row.cells, row.how, " ", there))
             continue
         found += [
@@ -146,71 +148,27 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
 
 
 def _runs(slots: Sequence[tuple[int, Slot]]) -> Iterator[list[tuple[int, Slot]]]:
-    """Neighbours that are made alike of layers that follow each other."""
-    run: list[tuple[int, Slot]] = []
-    for place, slot in slots:
-        if run and not _continues(run[-1][1], slot):
-            yield run
-            run = []
-        run.append((place, slot))
-    if run:
-        yield run
-
-
-def _continues(slot: Slot, following: Slot) -> bool:
-    after = tuple((model, layer + 1) for model, layer in slot.layers)
-    return (following.layers, following.operation, following.edits) == (after, slot.operation, slot.edits)
+    """Groups numbered slots that are made alike of layers that follow each other."""
+    for run in runs([slot for _, slot in slots]):
+        yield list(slots[run.start : run.stop])
 
 
 def _slots(run: Sequence[tuple[int, Slot]]) -> Row:
     operation = run[0][1].operation
     cells: dict[str, str] = {}
     for position, (model, first) in enumerate(run[0][1].layers):
-        own = f"{_range(first, first + len(run))}{_settings(operation, position)}"
+        own = source_text(range_text(first, first + len(run)), operation, position)
         cells[model] = f"{cells[model]}; {own}" if model in cells else own
-    how = " ".join([_how(operation), *map(_edit, run[0][1].edits)])
-    return Row(_range(run[0][0], run[-1][0] + 1), cells, how)
-
-
-def _edit(edit: Edit) -> str:
-    return f"without {edit.part}" if edit.digest is None else "repaired"
+    label = range_text(run[0][0], run[-1][0] + 1)
+    return Row(label, cells, operation_text(operation, run[0][1].edits))
 
 
 def _component(label: str, component: tuple[tuple[str, ...], Operation]) -> Row:
     models, operation = component
-    cells = {model: f"all{_settings(operation, position)}" for position, model in enumerate(models)}
-    return Row(label, cells, _how(operation))
+    cells = {model: source_text("all", operation, position) for position, model in enumerate(models)}
+    return Row(label, cells, operation_text(operation))
 
 
 def _described(component: tuple[tuple[str, ...], Operation]) -> str:
     row = _component("", component)
     return f"{row.how} of " + ", ".join(f"{model} {cell}" for model, cell in row.cells.items())
-
-
-def _range(first: int, past: int) -> str:
-    return str(first) if past == first + 1 else f"{first}-{past - 1}"
-
-
-def _how(operation: Operation) -> str:
-    name = "select" if operation.method == SELECT else operation.method
-    return " ".join([name, *_written(operation.shared)])
-
-
-def _settings(operation: Operation, position: int) -> str:
-    """What a source has of its own: its weight, and that it is the method's base."""
-    own = _written(operation.inputs[position])
-    if position == operation.base and operation.method != SELECT:
-        own.append("as base")
-    return "".join(f" {text}" for text in own)
-
-
-def _written(settings: Settings) -> list[str]:
-    return [
-        f"× {_value(value)}" if name == "weight" else f"{name}={_value(value)}" for name, value in settings
-    ]
-
-
-def _value(value: Scalar | Filtered) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(f"{v}" if f is None else f"{f}: {v}" for f, v in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -10,7 +10,9 @@ from gptailor_merge.hub.model_size import Size
 from gptailor_merge.hub.parents import LOCAL
 from gptailor_merge.hub.release import Release
 from gptailor_merge.objectives.scores import COSTS, TOTAL, Score
-from gptailor_merge.recipe.plan import SELECT, Operation, Plan, Slot
+from gptailor_merge.recipe.grouping import runs
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.recipe.wording import component_text, operation_text, range_text, source_text
 from gptailor_merge.runs.summary import FOUND
 
 THIS = "**this model**"
@@ -56,24 +58,21 @@ def removed_sentence(release: Release) -> str:
 def slots_table(plan: Plan) -> str:
     """What is in each layer of the model, those alike together."""
     rows = []
-    begun = 0
-    for place in range(1, len(plan.slots) + 1):
-        first = plan.slots[begun]
-        if place == len(plan.slots) or not _continues(first, plan.slots[place], place - begun):
-            label = _range(begun, place)
-            sources = (
-                f"{public(model)} {_range(layer, layer + place - begun)}{_own(first.operation, position)}"
-                for position, (model, layer) in enumerate(first.layers)
-            )
-            rows.append([label, _how(first), ", ".join(sources)])
-            begun = place
+    for run in runs(plan.slots):
+        slot = plan.slots[run.start]
+        sources = (
+            source_text(f"{public(model)} {range_text(layer, layer + len(run))}", slot.operation, position)
+            for position, (model, layer) in enumerate(slot.layers)
+        )
+        how = operation_text(slot.operation, slot.edits)
+        rows.append([range_text(run.start, run.stop), how, ", ".join(sources)])
     return markdown(["layer", "operation", "from layer"], rows, left=3)
 
 
 def outer_sentence(plan: Plan) -> str:
     """Where embeddings, head and tokenizer come from."""
     parts = [("embeddings", plan.embeddings), ("final norm and head", plan.head)]
-    said = [f"{name}: {_component(*component)}" for name, component in parts]
+    said = [f"{name}: {component_text(component, public)}" for name, component in parts]
     text = "; ".join([*said, f"tokenizer: {public(plan.tokenizer)}"]) + "."
     return text[0].upper() + text[1:]
 
@@ -195,36 +194,6 @@ def _model(name: str) -> str:
 def public(model: str) -> str:
     """A model of a published recipe, for people."""
     return "+".join(part.removeprefix(LOCAL).split("@")[0] for part in model.split("+"))
-
-
-def _continues(first: Slot, other: Slot, distance: int) -> bool:
-    shifted = tuple((model, layer + distance) for model, layer in first.layers)
-    return (other.layers, other.operation, other.edits) == (shifted, first.operation, first.edits)
-
-
-def _range(first: int, past: int) -> str:
-    return str(first) if past == first + 1 else f"{first}-{past - 1}"
-
-
-def _how(slot: Slot) -> str:
-    operation = slot.operation
-    name = "select" if operation.method == SELECT else f"merge: {operation.method}"
-    shared = [f"{key}={value}" for key, value in operation.shared]
-    edits = [f"without {edit.part}" if edit.digest is None else "repaired" for edit in slot.edits]
-    return " ".join([name, *shared, *edits])
-
-
-def _own(operation: Operation, position: int) -> str:
-    """What a source has of its own: its weight and the like, and that it is the method's base."""
-    own = [f"× {value}" if key == "weight" else f"{key}={value}" for key, value in operation.inputs[position]]
-    if position == operation.base and operation.method != SELECT:
-        own.append("(as base)")
-    return "".join(f" {text}" for text in own)
-
-
-def _component(models: Sequence[str], operation: Operation) -> str:
-    named = ", ".join(f"{public(model)}{_own(operation, place)}" for place, model in enumerate(models))
-    return named if operation.method == SELECT else f"{operation.method} of {named}"
 
 
 def _cell(text: str) -> str:

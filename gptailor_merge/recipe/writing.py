@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from gptailor_merge.recipe.fields import Conditional, Parameters
 from gptailor_merge.recipe.plan import SELECT, Settings, Slot
 from gptailor_merge.recipe.recipe import (
     BASE_MARK,
     REPAIR,
     REPAIR_DIGEST,
     WITHOUT,
-    Conditional,
-    Parameters,
     Slice,
     Source,
 )

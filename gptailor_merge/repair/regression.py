@@ -20,7 +20,7 @@ import torch
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.prefixes import State, advance
-from gptailor_merge.recipe.plan import MLP, SELECT, Edit, Operation, Plan, Slot
+from gptailor_merge.recipe.plan import MLP, SELECT, Component, Edit, Operation, Plan, Slot
 from gptailor_merge.repair.cuts import Cut, with_edit
 
 
@@ -114,6 +114,6 @@ class Climb:
 def _base_of(plan: Plan, depth: int) -> Plan:
     """Returns the plan of the base model."""
     select = Operation(SELECT, ((),))
-    ends = ((plan.base_model,), select)
+    ends = Component((plan.base_model,), select)
     slots = tuple(Slot(((plan.base_model, layer),), select) for layer in range(depth))
     return replace(plan, slots=slots, embeddings=ends, head=ends, tokenizer=plan.base_model)

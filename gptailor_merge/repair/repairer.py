@@ -14,7 +14,7 @@ from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.editing import save_map
 from gptailor_merge.composing.exits import placed
-from gptailor_merge.digests import digest_of
+from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import DataError, FamilyError
 from gptailor_merge.models.family import Family
 from gptailor_merge.objectives.perplexity import Perplexity
@@ -181,4 +181,4 @@ def _split(sets: Sequence[TokenSet]) -> tuple[list[TokenSet], list[TokenSet]]:
 
 def _part(whole: TokenSet, sequences: Sequence[torch.Tensor]) -> TokenSet:
     content = torch.stack(list(sequences)).numpy().tobytes()
-    return replace(whole, sequences=tuple(sequences), digest=digest_of(content))
+    return replace(whole, sequences=tuple(sequences), digest=digest_of_bytes(content))

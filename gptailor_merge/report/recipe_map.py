@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import SELECT, Filtered, Operation, Scalar, Slot
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.recipe.wording import component_text, method_text
 
 PALEST = 0.25
 """The shade of a layer with next to no weight."""
@@ -109,14 +110,7 @@ def outer(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
     resolved = plan(recipe)
     found = {"tokenizer": names.get(resolved.tokenizer, resolved.tokenizer)}
     for label in ("embeddings", "head"):
-        models, operation = getattr(resolved, label)
-        weights = [_weight(operation, position) for position in range(len(models))]
-        parts = [
-            names.get(model, model) + ("" if weight is None else f" × {weight:g}")
-            for model, weight in zip(models, weights, strict=True)
-        ]
-        method = "" if operation.method == SELECT else f"{operation.method} of "
-        found[label] = method + ", ".join(parts)
+        found[label] = component_text(getattr(resolved, label), lambda model: names.get(model, model))
     return {label: found[label] for label in ("embeddings", "head", "tokenizer")}
 
 
@@ -144,9 +138,8 @@ def _place(number: int, slot: Slot, names: Mapping[str, str]) -> Place:
             slot.layers, _shares(operation, weights), weights, strict=True
         )
     )
-    method = "select" if operation.method == SELECT else operation.method
     without = tuple(edit.part for edit in slot.edits if edit.digest is None)
-    return Place(slot.layers[0][1], number, takes, method, without)
+    return Place(slot.layers[0][1], number, takes, method_text(operation), without)
 
 
 def _weight(operation: Operation, position: int) -> float | None:

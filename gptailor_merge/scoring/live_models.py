@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
-from gptailor_merge.models.family import Family, Member
+from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_model, load_tokenizer
+from gptailor_merge.models.member import Member
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.recipe.recipe import Recipe
 

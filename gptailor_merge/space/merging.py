@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec
 
-from gptailor_merge.methods.specs import method_names, method_spec
+from gptailor_merge.methods.specs import BasePolicy, MethodSpec, method_names, method_spec
 from gptailor_merge.recipe.plan import SELECT, Operation, Settings
 from gptailor_merge.space.points import WEIGHTS, Array, scale, unscale
 
@@ -109,11 +108,11 @@ def _without_values(settings: Settings) -> Settings:
     )
 
 
-def _members(spec: MergeMethodSpec, share: Array) -> tuple[list[int], int | None]:
+def _members(spec: MethodSpec, share: Array) -> tuple[list[int], int | None]:
     """The members that a merge takes, and which of them is its base."""
     order = sorted(range(len(share)), key=lambda member: (-share[member], member))
-    at_most = spec.contract.max_inputs or spec.contract.max_non_base or len(order)
-    if spec.contract.base is BasePolicy.REQUIRED and at_most > 2:
+    at_most = spec.most or spec.most_besides_base or len(order)
+    if spec.base is BasePolicy.REQUIRED and at_most > 2:
         fewest = _fewest(spec) - 1
         others = [member for member in order if member != 0]
         chosen = [member for member in others if share[member] > 0.5]
@@ -123,15 +122,14 @@ def _members(spec: MergeMethodSpec, share: Array) -> tuple[list[int], int | None
     chosen = [member for member in order if share[member] > 0.5]
     fewest = _fewest(spec)
     chosen = sorted((chosen if len(chosen) >= fewest else order[:fewest])[:at_most])
-    return chosen, chosen[0] if spec.contract.base is BasePolicy.REQUIRED else None
+    return chosen, chosen[0] if spec.base is BasePolicy.REQUIRED else None
 
 
-def _fewest(spec: MergeMethodSpec) -> int:
+def _fewest(spec: MethodSpec) -> int:
     """How many models a merge takes at the least, the base included; never fewer than two."""
-    contract = spec.contract
-    return max(2, int(contract.min_inputs), int(contract.min_non_base or 0))
+    return max(2, spec.fewest, spec.fewest_besides_base or 0)
 
 
-def _spares_base(spec: MergeMethodSpec) -> bool:
+def _spares_base(spec: MethodSpec) -> bool:
     """Methods that may go without a base are searched without one; the base is no source then."""
-    return bool(spec.contract.base is BasePolicy.OPTIONAL)
+    return spec.base is BasePolicy.OPTIONAL

@@ -1,4 +1,4 @@
-"""Contract tests that whoever extends this package can inherit; they need pytest."""
+"""Contract tests for extensions, run by pytest: inherit a suite and supply what it asks for."""
 
 import pytest
 

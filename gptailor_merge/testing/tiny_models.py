@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from gptailor_merge.files import staging
+
 VOCABULARY = 64
 """The characters of ASCII from the space to the underscore."""
 
@@ -49,3 +51,13 @@ def write_member(
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     PreTrainedTokenizerFast(tokenizer_object=core, bos_token=" ", eos_token=" ").save_pretrained(directory)
     return directory
+
+
+def write_family(root: Path) -> dict[str, str]:
+    """Writes a family of three members, unless it exists; returns name -> directory."""
+    names = ("base", "math", "code")
+    if not root.exists():
+        with staging(root) as directory:
+            for seed, name in enumerate(names):
+                write_member(directory / name, seed)
+    return {name: str(root / name) for name in names}

@@ -58,7 +58,7 @@ def generation(family: dict[str, str]) -> tuple[Composer, list[Any]]:
 
 
 def hidden(model: Any) -> torch.Tensor:
-    """What the last layer gives when the model runs by itself."""
+    """The last layer's output when the model runs by itself."""
     caught = []
     hook = model.base_model.layers[-1].register_forward_hook(lambda *given: caught.append(given[2]))
     with torch.inference_mode():

@@ -12,8 +12,8 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.models.parts import mlp_filters
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.space.slots import parts
+from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import MakeFamily
-from tests.test_three_models import assert_three_equal
 from tests.zoo import ZOO, write_family
 
 LAYER = (
@@ -45,7 +45,7 @@ def test_layers_without_an_mlp_have_no_parts() -> None:
 
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_parts_are_those_of_their_members_to_the_bit(name: str, tmp_path: Path) -> None:
-    """On every architecture: in memory == written == loaded, and each tensor == that of its member."""
+    """Every architecture: in memory == written == loaded, and each tensor equals its member's."""
     family = write_family(tmp_path / "family", name)
     read = Family.load(family["base"], {"math": family["math"], "code": family["code"]})
     filters = mlp_filters(read.base.architecture.layers)

@@ -21,8 +21,8 @@ from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.summary import FOUND, Summary
 from gptailor_merge.search.candidates import Status
+from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import DEMO
-from tests.test_three_models import assert_three_equal
 
 CPU = torch.device("cpu")
 

@@ -18,8 +18,8 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.repaired_recipe import RECIPE, RepairedRecipe, repair_recipe
 from gptailor_merge.repair.repairer import RIDGES
 from gptailor_merge.space.space import Space
+from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import DEMO, recipe_of
-from tests.test_three_models import assert_three_equal
 
 CPU = torch.device("cpu")
 TEXTS = {name: str(DEMO / "calibration" / f"{name}.jsonl") for name in ("stories", "maths")}

@@ -9,7 +9,8 @@ from typing import Any
 
 from gptailor_merge.documents import suggest
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.models.family import Family, Member
+from gptailor_merge.models.family import Family
+from gptailor_merge.models.member import Member
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.space.space import Space
 

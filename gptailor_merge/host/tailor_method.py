@@ -1,8 +1,8 @@
-"""The `tailor` merge method: how mergekit executes one slot, and all we know of its method API.
+"""The `tailor` merge method, by which mergekit executes one slot.
 
-Lowering (recipe/lowering.py) turns every slot into a mergekit slice of one layer that carries its
-`Operation` as JSON in the parameter `slot`. mergekit hands the sources' tensors to `TailorMethod`,
-which calls `apply`; composing in memory calls the same `apply`. So both paths are one.
+lowering.py turns every slot into a mergekit slice of one layer that carries its `Operation` as JSON in
+the parameter `slot`. mergekit hands the sources' tensors to `TailorMethod`, which calls `apply`; composing
+in memory calls the same `apply`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ SLOT = "slot"
 
 
 EDITS = "edits"
-"""What is done to the layer then, as JSON; slots without edits have none."""
+"""The parameter that holds the slot's edits as JSON; slots without edits lack it."""
 
 
 CONFIG = "config"
-"""The one parameter of a lowered configuration as a whole: the model whose config it takes."""
+"""The only parameter of a lowered configuration as a whole: the model whose config it takes."""
 
 
 class TailorMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit has no types
-    """The method that mergekit looks up by `merge_method: tailor`, after lowering."""
+    """The method that mergekit looks up for `merge_method: tailor`, after lowering."""
 
     spec = MergeMethodSpec(
         name=TAILOR,
@@ -56,15 +56,15 @@ class TailorMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit has no t
     )
 
     def merge_group(self, group: TensorGroup, /, **parameters: Any) -> torch.Tensor:
-        """Apply the slot's operation; sources past the operation's own are padding (see lowering)."""
+        """Applies the slot's operation and edits; entries beyond its inputs are padding (see lowering)."""
         operation = Operation.from_json(parameters[SLOT])
-        wanted = len(operation.inputs)
-        if len(group.entries) < wanted:
+        count = len(operation.inputs)
+        if len(group.entries) < count:
             raise ValueError(
-                f"{group.metadata.name} is missing in {wanted - len(group.entries)} of the "
-                f"{wanted} models that the recipe merges it from"
+                f"{group.metadata.name} is missing in {count - len(group.entries)} of the "
+                f"{count} models that the recipe merges it from"
             )
-        entries: Sequence[TensorEntry] = [replace(e, is_base=False) for e in group.entries[:wanted]]
+        entries: Sequence[TensorEntry] = [replace(e, is_base=False) for e in group.entries[:count]]
         name = group.metadata.name or ""
         result = apply(operation, [e.tensor for e in entries], name)
         result = edited(from_json(parameters[EDITS]), result, name_in_layer(name))

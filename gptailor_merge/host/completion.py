@@ -1,4 +1,4 @@
-"""What becomes of a recipe that was made of somebody else's file."""
+"""Completes a recipe that was imported from another format: checks it and documents what is removed."""
 
 from __future__ import annotations
 
@@ -17,29 +17,33 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True)
 class Imported:
-    """A recipe, and what was decided where the file was silent, one sentence each."""
+    """An imported recipe.
+
+    Attributes:
+        notes: sentences about what was assumed where the file said nothing.
+    """
 
     recipe: Recipe
     notes: tuple[str, ...]
 
 
-def finish(document: Document, notes: Sequence[str]) -> Imported:
-    """Check a recipe's document, and write down in it what was removed.
+def complete(document: Document, notes: Sequence[str]) -> Imported:
+    """Checks a recipe's document and adds slices that document the removed layers.
 
     Raises:
-        RecipeError: see operations.problems.
+        RecipeError: the recipe has problems, see planning.resolve.problems.
     """
-    found = problems(Recipe.from_mapping(document)) or _filter_problems(document)
-    if found:
-        raise RecipeError(found)
+    mistakes = problems(Recipe.from_mapping(document)) or _filter_problems(document)
+    if mistakes:
+        raise RecipeError(mistakes)
     slices, base = document["slices"], document["base_model"]
     ends = [source["layer_range"][1] for part in slices for source in part["sources"]]
-    whole = with_removals(slices, base, depth_on_disk(base) or max(ends))
-    return Imported(Recipe.from_mapping({**document, "slices": whole}), tuple(notes))
+    all_slices = with_removals(slices, base, depth_on_disk(base) or max(ends))
+    return Imported(Recipe.from_mapping({**document, "slices": all_slices}), tuple(notes))
 
 
 def _filter_problems(document: Any, path: KeyPath = ()) -> list[Problem]:
-    """mergekit's filters see whole names (model.layers.3.mlp…), a recipe's what is behind the index."""
+    """Returns filters that mean whole layers: mergekit's see whole names, a recipe's names inside layers."""
     if isinstance(document, list):
         return [p for index, item in enumerate(document) for p in _filter_problems(item, (*path, index))]
     if not isinstance(document, Mapping):
