@@ -18,7 +18,7 @@ from gptailor_merge.host.materialize import RECIPE, is_of
 from gptailor_merge.hub.card import card_of
 from gptailor_merge.hub.parents import CARD
 from gptailor_merge.hub.release import RECORD, Release
-from gptailor_merge.report.card_pictures import draw_pictures
+from gptailor_merge.report.pictures import draw_pictures
 from gptailor_merge.runs.directory import RunDirectory
 
 DIRECTORY = "hub"

@@ -34,7 +34,7 @@ from gptailor_merge.hub.parents import languages_of
 from gptailor_merge.hub.release import MAPS, Release
 from gptailor_merge.objectives.configs import CostConfig, ObjectiveConfig, TextConfig
 from gptailor_merge.objectives.scores import COSTS, Score
-from gptailor_merge.report.card_pictures import Picture
+from gptailor_merge.report.pictures import Picture
 from gptailor_merge.runs.summary import FOUND
 from gptailor_merge.scoring.measures import reported
 

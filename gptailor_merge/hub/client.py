@@ -39,7 +39,7 @@ STALE = [WEIGHTS, INDEX, f"{PICTURES}/*"]
 
 
 @dataclass(frozen=True)
-class Target:
+class Destination:
     """Where to publish, and how.
 
     Attributes:
@@ -112,7 +112,7 @@ def check_name(repo_id: str) -> None:
 class Hub:
     """The Hub, for one push."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Destination) -> None:
         self._target = target
         self._api = HfApi(library_name="gptailor-merge", library_version=__version__)
 
@@ -235,7 +235,7 @@ def _stale(seen: Seen) -> list[str] | str | None:
     return "*" if seen.files or begins_as_main else None
 
 
-def _refuse_without_right(who: Mapping[str, Any], target: Target) -> None:
+def _refuse_without_right(who: Mapping[str, Any], target: Destination) -> None:
     """By what the Hub says of the token and of its owner's organisations.
 
     Raises:

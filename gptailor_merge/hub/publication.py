@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.hub.bundle import bundle, check_model
-from gptailor_merge.hub.client import Hub, Pushed, Target
+from gptailor_merge.hub.client import Destination, Hub, Pushed
 from gptailor_merge.hub.parents import licence_of, parents_of
 from gptailor_merge.hub.release import Release, members_of, release_of, search_digest
 from gptailor_merge.runs.directory import RunDirectory
@@ -26,7 +26,7 @@ class Publication:
         licence: chosen by the user; else the members' own.
     """
 
-    target: Target
+    target: Destination
     licence: str | None = None
 
     def check(self, settings: SearchConfig) -> None:

@@ -14,8 +14,8 @@ from plotly.offline import get_plotlyjs
 
 from gptailor_merge.files import write_beside
 from gptailor_merge.objectives.scores import TOTAL
-from gptailor_merge.report.page_figures import figures
-from gptailor_merge.report.page_style import FONT
+from gptailor_merge.report.interactive.charts import figures
+from gptailor_merge.report.interactive.layout import FONT
 from gptailor_merge.report.palette import DARK, LIGHT
 from gptailor_merge.report.sections import (
     duration,

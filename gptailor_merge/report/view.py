@@ -12,7 +12,7 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.scores import COSTS, TOTAL, UNITS, Score, Scores, natural
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.report.recipe_map import Agreement, Place, agreement, outer, places
-from gptailor_merge.report.trials import Box, Trial, trials
+from gptailor_merge.report.search_history import Box, Trial, trials
 from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.public import public, public_name
 from gptailor_merge.runs.record import Record, record

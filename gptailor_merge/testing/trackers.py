@@ -105,9 +105,7 @@ class TrackerContract:
         tracker.finish({"held_out/found/perplexity/total": 3.0})
         assert capfd.readouterr().out == ""
 
-    def test_no_path_is_sent(
-        self, factory: TrackerFactory, stored: Stored, directory: Path
-    ) -> None:
+    def test_no_path_is_sent(self, factory: TrackerFactory, stored: Stored, directory: Path) -> None:
         tracker = factory(directory, directory.name, SETTINGS)
         tracker.log(0, {"loss": 0.5})
         tracker.finish({"held_out/found/perplexity/total": 3.0})

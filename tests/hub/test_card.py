@@ -33,7 +33,7 @@ from gptailor_merge.objectives.costs import cost
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.report.card_pictures import Picture
+from gptailor_merge.report.pictures import Picture
 from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal

@@ -16,6 +16,7 @@ from gptailor_merge.objectives.scores import TOTAL
 from gptailor_merge.report.palette import LIGHT as THEME
 from gptailor_merge.report.palette import mixed, readable
 from gptailor_merge.report.recipe_map import PALEST, cell, slot_number
+from gptailor_merge.report.search_history import span
 from gptailor_merge.report.sections import (
     MOST_NUMBERED,
     Section,
@@ -27,7 +28,6 @@ from gptailor_merge.report.sections import (
     sections,
     wrapped,
 )
-from gptailor_merge.report.trials import span
 from gptailor_merge.report.view import BASE, HeldOut, RunView, view
 from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.summary import FOUND

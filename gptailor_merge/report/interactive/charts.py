@@ -8,9 +8,10 @@ from typing import Any
 import plotly.graph_objects as go
 
 from gptailor_merge.objectives.scores import TOTAL
-from gptailor_merge.report.page_maps import agreement, recipe_map
-from gptailor_merge.report.page_style import FRAME, ROW, empty
+from gptailor_merge.report.interactive.heatmaps import agreement, recipe_map
+from gptailor_merge.report.interactive.layout import FRAME, ROW, empty
 from gptailor_merge.report.palette import Theme
+from gptailor_merge.report.search_history import span
 from gptailor_merge.report.sections import (
     OTHER_LINES,
     OTHER_MARKS,
@@ -25,7 +26,6 @@ from gptailor_merge.report.sections import (
     sections,
     wrapped,
 )
-from gptailor_merge.report.trials import span
 from gptailor_merge.report.view import BASE, HeldOut, RunView
 from gptailor_merge.runs.summary import FOUND
 

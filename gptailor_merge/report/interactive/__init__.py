@@ -1,0 +1,1 @@
+"""The figures of a run's page, drawn by plotly in the browser."""
