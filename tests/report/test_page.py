@@ -12,9 +12,10 @@ import plotly.graph_objects as go
 import pytest
 
 from gptailor_merge.errors import InputError
-from gptailor_merge.report.page import Content, content, page, write_report
+from gptailor_merge.report.formatting import wrapped
+from gptailor_merge.report.page import content, page, write_report
 from gptailor_merge.report.palette import DARK, LIGHT, Theme, contrast, mixed, readable
-from gptailor_merge.report.sections import sections, wrapped
+from gptailor_merge.report.sections import sections
 from gptailor_merge.report.view import view
 from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.summary import summarize
@@ -223,7 +224,7 @@ def test_a_map_that_is_too_wide_is_scrolled_and_the_page_is_not(
 
 def test_a_page_without_figures_is_a_page(chromium: Any, tmp_path: Path) -> None:
     """Before the first candidate."""
-    shown: Content = content(view(write(tmp_path / "run", one_recipe()[:1], done=False)))
+    shown: PageContent = content(view(write(tmp_path / "run", one_recipe()[:1], done=False)))
     file = tmp_path / "page.html"
     file.write_text(page(shown), encoding="utf-8")
     with opened(chromium, file.as_uri(), width=375, scheme="light") as (tab, seen):

@@ -1,1 +1,1 @@
-"""The figures of a run's page, drawn by plotly in the browser."""
+"""Draws the figures of a run's page with plotly."""

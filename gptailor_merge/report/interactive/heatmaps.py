@@ -1,60 +1,77 @@
-"""Slots and layers by members, by plotly: the map of a recipe, and what good recipes agree on."""
+"""Draws the heatmaps of a run's page: the map of its recipe, and what good recipes agree on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from gptailor_merge.report.interactive.layout import FRAME, ROW, empty
+from gptailor_merge.report.interactive.layout import FRAME, ROW, empty_figure
 from gptailor_merge.report.palette import Theme, mixed, readable
 from gptailor_merge.report.recipe_map import PALEST, Place, Take, cell, slot_number
 from gptailor_merge.report.sections import MOST_NUMBERED, map_labels
 from gptailor_merge.report.view import RunView
 
 NUMBER = 11
-"""Size of the numbers in cells."""
+"""Pixels of the numbers in cells."""
 
 
-def recipe_map(view: RunView, theme: Theme) -> go.Figure:
+class CellTexts(NamedTuple):
+    """The texts in one row of a heatmap.
+
+    Attributes:
+        texts: one for each column; an empty one is not drawn.
+        grounds: the colours that the texts stand on.
+    """
+
+    row: int
+    texts: list[str]
+    grounds: list[str]
+
+
+def recipe_heatmap(view: RunView, theme: Theme) -> go.Figure:
+    """Draws the map of the best recipe: a column for each place, a row for each member."""
     names = [member.name for member in view.members]
     colours = theme.members(names)
     places = view.places
-    figure = empty(theme, FRAME + ROW * (len(names) + 1))
+    figure = empty_figure(theme, FRAME + ROW * (len(names) + 1))
     rows = ["slot", *names]
     numbered = len(places) <= MOST_NUMBERED
-    written: list[tuple[int, list[str], list[str]]] = []
+    texts: list[CellTexts] = []
     for row, name in enumerate(names, 1):
-        taken = [[take for take in place.takes if take.member == name] for place in places]
-        shades = [PALEST + (1 - PALEST) * max(t.share for t in some) if some else 0.0 for some in taken]
+        by_place = [[take for take in place.takes if take.member == name] for place in places]
+        shades = [
+            PALEST + (1 - PALEST) * max(take.share for take in takes) if takes else 0.0 for takes in by_place
+        ]
+        hover = [_hover(place, name, takes) for place, takes in zip(places, by_place, strict=True)]
         figure.add_trace(
-            _heat(
+            _heatmap(
                 [shades],
                 colours[name],
                 theme.tile,
                 y=[row],
                 x=list(range(len(places))),
-                hovertext=[[_told(place, name, some) for place, some in zip(places, taken, strict=True)]],
+                hovertext=[hover],
                 hoverinfo="text",
                 name=name,
             )
         )
-        texts = [cell(place, some) for place, some in zip(places, taken, strict=True)]
-        written.append((row, texts, [mixed(theme.tile, colours[name], shade) for shade in shades]))
-    _write(figure, written)
-    gone = [column for column, place in enumerate(places) if place.slot is None]
+        cells = [cell(place, takes) for place, takes in zip(places, by_place, strict=True)]
+        texts.append(CellTexts(row, cells, [mixed(theme.tile, colours[name], shade) for shade in shades]))
+    _write_texts(figure, texts)
+    removed = [column for column, place in enumerate(places) if place.slot is None]
     figure.add_trace(
         go.Scatter(
-            x=[column for column in gone for _ in names],
-            y=[row for _ in gone for row in range(1, len(rows))],
+            x=[column for column in removed for _ in names],
+            y=[row for _ in removed for row in range(1, len(rows))],
             mode="markers",
             marker={
                 "symbol": "x-thin",
                 "size": 9 if numbered else 5,
                 "line": {"color": theme.muted, "width": 1.5},
             },
-            hovertext=[f"layer {places[column].layer} is removed" for column in gone for _ in names],
+            hovertext=[f"layer {places[column].layer} is removed" for column in removed for _ in names],
             hoverinfo="text",
         )
     )
@@ -69,76 +86,77 @@ def recipe_map(view: RunView, theme: Theme) -> go.Figure:
             hoverinfo="skip",
         )
     )
-    _columns(figure, [str(place.layer) for place in places], rows)
+    _label_axes(figure, [str(place.layer) for place in places], rows)
     return figure
 
 
-def _told(place: Place, name: str, taken: Sequence[Take]) -> str:
-    if place.slot is None:
-        return f"layer {place.layer} is removed"
-    if not taken:
-        return f"slot {place.slot}: nothing of {name}"
-    parts = [
-        f"layer {take.layer} of {name}" + ("" if take.weight is None else f", weight {take.weight:g}")
-        for take in taken
+def agreement_heatmap(view: RunView, theme: Theme) -> go.Figure:
+    """Draws the share of good recipes that keep each layer, and that take it from each member."""
+    agreement = view.agreement
+    assert agreement is not None
+    rows = ["kept", *agreement.taken]
+    shares = [agreement.kept, *agreement.taken.values()]
+    figure = empty_figure(theme, FRAME + ROW * len(rows))
+    hover = [
+        [f"{name}, layer {layer}: {share:.0%} of {agreement.recipes}" for layer, share in enumerate(row)]
+        for name, row in zip(rows, shares, strict=True)
     ]
-    without = "".join(f", without {part}" for part in place.without)
-    return f"slot {place.slot}: {'; '.join(parts)}<br>{place.method}{without}"
-
-
-def agreement(view: RunView, theme: Theme) -> go.Figure:
-    made = view.agreement
-    assert made is not None
-    rows = ["kept", *made.taken]
-    shares = [made.kept, *made.taken.values()]
-    labels = [str(layer) for layer in range(view.depth)]
-    figure = empty(theme, FRAME + ROW * len(rows))
     figure.add_trace(
-        _heat(
+        _heatmap(
             [list(row) for row in shares],
             theme.accent,
             theme.tile,
             x=list(range(view.depth)),
             y=list(range(len(rows))),
-            hovertext=[
-                [f"{name}, layer {layer}: {share:.0%} of {made.recipes}" for layer, share in enumerate(row)]
-                for name, row in zip(rows, shares, strict=True)
-            ],
+            hovertext=hover,
             hoverinfo="text",
         )
     )
-    _write(
+    _write_texts(
         figure,
         [
-            (
+            CellTexts(
                 row,
-                [f"{share:.0%}".removesuffix("%") if share else "" for share in of_row],
-                [mixed(theme.tile, theme.accent, share) for share in of_row],
+                [f"{share:.0%}".removesuffix("%") if share else "" for share in by_layer],
+                [mixed(theme.tile, theme.accent, share) for share in by_layer],
             )
-            for row, of_row in enumerate(shares)
+            for row, by_layer in enumerate(shares)
         ],
     )
-    for column, row in _chosen(view, rows):
+    for column, row in _choices_of_best(view, rows):
         frame = {"x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
         figure.add_shape(type="rect", line={"color": theme.ink, "width": 1.5}, **frame)
-    _columns(figure, labels, rows)
+    _label_axes(figure, [str(layer) for layer in range(view.depth)], rows)
     return figure
 
 
-def _chosen(view: RunView, rows: Sequence[str]) -> list[tuple[int, int]]:
-    """(layer, row) of what the best recipe does."""
-    found = {(place.layer, 0) for place in view.places if place.slot is not None}
-    found |= {(take.layer, rows.index(take.member)) for place in view.places for take in place.takes}
-    return sorted(found)
+def _hover(place: Place, name: str, takes: Sequence[Take]) -> str:
+    if place.slot is None:
+        return f"layer {place.layer} is removed"
+    if not takes:
+        return f"slot {place.slot}: nothing of {name}"
+    parts = [
+        f"layer {take.layer} of {name}" + ("" if take.weight is None else f", weight {take.weight:g}")
+        for take in takes
+    ]
+    without = "".join(f", without {part}" for part in place.without)
+    return f"slot {place.slot}: {'; '.join(parts)}<br>{place.method}{without}"
 
 
-def _columns(figure: go.Figure, labels: Sequence[str], rows: Sequence[str]) -> None:
-    """Axes of a map: a column each, rows from the top."""
-    step = 1 if len(labels) <= MOST_NUMBERED else 5
+def _choices_of_best(view: RunView, rows: Sequence[str]) -> list[tuple[int, int]]:
+    """Returns (layer, row) of every cell that the best recipe chooses."""
+    cells = {(place.layer, 0) for place in view.places if place.slot is not None}
+    cells |= {(take.layer, rows.index(take.member)) for place in view.places for take in place.takes}
+    return sorted(cells)
+
+
+def _label_axes(figure: go.Figure, columns: Sequence[str], rows: Sequence[str]) -> None:
+    """Labels the columns, and the rows from the top."""
+    step = 1 if len(columns) <= MOST_NUMBERED else 5
     figure.update_xaxes(
-        tickvals=list(range(0, len(labels), step)),
-        ticktext=list(labels)[::step],
-        range=[-0.5, len(labels) - 0.5],
+        tickvals=list(range(0, len(columns), step)),
+        ticktext=list(columns)[::step],
+        range=[-0.5, len(columns) - 0.5],
         showgrid=False,
         tickangle=0,
         tickfont={"size": NUMBER},
@@ -153,26 +171,22 @@ def _columns(figure: go.Figure, labels: Sequence[str], rows: Sequence[str]) -> N
     )
 
 
-def _write(figure: go.Figure, rows: Sequence[tuple[int, list[str], list[str]]]) -> None:
-    """Texts into the cells, where there is room for them.
-
-    Args:
-        rows: (row, its texts, the colours that they stand on).
-    """
+def _write_texts(figure: go.Figure, rows: Sequence[CellTexts]) -> None:
+    """Writes texts into the cells, unless there are too many columns to have room for them."""
     cells = [
-        (column, row, text, readable(ground))
-        for row, texts, grounds in rows
-        for column, (text, ground) in enumerate(zip(texts, grounds, strict=True))
+        (column, row.row, text, readable(ground))
+        for row in rows
+        for column, (text, ground) in enumerate(zip(row.texts, row.grounds, strict=True))
         if text
     ]
-    if not cells or len(rows[0][1]) > MOST_NUMBERED:
+    if not cells or len(rows[0].texts) > MOST_NUMBERED:
         return
     x, y, text, inks = zip(*cells, strict=True)
     font = {"color": list(inks), "size": NUMBER}
     figure.add_trace(go.Scatter(x=x, y=y, text=text, textfont=font, mode="text", hoverinfo="skip"))
 
 
-def _heat(z: Sequence[Sequence[float | None]], colour: str, ground: str, **more: Any) -> go.Heatmap:
+def _heatmap(z: Sequence[Sequence[float | None]], colour: str, ground: str, **options: Any) -> go.Heatmap:
     return go.Heatmap(
         z=z,
         zmin=0,
@@ -181,5 +195,5 @@ def _heat(z: Sequence[Sequence[float | None]], colour: str, ground: str, **more:
         showscale=False,
         xgap=2,
         ygap=2,
-        **more,
+        **options,
     )
