@@ -213,8 +213,8 @@ def _front(view: RunView) -> Iterator[FigureSection]:
             else ""
         )
         caption = (
-            f"The {len(view.front)} recipes that no other recipe beats in every objective, on the calibration "
-            f"set; grey: all others that were scored on everything.{more}{_sets_of_axes(view)}"
+            f"The {len(view.front)} recipes that no other recipe beats in every objective, on the "
+            f"calibration set; grey: all others that were scored on everything.{more}{_sets_of_axes(view)}"
         )
         legend = [LegendKey("the front", "disc", "accent"), LegendKey("taken", "ring", "ink")]
         if view.beaten:
@@ -256,14 +256,16 @@ def _agreement(view: RunView) -> Iterator[FigureSection]:
     agreement = view.agreement
     if agreement is None:
         return
-    good = f"{agreement.recipes} recipes of the front" if view.axes else f"best {agreement.recipes} recipes"
-    always = tuple(layer for layer, share in enumerate(agreement.kept) if share == 1)
-    which = "" if view.axes else " (a tenth of those scored on everything)"
+    count = agreement.recipes
+    best = "the best recipe" if count == 1 else f"the best {count} recipes"
+    good = f"the {count} recipes of the front" if view.axes else best
+    tenth = "" if view.axes else " (a tenth of those scored on everything)"
     caption = (
-        f"How many of the {good}{which} keep a layer, and how many take it from each model, in %. "
+        f"Choices of {good}{tenth}: the share in % that keeps a layer, and that takes it from each model. "
         "Framed: the choices of the best recipe."
     )
-    alt = f"The {good} all keep the layers {listed(always)}" if always else f"Agreement of the {good}"
+    always = [layer for layer, share in enumerate(agreement.kept) if share == 1]
+    alt = f"Choices of {good}" + (f"; all keep the layers {listed(always)}" if always else "")
     chart = Chart("agreement", alt, map_width(view, view.depth))
     yield FigureSection("agreement", "What good recipes agree on", caption, (chart,))
 

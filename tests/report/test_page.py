@@ -13,7 +13,7 @@ import pytest
 
 from gptailor_merge.errors import InputError
 from gptailor_merge.report.formatting import wrapped
-from gptailor_merge.report.page import content, page, write_report
+from gptailor_merge.report.page import PageContent, content, page, write_report
 from gptailor_merge.report.palette import DARK, LIGHT, Theme, contrast, mixed, readable
 from gptailor_merge.report.sections import sections
 from gptailor_merge.report.view import view
