@@ -13,9 +13,6 @@ TAGS = ("mergekit", "merge")
 """The Hub's tags for what mergekit made."""
 
 
-LINK = "[mergekit](https://github.com/arcee-ai/mergekit)"
-
-
 STOCK_COMMAND = f"mergekit-yaml {RECIPE} DIR   # stock mergekit, with gptailor-merge installed"
 """Builds a published model with mergekit's own command."""
 

@@ -25,7 +25,8 @@ from gptailor_merge.host.materialize import materialize
 from gptailor_merge.hub import card as card_module
 from gptailor_merge.hub import card_tables
 from gptailor_merge.hub.bundle import bundle
-from gptailor_merge.hub.card import TAGS, card_of, template
+from gptailor_merge.hub.card import card_of, template
+from gptailor_merge.hub.card_metadata import TAGS
 from gptailor_merge.hub.card_tables import markdown
 from gptailor_merge.hub.model_size import size_of
 from gptailor_merge.hub.release import Release, release_of
@@ -250,7 +251,7 @@ def test_what_is_not_known_is_left_out(plain: Release) -> None:
     assert "## Latency" not in card.text
     assert "![" not in card.text
     assert "[!WARNING]" not in card.text
-    assert "Kept out were" not in card.text
+    assert "beyond these limits" not in card.text
 
 
 def test_what_was_searched_on_and_how(of_tasks: Release) -> None:
