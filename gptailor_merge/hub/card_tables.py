@@ -154,9 +154,9 @@ def _held_out(release: Release, name: str, sets: Sequence[str]) -> HeldOutTable:
         by_set = scores.get(name)
         if by_set is None or not all(set_name in by_set for set_name in sets):
             continue
-        shown = list(_columns(by_set, sets))
-        errors = errors or any(score.natural_error is not None for score in shown)
-        rows.append([_with_layers(model, release), *map(_scored, shown)])
+        columns = list(_columns(by_set, sets))
+        errors = errors or any(score.natural_error is not None for score in columns)
+        rows.append([_with_layers(model, release), *map(_scored, columns)])
     counts = [score.count for score in _columns(release.held_out[FOUND][name], sets)]
     rows.append([_counted(release, name, sets), *(f"{count:,.0f}" for count in counts)])
     several = [TOTAL] if len(sets) > 1 else []

@@ -206,10 +206,10 @@ class Hub:
         files = tuple(name for name in names if name != ATTRIBUTES)
         is_ours = RECORD in files and self._run_of(str(info.sha)) == search
         if files and not (is_ours or destination.overwrite or destination.proposes):
-            shown = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+            first_files = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
             raise ConfigError(
-                f"{destination.repo_id} was filled by another run or person ({shown}); choose another name "
-                "or --revision, propose it with --create-pr, or replace what is there with --overwrite"
+                f"{destination.repo_id} was filled by another run or person ({first_files}); choose another "
+                "name or --revision, propose it with --create-pr, or replace what is there with --overwrite"
             )
         return RepositoryState(True, info.sha, files, is_ours)
 

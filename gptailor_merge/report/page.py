@@ -146,8 +146,8 @@ def _tiles(run_view: RunView) -> Iterator[Tile]:
         yield Tile("Parameters", short(after), f"of {short(before)}, {signed(after / before - 1, '.1%')}")
     scores = total(run_view)
     if scores is not None and BASE in scores.scores:
-        found, base = (scores.scores[model].natural for model in (FOUND, BASE))
-        yield Tile(f"Held-out {plain(scores.objective)}", number(found), f"base {number(base)}")
+        new, old = (scores.scores[model].natural for model in (FOUND, BASE))
+        yield Tile(f"Held-out {plain(scores.objective)}", number(new), f"base {number(old)}")
     elif run_view.loss is not None and not run_view.axes:
         yield Tile("Loss", number(run_view.loss), "on the calibration set")
     counts = run_view.counts

@@ -1,4 +1,4 @@
-"""The colours of the figures, light and dark.
+"""Defines the colours of the figures, light and dark.
 
 The hues of the members are M. Okabe and K. Ito's, which people with any colour vision can tell apart. Text
 has a contrast of at least 4.5 to its background.

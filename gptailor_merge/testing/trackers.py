@@ -1,7 +1,6 @@
-"""The contract of trackers.
+"""Tests that every tracker must pass.
 
-A package that offers a tracker inherits `TrackerContract` in a test module of its own and supplies three
-fixtures:
+A package that offers a tracker inherits `TrackerContract` in its tests and supplies three fixtures:
 
     class TestMyTracker(TrackerContract):
         @pytest.fixture
@@ -35,26 +34,26 @@ SETTINGS: TrackerSettings = {"optimizer": "default", "budget": 6, "target/layers
 
 
 class TrackerContract:
-    """Tests that a tracker keeps what the search relies on."""
+    """Tests what a search relies on."""
 
     @pytest.fixture
     def factory(self) -> TrackerFactory:
-        """The class or function that makes the tracker."""
+        """Returns the class or function that makes the tracker."""
         raise NotImplementedError("a contract suite needs the fixture `factory`")
 
     @pytest.fixture
     def records(self) -> Records:
-        """A function that reads back what was logged."""
+        """Returns a function that reads back what was logged."""
         raise NotImplementedError("a contract suite needs the fixture `records`")
 
     @pytest.fixture
     def stored(self) -> Stored:
-        """A function that returns everything that was sent or written."""
+        """Returns a function that collects everything that was sent or written."""
         raise NotImplementedError("a contract suite needs the fixture `stored`")
 
     @pytest.fixture
     def directory(self, tmp_path: Path) -> Path:
-        """A run directory whose path would tell of its owner."""
+        """Makes a run directory whose path would give its owner away."""
         directory = tmp_path / "secret-home" / "contract-run"
         directory.mkdir(parents=True)
         return directory
@@ -69,10 +68,10 @@ class TrackerContract:
         assert list(records(directory)["loss"]) == [(0, 0.5), (1, 0.75), (2, 0.25)]
         assert [value for _, value in records(directory)["tokens"]] == [100, 200, 300]
 
-    def test_steps_may_be_left_out_and_keys_may_come_late(
+    def test_each_step_may_have_other_keys(
         self, factory: TrackerFactory, records: Records, directory: Path
     ) -> None:
-        """A resumed search begins at a later candidate, and a failed candidate has no loss."""
+        """Steps ascend and may have gaps; a candidate that failed has no scores."""
         tracker = factory(directory, directory.name, SETTINGS)
         tracker.log(3, {"tokens": 100})
         tracker.log(7, {"tokens": 200, "scores/kl": 0.5})

@@ -211,7 +211,7 @@ def test_a_dtype_that_is_not_the_stored_one(model: Path) -> None:
 
 
 def test_a_layer_that_reads_the_cache_of_another(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a model composed of layers that kept their old index."""
+    """A model composed of layers that kept their old index would do this."""
 
     def confused(directory: Path) -> Reloaded:
         loaded = reload(directory)
@@ -235,7 +235,7 @@ def test_a_layer_that_reads_the_cache_of_another(model: Path, monkeypatch: pytes
 def test_a_forward_that_goes_wrong(
     model: Path, monkeypatch: pytest.MonkeyPatch, head: torch.nn.Module, message: str
 ) -> None:
-    """As architectures may whose config transformers believes."""
+    """An architecture whose config transformers believes may still have such a head."""
 
     def beheaded(directory: Path) -> Reloaded:
         loaded = reload(directory)

@@ -1,4 +1,4 @@
-"""What is read of a run for its figures."""
+"""A run is read for its figures."""
 
 from __future__ import annotations
 
