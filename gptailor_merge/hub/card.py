@@ -61,13 +61,13 @@ def card_of(release: Release, repo_id: str, pictures: Sequence[Picture] = ()) ->
     card: ModelCard = ModelCard.from_template(
         metadata(release, repo_id),
         template_path=str(template()),
-        **_text(release, repo_id),
-        pictures=_placed(pictures),
+        **_variables(release, repo_id),
+        pictures=_by_section(pictures),
     )
     return card
 
 
-def _placed(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+def _by_section(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
     """Groups pictures by the section of the card that shows them."""
     placed: dict[str, list[Picture]] = {"removed": [], "held_out": [], "search": []}
     for picture in pictures:
@@ -75,7 +75,7 @@ def _placed(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
     return placed
 
 
-def _text(release: Release, repo_id: str) -> dict[str, Any]:
+def _variables(release: Release, repo_id: str) -> dict[str, Any]:
     """Returns the variables of the template."""
     settings, versions = release.settings, release.versions
     harness = versions.get("lm-eval")
@@ -86,7 +86,7 @@ def _text(release: Release, repo_id: str) -> dict[str, Any]:
     return {
         "title": repo_id.split("/")[-1],
         "repo_id": repo_id,
-        "result": _result(release),
+        "result": _headline(release),
         "warnings": summary.warnings,
         "members": [f"`{parent.name}`" for parent in release.parents],
         "removed": removed_sentence(release),
@@ -129,7 +129,7 @@ def _quality(settings: SearchConfig) -> list[ObjectiveConfig]:
 _KV_NOTE = "KV cache: bytes per token of context, averaged over a context of 4,096 tokens."
 
 
-def _result(release: Release) -> str:
+def _headline(release: Release) -> str:
     """States in one line how much smaller the model is, and what it lost."""
     sizes = release.summary.sizes
     parts = [f"{len(release.plan.slots)} layers"]

@@ -156,9 +156,9 @@ def _held_out(release: Release, name: str, sets: Sequence[str]) -> HeldOutTable:
             continue
         columns = list(_columns(by_set, sets))
         errors = errors or any(score.natural_error is not None for score in columns)
-        rows.append([_with_layers(model, release), *map(_scored, columns)])
+        rows.append([_model_label(model, release), *map(score_text, columns)])
     counts = [score.count for score in _columns(release.held_out[FOUND][name], sets)]
-    rows.append([_counted(release, name, sets), *(f"{count:,.0f}" for count in counts)])
+    rows.append([_count_label(release, name, sets), *(f"{count:,.0f}" for count in counts)])
     several = [TOTAL] if len(sets) > 1 else []
     unit = release.held_out[FOUND][name][sets[0]].unit
     direction = "higher" if unit == "negated" else "lower"
@@ -173,7 +173,7 @@ def _columns(by_set: Mapping[str, Score], sets: Sequence[str]) -> Iterator[Score
         yield Score.total(scores)
 
 
-def _scored(score: Score) -> str:
+def score_text(score: Score) -> str:
     """Writes a score with its standard error to two digits; without an error, as the commands print it."""
     error = score.natural_error
     if error is None or not 0 < error < math.inf:
@@ -182,7 +182,7 @@ def _scored(score: Score) -> str:
     return f"{score.natural:.{places}f} ± {error:.{places}f}"
 
 
-def _counted(release: Release, name: str, sets: Sequence[str]) -> str:
+def _count_label(release: Release, name: str, sets: Sequence[str]) -> str:
     """Names what the scores are means over: items, tokens, or something else that is counted."""
     items = {
         item.task: len(item.ids)
@@ -195,7 +195,7 @@ def _counted(release: Release, name: str, sets: Sequence[str]) -> str:
     return "count" if items else "tokens"
 
 
-def _with_layers(model: str, release: Release) -> str:
+def _model_label(model: str, release: Release) -> str:
     sizes = release.summary.sizes
     layers = sizes.get(model, sizes.get("base"))
     return f"{_model(model)} ({layers[0]} layers)" if layers else _model(model)

@@ -15,7 +15,7 @@ def test_digits_are_those_that_the_standard_error_allows() -> None:
         (0.0, "0.6550"),
         (None, "0.6550"),
     ):
-        assert card_tables._scored(Score(0.655, 200, "plain", error)) == written
+        assert card_tables.score_text(Score(0.655, 200, "plain", error)) == written
 
 
 def test_no_text_ends_a_cell_or_a_row() -> None:
