@@ -141,11 +141,11 @@ def evolve(
     from gptailor_merge.report.page import write_report
     from gptailor_merge.runs.execution import execute
     from gptailor_merge.runs.run import Run
-    from gptailor_merge.tracking.trackers import chosen as chosen_trackers
-    from gptailor_merge.tracking.trackers import telling
+    from gptailor_merge.tracking.feed import tracker_feed
+    from gptailor_merge.tracking.registry import tracker_factories
 
     quiet_libraries()
-    trackers = chosen_trackers(report_to or ())
+    trackers = tracker_factories(report_to or ())
     settings = SearchConfig.load(config).override(
         budget=budget,
         seed=seed,
@@ -168,7 +168,7 @@ def evolve(
     if publication is not None:
         publication.check(settings)
     progress = _progress(settings.search.budget)
-    with telling(trackers, run, settings) as told, progress as (on_step, on_candidate):
+    with tracker_feed(trackers, run.path, settings) as feed, progress as (on_step, on_candidate):
         summary = execute(
             settings,
             run,
@@ -177,9 +177,9 @@ def evolve(
             bank=bank,
             file=config,
             on_step=on_step,
-            on_candidate=told.after(on_candidate),
+            on_candidate=feed.after(on_candidate),
         ).summary()
-        told.summary(summary)
+        feed.keep_results(summary)
         if not no_model and not is_of(run.model, run.best):
             on_step("writing the model")
             materialize(Recipe.load(run.best), run.model, file=run.best, replace=True)

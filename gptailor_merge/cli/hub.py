@@ -51,12 +51,12 @@ def push(
     ] = False,
 ) -> None:
     """Publish a run's model on the Hub, with a card that says how it was made."""
-    from gptailor_merge.hub.client import Target
+    from gptailor_merge.hub.client import Destination
     from gptailor_merge.hub.publication import Publication
     from gptailor_merge.runs.run import Run
 
     quiet_libraries()
-    target = Target(repo, private, create_pr, revision, overwrite, commit_message)
+    target = Destination(repo, private, create_pr, revision, overwrite, commit_message)
     publication = Publication(target, license_)
     if dry_run:
         _list(publication.write(Run(run), say))
@@ -116,7 +116,7 @@ def publication(
     Raises:
         ConfigError: options that do not go together.
     """
-    from gptailor_merge.hub.client import Target
+    from gptailor_merge.hub.client import Destination
     from gptailor_merge.hub.publication import Publication
 
     if not asked:
@@ -129,7 +129,7 @@ def publication(
         raise ConfigError("--push-to-hub needs --hub-model-id USER/NAME")
     if no_model:
         raise ConfigError("--push-to-hub publishes the model; leave out --no-model")
-    return Publication(Target(repo, private=private, revision=revision), licence)
+    return Publication(Destination(repo, private=private, revision=revision), licence)
 
 
 def tell(pushed: Pushed) -> None:

@@ -14,6 +14,7 @@ from mergekit.options import MergeOptions
 from gptailor_merge.errors import MergeFailedError
 from gptailor_merge.files import refuse_existing, staging
 from gptailor_merge.host.lowering import lower
+from gptailor_merge.host.mentions import RECIPE
 from gptailor_merge.host.registration import register
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.models.family import Family
@@ -21,9 +22,6 @@ from gptailor_merge.models.reload import not_finite, reload
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-
-RECIPE = "mergekit_config.yml"
-
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

@@ -11,11 +11,12 @@ from huggingface_hub import get_token
 from gptailor_merge.checking.soundness import examine
 from gptailor_merge.errors import ConfigError, MergeFailedError
 from gptailor_merge.files import staging
-from gptailor_merge.host.materialize import RECIPE, is_of
+from gptailor_merge.host.materialize import is_of
+from gptailor_merge.host.mentions import RECIPE
 from gptailor_merge.hub.card import card_of
 from gptailor_merge.hub.parents import CARD
 from gptailor_merge.hub.release import RECORD, Release
-from gptailor_merge.report.card_pictures import draw_pictures
+from gptailor_merge.report.pictures import draw_pictures
 from gptailor_merge.report.view import view
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.public import WEIGHTS, refuse_private

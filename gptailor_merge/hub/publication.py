@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.hub.bundle import bundle, check_model
-from gptailor_merge.hub.client import Hub, Pushed, Target
+from gptailor_merge.hub.client import Destination, Hub, Pushed
 from gptailor_merge.hub.parents import licence_of, parents_of
 from gptailor_merge.hub.release import Release, release_of, search_digest
 from gptailor_merge.runs.record import members_of
@@ -27,7 +27,7 @@ class Publication:
         licence: the licence that the user chose; by default the one that all members state.
     """
 
-    target: Target
+    target: Destination
     licence: str | None = None
 
     def check(self, settings: SearchConfig) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from gptailor_merge.errors import ConfigError, FamilyError
+from gptailor_merge.models.dtypes import dtype_name
 from gptailor_merge.models.member import Member
 
-_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_DTYPES = ("BF16", "F16", "F32")
 
 
 def pick_device(name: str) -> torch.device:
@@ -42,4 +43,4 @@ def stored_dtype(member: Member) -> str:
     stored = next(member.headers[name].dtype for name in member.layer_tensors(0).values())
     if stored not in _DTYPES:
         raise FamilyError(f"{member.model}: stored as {stored}; expected one of {', '.join(_DTYPES)}")
-    return _DTYPES[stored]
+    return dtype_name(stored)

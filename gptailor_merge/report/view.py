@@ -14,7 +14,7 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.scores import COSTS, TOTAL, UNITS, Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.report.recipe_map import Agreement, Place, agreement, outer, places
-from gptailor_merge.report.trials import Box, Trial, trials
+from gptailor_merge.report.search_history import Box, Trial, trials
 from gptailor_merge.runs.metadata import Dimensions
 from gptailor_merge.runs.public import public, public_name
 from gptailor_merge.runs.record import Record

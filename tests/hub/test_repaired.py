@@ -14,8 +14,8 @@ from gptailor_merge.hub.reproduce import compare, rebuild
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.report.formatting import listed
 from gptailor_merge.report.page import write_report
-from gptailor_merge.report.sections import listed
 from gptailor_merge.runs.run import Run
 from tests.conftest import DEMO
 from tests.repair.test_finalists import config

@@ -1,4 +1,4 @@
-"""Runs written by hand, of numbers that tests know."""
+"""Writes runs by hand, with numbers that tests know."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
 
 
 def recipe(weight: float = 0.6, removed: int = 1) -> Recipe:
-    """Of the family of 5 layers: slot 0 of math, a merge of two slots, and the last layer."""
+    """Returns a recipe for a family of 5 layers: slot 0 from math, a merge of two slots, and the last layer."""
     made = recipe_of(FAMILY)
     made["slices"][2]["sources"][0]["parameters"]["weight"] = weight  # type: ignore[index]
     if removed == 0:
@@ -61,7 +61,7 @@ def candidate(
 
 
 def deep(depth: int) -> Candidate:
-    """The best of a family of so many layers, without layer 1."""
+    """Returns a candidate for a family of this depth, which removes layer 1."""
     parts = [
         {
             "sources": [
@@ -97,7 +97,7 @@ def write(
     held_out: dict[str, Scores] | None = None,
     **config: Any,
 ) -> Run:
-    """A run directory with these candidates."""
+    """Writes a run directory with these candidates."""
     run = Run(directory)
     directory.mkdir(parents=True, exist_ok=True)
     run.config.write_text(yaml.safe_dump({**CONFIG, **config}, sort_keys=False))
@@ -113,7 +113,7 @@ def write(
 
 
 def perplexities(**means: float) -> dict[str, Scores]:
-    """model -> held-out scores of two sets, with standard errors."""
+    """Returns held-out scores of each model on two sets, with standard errors."""
     return {
         model: {
             "perplexity": {

@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 import pytest
 
 from gptailor_merge.errors import InputError
-from gptailor_merge.report.page import Content, content, page, write_report
-from gptailor_merge.report.palette import DARK, LIGHT, Theme, contrast, mixed, readable
-from gptailor_merge.report.sections import sections, wrapped
+from gptailor_merge.report.page import PageContent, content, page, write_report
+from gptailor_merge.report.palette import DARK, LIGHT
+from gptailor_merge.report.sections import sections
 from gptailor_merge.report.view import view
 from gptailor_merge.runs.run import Run
 from tests.report.browser import look, opened
@@ -26,7 +26,7 @@ Box = list[float]
 
 @pytest.fixture(scope="session")
 def pages(runs: Runs) -> dict[str, Path]:
-    """Of the search with its baseline, and of the front."""
+    """The pages of the search, with its baseline beside it, and of the front."""
     return {
         "search": write_report(runs["search"], [runs["random"]]),
         "front": write_report(runs["front"]),
@@ -97,7 +97,7 @@ def test_no_path_of_this_machine_is_in_it(runs: Runs, pages: dict[str, Path], tm
         text = file.read_text(encoding="utf-8")
         assert "pytest-of" not in text
         assert str(runs["search"].path.parent) not in text
-    # Without plotly's program, which knows a colour aliceblue.
+    # The content alone: plotly's program knows a colour aliceblue.
     failed = write(tmp_path / "run", one_recipe(), held_out=perplexities(base=1.0, found=1.5))
     shown = content(view(failed.record()))
     assert "org/code@v1" in shown.main
@@ -122,37 +122,12 @@ def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
         write_report(Run(tmp_path))
 
 
-def test_long_names_are_broken_behind_what_parts_their_words() -> None:
-    assert wrapped("short") == ["short"]
-    assert wrapped("gptailor_blimp_left_branch_island_echo_question") == [
-        "gptailor_blimp_left_",
-        "branch_island_echo_",
-        "question",
-    ]
-    assert "".join(wrapped("x" * 50)) == "x" * 50
-
-
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_text_and_marks_stand_out(theme: Theme) -> None:
-    """WCAG 2.2 AA: 4.5 for text, 3 for what is drawn."""
-    for ground in (theme.surface, theme.tile):
-        assert min(contrast(ink, ground) for ink in (theme.ink, theme.muted, theme.accent)) >= 4.5
-        assert min(contrast(hue, ground) for hue in (theme.base, *theme.variants)) >= 3
-    assert min(contrast(theme.outcomes[status], theme.surface) for status in ("scored", "dropped")) >= 3
-    for hue in (theme.accent, theme.base, *theme.variants):
-        for share in range(11):
-            cell = mixed(theme.tile, hue, share / 10)
-            assert contrast(readable(cell), cell) >= 4.5
-    assert mixed("#000000", "#ffffff", 1.0) == "#ffffff"
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
-
-
 @pytest.mark.parametrize("width", [375, 1280])
 @pytest.mark.parametrize("name", ["search", "front"])
 def test_a_browser_draws_every_chart(
     chromium: Any, runs: Runs, pages: dict[str, Path], name: str, width: int
 ) -> None:
-    """On a telephone and on a screen, and in the other theme when the system changes to it."""
+    """A telephone and a screen both show it, and the other theme when the system changes to that."""
     url = pages[name].as_uri()
     wanted = [chart.key for section in sections(view(runs[name].record())) for chart in section.charts]
     with opened(chromium, url, width=width, scheme="light") as (tab, seen):
@@ -176,7 +151,7 @@ REDRAWN = """() => getComputedStyle(document.querySelector(".main-svg")).backgro
 
 
 def rgb(colour: str) -> str:
-    """As a browser writes it."""
+    """Writes a colour as a browser does."""
     return f"rgb({', '.join(str(int(colour[n : n + 2], 16)) for n in (1, 3, 5))})"
 
 
@@ -198,10 +173,10 @@ def check_labels(key: str, chart: dict[str, Any]) -> None:
         assert not [pair for pair in combinations(labels, 2) if overlap(*pair)], (key, axis)
 
 
-def overlap(one: Box, other: Box) -> bool:
-    """Of two boxes, by more than a pixel."""
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
+def overlap(first: Box, second: Box) -> bool:
+    """Tells whether two boxes overlap by more than a pixel."""
+    wide = min(first[2], second[2]) - max(first[0], second[0])
+    high = min(first[3], second[3]) - max(first[1], second[1])
     return wide > 1 and high > 1
 
 
@@ -221,8 +196,8 @@ def test_a_map_that_is_too_wide_is_scrolled_and_the_page_is_not(
 
 
 def test_a_page_without_figures_is_a_page(chromium: Any, tmp_path: Path) -> None:
-    """Before the first candidate."""
-    shown: Content = content(view(write(tmp_path / "run", one_recipe()[:1], done=False).record()))
+    """The page of a run before its first candidate was scored."""
+    shown: PageContent = content(view(write(tmp_path / "run", one_recipe()[:1], done=False).record()))
     file = tmp_path / "page.html"
     file.write_text(page(shown), encoding="utf-8")
     with opened(chromium, file.as_uri(), width=375, scheme="light") as (tab, seen):

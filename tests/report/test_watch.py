@@ -91,7 +91,7 @@ def test_the_search_is_not_disturbed(tmp_path: Path) -> None:
 
 
 def test_only_this_machine_is_served(tmp_path: Path) -> None:
-    """By address, and by the name that a browser believes to talk to."""
+    """Neither another address nor another host name, which a browser may believe to talk to, is served."""
     run = write(tmp_path / "run", one_recipe())
     with serving(run) as server:
         assert server.server_address[0] == "127.0.0.1"

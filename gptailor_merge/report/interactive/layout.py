@@ -1,4 +1,4 @@
-"""What all figures of a run's page have in common."""
+"""Lays out the figures of a run's page: fonts, margins and axes that all of them share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,20 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 
 SIZE = 13
+"""Pixels of a line of text."""
 
 
 ROW, FRAME = 34, 64
-"""Pixels of a row, and around all rows."""
+"""Pixels of a row, and of the space around all rows."""
 
 
-def empty(theme: Theme, height: int, **layout: Any) -> go.Figure:
-    """Empty, in a theme."""
+def empty_figure(theme: Theme, height: int, **layout: Any) -> go.Figure:
+    """Returns a figure without traces.
+
+    Args:
+        height: in pixels.
+        layout: further options of plotly's layout.
+    """
     axis = {
         "gridcolor": theme.line,
         "linecolor": theme.line,

@@ -1,4 +1,4 @@
-"""How a search went: its candidates in order, what they took, and the best so far."""
+"""Tells how a search went: its candidates in order, what they cost, and the best so far."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.front import losses
 from gptailor_merge.search.ranking import dominates
 
-Point = tuple[float, ...]
-"""What is minimised, objective by objective."""
+Losses = tuple[float, ...]
+"""One value to minimise for each objective."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate on the way.
+    """A candidate, with what the search had spent and reached by then.
 
     Attributes:
-        loss: as the journal has it.
-        tokens, seconds: of scoring, in all until then.
-        best: of what was scored on everything until then; None before anything was.
+        loss: the loss in the journal.
+        tokens, seconds: scoring by all candidates up to this one.
+        best: the best of what was scored on everything up to this candidate; None before the first.
     """
 
     number: int
@@ -37,19 +37,23 @@ class Trial:
 
 @dataclass(frozen=True)
 class Box:
-    """Between the best and the worst value of each objective."""
+    """The box between the best and the worst value of each objective."""
 
-    low: Point
-    high: Point
+    low: Losses
+    high: Losses
 
     @staticmethod
-    def around(points: Iterable[Point]) -> Box:
-        """The smallest that holds all of them; there must be one."""
+    def around(points: Iterable[Losses]) -> Box:
+        """Returns the smallest box that holds all points; there must be at least one."""
         columns = list(zip(*points, strict=True))
         return Box(tuple(map(min, columns)), tuple(map(max, columns)))
 
-    def volume(self, points: Sequence[Point]) -> float:
-        """The share of the box that these dominate (the hypervolume indicator)."""
+    def volume(self, points: Sequence[Losses]) -> float:
+        """Returns the share of the box that these points dominate (the hypervolume indicator).
+
+        >>> Box((0.0, 0.0), (4.0, 1.0)).volume([(1.0, 0.5)])
+        0.375
+        """
         low, high = np.array(self.low), np.array(self.high)
         scaled = (np.array(points) - low) / np.where(high > low, high - low, 1.0)
         return float(HypervolumeIndicator(np.ones(len(low))).compute(scaled))
@@ -58,63 +62,67 @@ class Box:
 def trials(
     candidates: Sequence[Candidate], finished: Sequence[Candidate], axes: Sequence[str], box: Box | None
 ) -> tuple[Trial, ...]:
-    """Every candidate in order.
+    """Returns every candidate in order; repaired ones come last.
 
     Args:
-        finished: those that were scored on everything.
-        axes: the objectives of a front; the best is then the volume of the box that it dominates.
+        finished: the candidates that were scored on everything.
+        axes: the objectives of a front; empty where one recipe is sought.
+        box: for a front, the box whose dominated share counts as the best; None for the lowest loss.
     """
     counted = {candidate.number for candidate in finished if candidate.status != Status.REPAIRED}
     repaired = [candidate for candidate in finished if candidate.status == Status.REPAIRED]
-    better = _lowest() if box is None else _dominated(axes, box)
-    made: list[Trial] = []
+    best_after = _lowest() if box is None else _dominated(axes, box)
+    history: list[Trial] = []
     tokens, seconds = 0, 0.0
     best: float | None = None
     for candidate in candidates:
         tokens += candidate.tokens
         seconds += candidate.seconds
         if candidate.number in counted:
-            best = better(candidate)
-        made.append(Trial(candidate.number, candidate.status, candidate.loss, tokens, seconds, best))
+            best = best_after(candidate)
+        history.append(Trial(candidate.number, candidate.status, candidate.loss, tokens, seconds, best))
     for number, candidate in enumerate(repaired, start=len(candidates)):
         tokens += candidate.tokens
         seconds += candidate.seconds
-        best = better(candidate)
-        made.append(Trial(number, candidate.status, candidate.loss, tokens, seconds, best))
-    return tuple(made)
+        best = best_after(candidate)
+        history.append(Trial(number, candidate.status, candidate.loss, tokens, seconds, best))
+    return tuple(history)
 
 
-def span(made: Sequence[Trial], others: Sequence[float] = ()) -> tuple[float, float] | None:
-    """The losses that are worth drawing: from the best to others', and to most candidates'."""
+def span(history: Sequence[Trial], others: Sequence[float] = ()) -> tuple[float, float] | None:
+    """Returns the range of losses that is worth drawing; None before anything was scored on everything.
+
+    It holds the best, the losses of other runs, and three quarters of the candidates.
+    """
     drawn = sorted(
-        t.loss
-        for t in made
-        if t.loss is not None and t.status in (Status.SCORED, Status.DROPPED, Status.REPAIRED)
+        trial.loss
+        for trial in history
+        if trial.loss is not None and trial.status in (Status.SCORED, Status.DROPPED, Status.REPAIRED)
     )
-    reached = [trial.best for trial in made if trial.best is not None]
+    reached = [trial.best for trial in history if trial.best is not None]
     if not drawn or not reached:
         return None
     low, high = min((*reached, *others)), max((*others, drawn[len(drawn) * 3 // 4]))
-    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - room, high + room
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
 
 
 def _lowest() -> Callable[[Candidate], float]:
     best = math.inf
 
-    def better(candidate: Candidate) -> float:
+    def best_after(candidate: Candidate) -> float:
         nonlocal best
         best = min(best, math.inf if candidate.loss is None else candidate.loss)
         return best
 
-    return better
+    return best_after
 
 
 def _dominated(axes: Sequence[str], box: Box) -> Callable[[Candidate], float]:
-    front: list[Point] = []
+    front: list[Losses] = []
     volume = 0.0
 
-    def better(candidate: Candidate) -> float:
+    def best_after(candidate: Candidate) -> float:
         nonlocal front, volume
         point = losses(candidate.scores, axes)
         if not any(other == point or dominates(other, point) for other in front):
@@ -122,4 +130,4 @@ def _dominated(axes: Sequence[str], box: Box) -> Callable[[Candidate], float]:
             volume = box.volume(front)
         return volume
 
-    return better
+    return best_after

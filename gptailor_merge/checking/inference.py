@@ -1,4 +1,4 @@
-"""Does a model directory run: reload, a forward, a few tokens."""
+"""Runs a model: loads it, calls its forward, and generates a few tokens."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ NEW_TOKENS = 8
 _PROMPT_TOKENS = 8
 
 
-def running(directory: Path, tokenizer: PreTrainedTokenizerBase | None, *, finite: bool) -> list[Finding]:
-    """Reload, a forward, and a few tokens; the later ones only where the earlier ones are sound."""
+def check_inference(
+    directory: Path, tokenizer: PreTrainedTokenizerBase | None, *, finite: bool
+) -> list[Finding]:
+    """Checks loading, a forward pass and generation; each is tried only where the one before is sound.
+
+    Args:
+        tokenizer: encodes the prompt, where there is one.
+        finite: whether all weights are finite.
+    """
     try:
         reloaded = reload(directory)
-    except Exception as error:  # transformers' refusals have no common base; each is a finding
+    except Exception as error:  # transformers' refusals share no base class; each is a finding
         failed = Finding("reload", "fail", f"transformers does not load it: {reason(error)}")
         return [failed, *not_tried("the model does not load", "forward", "generation")]
     if reloaded.problems:
@@ -39,7 +46,7 @@ def running(directory: Path, tokenizer: PreTrainedTokenizerBase | None, *, finit
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase | None, rows: int) -> torch.Tensor:
-    """A few token ids: of a sentence, or any where the tokenizer does not fit the model."""
+    """Returns a few token ids, shape (1, n): a sentence, or any ids where no tokenizer fits the model."""
     tokens = tokenizer.encode(SENTENCE) if tokenizer is not None else []
     if not tokens or max(tokens) >= rows:
         tokens = [index % rows for index in range(1, _PROMPT_TOKENS + 1)]
@@ -62,8 +69,8 @@ def _forward(model: PreTrainedModel, prompt: torch.Tensor) -> Finding:
 
 @torch.inference_mode()
 def _generation(model: PreTrainedModel, prompt: torch.Tensor) -> Finding:
-    """Greedy, with and without a KV cache: the cache goes by each layer's own index."""
-    model.generation_config = GenerationConfig()  # no end of text, no sampling
+    """Generates greedily with and without a KV cache, which keeps entries by the index of the layer."""
+    model.generation_config = GenerationConfig()  # keeps the model from ending early or sampling
 
     def greedy(*, use_cache: bool) -> Any:
         settings = GenerationConfig(
@@ -76,27 +83,29 @@ def _generation(model: PreTrainedModel, prompt: torch.Tensor) -> Finding:
         return model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
 
     try:
-        cached, plain = greedy(use_cache=True), greedy(use_cache=False)
+        cached, uncached = greedy(use_cache=True), greedy(use_cache=False)
     except Exception as error:  # a model's own code
         return Finding("generation", "fail", f"breaks: {reason(error)}")
-    ours, theirs = (run.sequences[0, prompt.shape[1] :] for run in (cached, plain))
-    differ = (ours != theirs).nonzero().flatten().tolist()
-    if differ and not _near_tie(cached.logits[differ[0]], plain.logits[differ[0]]):
+    with_cache, without = (output.sequences[0, prompt.shape[1] :] for output in (cached, uncached))
+    different = (with_cache != without).nonzero().flatten().tolist()
+    if different and not _near_tie(cached.logits[different[0]], uncached.logits[different[0]]):
         return Finding(
             "generation",
             "fail",
-            f"token {differ[0] + 1} of {NEW_TOKENS} differs with and without the KV cache; "
+            f"token {different[0] + 1} of {NEW_TOKENS} differs with and without the KV cache; "
             "a layer may read the cache of another",
         )
-    said = f"{NEW_TOKENS} tokens, the same with and without the KV cache"
-    if differ:
-        said = f"with and without the KV cache the same up to token {differ[0]}, then a tie in rounding"
-    if len(set(theirs.tolist())) == 1:
-        said += "; the output repeats one token"
-    return Finding("generation", "ok", said)
+    sentence = f"{NEW_TOKENS} tokens, the same with and without the KV cache"
+    if different:
+        sentence = (
+            f"with and without the KV cache the same up to token {different[0]}, then a tie in rounding"
+        )
+    if len(set(without.tolist())) == 1:
+        sentence += "; the output repeats one token"
+    return Finding("generation", "ok", sentence)
 
 
-def _near_tie(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether logits differ by no more than rounding, which may turn the order of two tokens."""
-    tolerance = 0.05 if torch.finfo(one.dtype).bits < 32 else 1e-3
-    return bool((one - other).abs().max() <= tolerance * one.abs().max())
+def _near_tie(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Tells whether logits differ by no more than rounding, which may swap two tokens."""
+    tolerance = 0.05 if torch.finfo(first.dtype).bits < 32 else 1e-3
+    return bool((first - second).abs().max() <= tolerance * first.abs().max())

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from gptailor_merge.report import card_pictures as pictures
-from gptailor_merge.report.card_pictures import DPI, WIDTH, draw_pictures
+from gptailor_merge.report import pictures
 from gptailor_merge.report.palette import LIGHT
+from gptailor_merge.report.pictures import DPI, WIDTH, draw_pictures
 from gptailor_merge.report.view import view
 from gptailor_merge.runs.run import Run
 from tests.report.runs import one_recipe, perplexities, write

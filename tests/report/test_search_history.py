@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gptailor_merge.objectives.scores import Score
-from gptailor_merge.report.trials import Box, span, trials
+from gptailor_merge.report.search_history import Box, span, trials
 from tests.report.runs import candidate, one_recipe
 
 

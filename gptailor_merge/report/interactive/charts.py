@@ -1,4 +1,4 @@
-"""The figures of a run's page, by plotly."""
+"""Draws the charts of a run's page: held-out scores, front, progress and cost."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ from typing import Any
 import plotly.graph_objects as go
 
 from gptailor_merge.objectives.scores import TOTAL
-from gptailor_merge.report.page_maps import agreement, recipe_map
-from gptailor_merge.report.page_style import FRAME, ROW, empty
+from gptailor_merge.report.formatting import direction, number, plain, wrapped
+from gptailor_merge.report.interactive.heatmaps import agreement_heatmap, recipe_heatmap
+from gptailor_merge.report.interactive.layout import FRAME, ROW, empty_figure
 from gptailor_merge.report.palette import Theme
+from gptailor_merge.report.search_history import span
 from gptailor_merge.report.sections import (
     OTHER_LINES,
     OTHER_MARKS,
     OUTCOMES,
-    Key,
-    Section,
+    FigureSection,
+    LegendKey,
     loss_name,
-    number,
     pairs,
     panels,
-    plain,
     sections,
-    wrapped,
 )
-from gptailor_merge.report.trials import span
 from gptailor_merge.report.view import BASE, HeldOut, RunView
 from gptailor_merge.runs.summary import FOUND
 
 HELD_OUT_ROW, LINE = 46, 19
+"""Pixels of a row of held-out scores at least, and of a line of its label."""
 
 
 ASIDE = 0.17
-"""How far from the middle of its row a held-out score is drawn, in rows."""
+"""Distance of a held-out score from the middle of its row, in rows."""
 
 
 SYMBOLS = {
@@ -45,29 +44,28 @@ SYMBOLS = {
     "up": "triangle-up-open",
     "down": "triangle-down-open",
 }
-"""plotly's names of the marks of a legend."""
+"""Mark of a legend -> plotly's name of it."""
 
 
 def figures(view: RunView, theme: Theme) -> dict[str, go.Figure]:
-    """Chart key -> figure, for all charts of sections.sections."""
-    made: dict[str, go.Figure] = {}
+    """Draws all charts of `sections.sections`; chart key -> figure."""
+    by_key: dict[str, go.Figure] = {}
     for section in sections(view):
-        made |= zip(
-            (chart.key for chart in section.charts), _DRAWN[section.key](view, section, theme), strict=True
-        )
-    return made
+        keys = (chart.key for chart in section.charts)
+        by_key |= zip(keys, _DRAW[section.key](view, section, theme), strict=True)
+    return by_key
 
 
 def _held_out(
-    view: RunView, objective: str, rows: Sequence[HeldOut], legend: Sequence[Key], theme: Theme
+    view: RunView, objective: str, rows: Sequence[HeldOut], legend: Sequence[LegendKey], theme: Theme
 ) -> go.Figure:
-    """A row for each set: above its middle the members, below it what was found."""
-    better = "higher is better" if rows[0].higher_is_better else "lower is better"
+    """Draws a row for each set: the members above its middle, the found recipe below it."""
+    better = direction(lower_is_better=not rows[0].higher_is_better)
     labels = [wrapped("all together" if row.name == TOTAL else row.name) for row in rows]
     row_height = max(HELD_OUT_ROW, LINE * max(map(len, labels)))
-    figure = empty(theme, FRAME + row_height * len(rows))
+    figure = empty_figure(theme, FRAME + row_height * len(rows))
     members = {member.name for member in view.members}
-    for key in sorted(legend, key=lambda one: one.label == FOUND):  # on top of the others
+    for key in sorted(legend, key=lambda key: key.label == FOUND):  # the found recipe on top
         colour = theme.named[key.colour]
         symbol = SYMBOLS[key.mark]
         marker = {"symbol": symbol, "size": 10, "color": colour, "line": {"width": 2, "color": colour}}
@@ -89,7 +87,7 @@ def _scores(
 ) -> go.Scatter:
     values = [row.scores[name].natural for row in rows]
     ends = [row.interval(name) or (value, value) for row, value in zip(rows, values, strict=True)]
-    told = [
+    hover = [
         f"{name}, {row.name}: {number(value)}"
         + ("" if row.interval(name) is None else f"<br>95 %: {number(low)} to {number(high)}")
         for row, value, (low, high) in zip(rows, values, ends, strict=True)
@@ -110,15 +108,15 @@ def _scores(
         name=name,
         marker=dict(marker),
         error_x=error if bars else None,
-        hovertext=told,
+        hovertext=hover,
         hoverinfo="text",
     )
 
 
 def _front(view: RunView, pair: tuple[str, str], theme: Theme) -> go.Figure:
     across, up = pair
-    figure = empty(theme, 330)
-    behind = {"x": [p[across] for p in view.beaten], "y": [p[up] for p in view.beaten]}
+    figure = empty_figure(theme, 330)
+    behind = {"x": [scores[across] for scores in view.beaten], "y": [scores[up] for scores in view.beaten]}
     grey = {"color": theme.removed, "size": 6}
     figure.add_trace(
         go.Scatter(**behind, mode="markers", marker=grey, name="others scored", hoverinfo="skip")
@@ -161,29 +159,29 @@ def _front(view: RunView, pair: tuple[str, str], theme: Theme) -> go.Figure:
             hoverinfo="skip",
         )
     )
-    figure.update_xaxes(title_text=f"{across} ({_better(view, across)})")
-    figure.update_yaxes(title_text=f"{up} ({_better(view, up)})")
+    figure.update_xaxes(title_text=_axis_title(view, across))
+    figure.update_yaxes(title_text=_axis_title(view, up))
     return figure
 
 
-def _better(view: RunView, objective: str) -> str:
-    return "lower is better" if view.lower_is_better[objective] else "higher is better"
+def _axis_title(view: RunView, objective: str) -> str:
+    return f"{objective} ({direction(lower_is_better=view.lower_is_better[objective])})"
 
 
 def _progress(view: RunView, clock: str, title: str, theme: Theme) -> go.Figure:
-    figure = empty(theme, 290)
-    whole = [0, getattr(view.trials[-1], clock)]
+    figure = empty_figure(theme, 290)
+    ends = [0, getattr(view.trials[-1], clock)]
     if not view.axes:
         for status, symbol in (("dropped", "circle-open"), ("scored", "circle"), ("repaired", "square-open")):
-            some = [trial for trial in view.trials if trial.status == status]
+            trials = [trial for trial in view.trials if trial.status == status]
             figure.add_trace(
                 go.Scatter(
-                    x=[getattr(trial, clock) for trial in some],
-                    y=[trial.loss for trial in some],
+                    x=[getattr(trial, clock) for trial in trials],
+                    y=[trial.loss for trial in trials],
                     mode="markers",
                     marker={"symbol": symbol, "size": 5, "color": theme.outcomes[status]},
                     name=status,
-                    hovertext=[f"candidate {t.number}: {number(t.loss or 0.0)}" for t in some],
+                    hovertext=[f"candidate {t.number}: {number(t.loss or 0.0)}" for t in trials],
                     hoverinfo="text",
                 )
             )
@@ -202,7 +200,7 @@ def _progress(view: RunView, clock: str, title: str, theme: Theme) -> go.Figure:
     for position, other in enumerate(view.others):
         figure.add_trace(
             go.Scatter(
-                x=whole,
+                x=ends,
                 y=[other.value] * 2,
                 mode="lines",
                 line={"color": theme.muted, "width": 1.5, "dash": OTHER_LINES[position % len(OTHER_LINES)]},
@@ -223,13 +221,13 @@ def _progress(view: RunView, clock: str, title: str, theme: Theme) -> go.Figure:
 def _cost(view: RunView, theme: Theme) -> go.Figure:
     names = {"candidates": "candidates", "tokens": "tokens", "seconds": "time"}
     totals = {key: sum(getattr(spent, key) for spent in view.spent.values()) for key in names}
-    figure = empty(theme, FRAME + ROW * 3, barmode="stack", bargap=0.35)
+    figure = empty_figure(theme, FRAME + ROW * 3, barmode="stack", bargap=0.35)
     rows = list(names.values())
     for status, label in OUTCOMES.items():
         spent = view.spent.get(status)
         if spent is None:
             continue
-        shares = [getattr(spent, key) / whole if whole else 0.0 for key, whole in totals.items()]
+        shares = [getattr(spent, key) / total if total else 0.0 for key, total in totals.items()]
         figure.add_trace(
             go.Bar(
                 x=shares,
@@ -252,17 +250,17 @@ def _cost(view: RunView, theme: Theme) -> go.Figure:
     return figure
 
 
-_DRAWN: Mapping[str, Callable[[RunView, Section, Theme], Iterable[go.Figure]]] = {
+_DRAW: Mapping[str, Callable[[RunView, FigureSection, Theme], Iterable[go.Figure]]] = {
     "held-out": lambda view, section, theme: [
         _held_out(view, objective, rows, section.legend, theme) for objective, rows in panels(view)
     ],
-    "map": lambda view, section, theme: [recipe_map(view, theme)],
+    "map": lambda view, section, theme: [recipe_heatmap(view, theme)],
     "front": lambda view, section, theme: [_front(view, pair, theme) for pair in pairs(view)],
     "progress": lambda view, section, theme: [
         _progress(view, "tokens", "tokens scored", theme),
         _progress(view, "seconds", "seconds of scoring", theme),
     ],
-    "agreement": lambda view, section, theme: [agreement(view, theme)],
+    "agreement": lambda view, section, theme: [agreement_heatmap(view, theme)],
     "cost": lambda view, section, theme: [_cost(view, theme)],
 }
-"""Section -> the figures of its charts, in their order."""
+"""Section -> a function that draws the figures of its charts, in their order."""
