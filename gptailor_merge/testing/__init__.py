@@ -2,4 +2,5 @@
 
 import pytest
 
-pytest.register_assert_rewrite("gptailor_merge.testing")
+for suite in ("baselines", "executors", "methods", "objectives", "operations", "optimizers", "trackers"):
+    pytest.register_assert_rewrite(f"{__name__}.{suite}")

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gptailor_merge.hub.model_size import size_of
-from gptailor_merge.objectives.costs import cost
+from gptailor_merge.objectives.kv_cache import CONTEXT, KVCache
 from tests.zoo import write_family
 
 
@@ -18,7 +18,7 @@ def test_the_kv_cache_of_other_architectures(tmp_path: Path) -> None:
         directory = write_family(tmp_path / name, name)["base"]
         size = size_of(directory)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
-        measure = cost("kv_cache", "kv_cache", dtype=model.dtype, device=model.device)
+        measure = KVCache("kv_cache", model.dtype, CONTEXT)
         with torch.inference_mode():
             assert size.kv_cache == measure.measure("model", model, 0, 1)[0]
         assert size.layers == model.config.num_hidden_layers
