@@ -33,8 +33,8 @@ from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import PARTS, Edit, Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair.regression import with_edit
-from gptailor_merge.repair.repairer import repair
+from gptailor_merge.repair.cuts import with_edit
+from gptailor_merge.repair.repaired_recipe import repair_recipe as repair
 from gptailor_merge.runs.session import Plans, Session, prepare, start
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.search.outcomes import loss

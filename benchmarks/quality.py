@@ -51,7 +51,7 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.finalists import repair_finalists
-from gptailor_merge.repair.repairer import repair
+from gptailor_merge.repair.repaired_recipe import repair_recipe as repair
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.session import Plans, Session, measure_members, prepare, start
 from gptailor_merge.scoring.evaluator import Evaluator
