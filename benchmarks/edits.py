@@ -33,10 +33,9 @@ from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import PARTS, Edit, Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair.regression import with_edit
-from gptailor_merge.repair.repairer import repair
-from gptailor_merge.runs.preparation import Preparation, prepare
-from gptailor_merge.runs.session import Session, start
+from gptailor_merge.repair.cuts import with_edit
+from gptailor_merge.repair.repaired_recipe import repair_recipe as repair
+from gptailor_merge.runs.session import Plans, Session, prepare, start
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.search.outcomes import loss
 
@@ -57,7 +56,7 @@ def searched(session: Session) -> Callable[[list[Plan]], list[float]]:
     return lambda plans: [loss(o.scores, session.settings.weights) for o in evaluator.score(plans)]
 
 
-def best_block(plans: Preparation, score: Callable[[list[Plan]], list[float]]) -> Recipe:
+def best_block(plans: Plans, score: Callable[[list[Plan]], list[float]]) -> Recipe:
     space = plans.space
     starts = range(1, space.depth - LENGTH)
     recipes = [space.select(0, set(range(first, first + LENGTH))) for first in starts]
@@ -84,7 +83,7 @@ def repairs(recipe: Recipe, tokens: list[int], length: int) -> Iterator[tuple[st
             yield f"repaired {where}, {count:,} tokens", made.recipe, time.monotonic() - begun
 
 
-def greedy_layers(plans: Preparation, score: Callable[[list[Plan]], list[float]]) -> tuple[Plan, int]:
+def greedy_layers(plans: Plans, score: Callable[[list[Plan]], list[float]]) -> tuple[Plan, int]:
     """The base without three layers, chosen one after the other, and its parameters."""
     removed: set[int] = set()
     for _ in range(LENGTH):
@@ -96,7 +95,7 @@ def greedy_layers(plans: Preparation, score: Callable[[list[Plan]], list[float]]
 
 
 def greedy_parts(
-    plans: Preparation, score: Callable[[list[Plan]], list[float]], size: int
+    plans: Plans, score: Callable[[list[Plan]], list[float]], size: int
 ) -> tuple[Plan, int, int]:
     """The base without parts, chosen one after the other; how many; parameters of what is left."""
     family = plans.family
@@ -123,7 +122,7 @@ def greedy_parts(
     raise SystemExit("nothing is left")
 
 
-def part_size(plans: Preparation, layer: int, part: str) -> int:
+def part_size(plans: Plans, layer: int, part: str) -> int:
     """Parameters of an attention or an MLP."""
     base = plans.family.base
     (name, *_) = exit_of(base.config, layer, part).tensors

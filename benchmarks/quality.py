@@ -51,11 +51,9 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.finalists import repair_finalists
-from gptailor_merge.repair.repairer import repair
-from gptailor_merge.runs.held_out import measure_members
+from gptailor_merge.repair.repaired_recipe import repair_recipe as repair
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.preparation import Preparation, prepare
-from gptailor_merge.runs.session import Session, start
+from gptailor_merge.runs.session import Plans, Session, measure_members, prepare, start
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.search import driver
@@ -156,7 +154,7 @@ class Bench:
         made = drawn(sized, job.seed, directory)
         (directory / "search.yml").write_text(yaml.safe_dump(made))
         self.config = SearchConfig.load(directory / "search.yml")
-        self.plans: Preparation = prepare(self.config)
+        self.plans: Plans = prepare(self.config)
         self.device = pick_device("auto")
         self.session: Session = start(self.plans, self.device)
         self.texts, self.items = parts_of(self.session)

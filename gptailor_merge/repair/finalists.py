@@ -19,7 +19,7 @@ from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.planning.rewriting import rewritten
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.repair.repairer import Repairer, has_enough
+from gptailor_merge.repair.fitting import Repairer, has_enough
 from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.gates import Gates
 from gptailor_merge.scoring.workplace import Workplace
@@ -33,19 +33,19 @@ class RepairLog(Protocol):
     """Remembers candidates and their repairs; see runs.journal.Journal."""
 
     def candidates(self) -> Iterator[Candidate]:
-        """Every candidate in the order of proposal."""
+        """Yields every candidate in the order of proposal."""
 
     def finished(self) -> Iterator[Candidate]:
-        """Every candidate of a target size that was scored on everything, repaired ones at the end."""
+        """Yields the candidates of a target size that were scored on everything, repaired ones last."""
 
     def best(self) -> Candidate | None:
-        """The first candidate with the lowest loss."""
+        """Returns the first of the finished candidates with the lowest loss."""
 
     def repairs(self) -> Mapping[str, Candidate]:
-        """Digest of the original -> what became of its repair."""
+        """Returns digest of the original -> what became of its repair."""
 
     def record_repair(self, original: str, repaired: Candidate) -> None:
-        """Write what became of the repair of a candidate."""
+        """Writes what became of the repair of a candidate."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from gptailor_merge.planning.rewriting import rewritten
 from gptailor_merge.recipe.plan import Edit
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.cuts import cuts_of
-from gptailor_merge.repair.repairer import CutRepair, Repairer
+from gptailor_merge.repair.fitting import CutRepair, Repairer
 from gptailor_merge.scoring.live_models import composer_of
 
 RECIPE = "recipe.yml"

@@ -29,7 +29,7 @@ class Session:
         executor: scores plans on the calibration set.
         held_out: scores plans on the held-out set, or None where there is none.
         gates: None where the config has none.
-        workplace: what is measured, and what composes models in this process.
+        workplace: the live parts of this process: what is measured, and the composer.
         pool: the workers behind the executors.
     """
 

@@ -69,7 +69,7 @@ class HiddenStates:
             *sums, count = total.tolist()
             return {str(layer): Score(1 - value / count, count, "plain") for layer, value in enumerate(sums)}
 
-        return self._measure(INFLUENCE, self._batches, cosines, scores)
+        return self._measured(INFLUENCE, self._batches, cosines, scores)
 
     def angular_distances(self, plan: Plan, lengths: Collection[int]) -> Outcome:
         """Scores blocks of layers by arccos(cos(input of the block, input of the layer after it)) / π.
@@ -97,7 +97,7 @@ class HiddenStates:
             by_block = zip(blocks, sums, strict=True)
             return {block_name(block): Score(value / count, count, "plain") for block, value in by_block}
 
-        return self._measure(DISTANCE, self._batches, angles, scores)
+        return self._measured(DISTANCE, self._batches, angles, scores)
 
     def similarity(self, plan: Plan, reference: Plan) -> Outcome:
         """Scores a model by the cosine of its last layer's states and a reference's.
@@ -122,13 +122,13 @@ class HiddenStates:
             value, count = total.tolist()
             return {"last layer": Score(value / count, count, "plain")}
 
-        return self._measure(SIMILARITY, batches, cosines, scores, cuts_itself=True)
+        return self._measured(SIMILARITY, batches, cosines, scores, cuts_itself=True)
 
     @property
     def _batches(self) -> list[Batch]:
         return [batch for rung in self._rungs for batch in rung]
 
-    def _measure(
+    def _measured(
         self,
         name: str,
         batches: Sequence[Batch],

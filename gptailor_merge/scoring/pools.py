@@ -6,8 +6,9 @@ group `gptailor_merge.executors`: a name, and a factory that is called once for 
 
     def make_pool(job: Job, workplace: Workplace) -> Pool
 
-A worker in another process calls `job.open()` once and scores by `evaluator(section).score(plans, race)`
-of what it gets. See gptailor_merge.testing.executors for the tests that an executor must pass.
+A worker in another process calls `job.open()` once, which gives it a Workplace, and scores plans with
+`workplace.evaluator(section).score(plans, race)`. gptailor_merge.testing.executors holds the tests that an
+executor must pass.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Pool(Protocol):
     """The workers of one run, which share the family's weights among all sections."""
 
     def executor(self, section: ScoredSection) -> Executor:
-        """Returns what scores plans on a section; called for sections that measure something."""
+        """Returns the executor of a section; called for sections that measure something."""
 
     def close(self) -> None:
         """Ends the workers; called once, when the run is over or has failed."""

@@ -1,4 +1,4 @@
-"""Turns a search config into what scores plans in this process, or in a worker elsewhere."""
+"""Turns a search config into the live parts that score plans, in this process or in a worker elsewhere."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.scoring.teachers import Teachers
 
 BankMode = Literal["device", "host", "auto"]
-"""Where the family's weights live: on the device, in host memory, or where there is room."""
+"""Says where the family's weights live: on the device, in host memory, or on the device if there is room."""
 
 
 ScoredSection = Literal["objectives", "gates", "held_out"]
-"""The section of a search config whose measures plans are scored on."""
+"""Names the section of a search config whose measures plans are scored on."""
 
 
 @dataclass(frozen=True)
 class Workplace:
     """The live parts of this process: a family, what is measured, and what composes its models.
 
-    The family's weights are loaded when the composer is first asked for: never, where plans are scored
-    elsewhere and nothing is repaired.
+    The family's weights are loaded when the composer is first asked for. Where plans are scored elsewhere
+    and nothing is repaired, they never are.
 
     Attributes:
         measures: the objectives of each section, with their batches on the device.
         base_scores: the base model's scores on the gates; empty without gates.
         compute: the dtype of forward passes.
-        progress: told what takes long.
+        progress: told of each step that takes long.
     """
 
     config: SearchConfig
@@ -75,7 +75,7 @@ class Workplace:
         return HiddenStates(lambda: self.composer, self.measures.searched.rungs)
 
     def passes(self, section: ScoredSection) -> Passes:
-        """Returns what a section measures."""
+        """Returns the objectives of a section, with their batches."""
         by_section: Mapping[ScoredSection, Passes] = {
             "objectives": self.measures.searched,
             "gates": self.measures.gates,
@@ -84,7 +84,7 @@ class Workplace:
         return by_section[section]
 
     def evaluator(self, section: ScoredSection) -> Evaluator:
-        """Returns what scores plans on a section in this process."""
+        """Returns an evaluator that scores plans on a section in this process."""
         return Evaluator(self.composer, self.passes(section))
 
 
@@ -127,7 +127,7 @@ def open_workplace(
 
     Args:
         bank: where the family's weights live.
-        progress: told what takes long.
+        progress: told of each step that takes long.
 
     Raises:
         ConfigError: data or tasks that are wrong, see measures.

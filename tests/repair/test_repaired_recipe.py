@@ -15,8 +15,8 @@ from gptailor_merge.errors import ConfigError, DataError, RecipeError
 from gptailor_merge.planning.check import check
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.repair.fitting import RIDGES
 from gptailor_merge.repair.repaired_recipe import RECIPE, RepairedRecipe, repair_recipe
-from gptailor_merge.repair.repairer import RIDGES
 from gptailor_merge.space.space import Space
 from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import DEMO, recipe_of
@@ -52,39 +52,39 @@ def block() -> Recipe:
 
 def test_a_repaired_recipe_is_better_and_one_model_by_every_way(block: Recipe, tmp_path: Path) -> None:
     """On the trained family, where a cut of three layers costs much and a map gives much back."""
-    made = run(block, TEXTS, tmp_path / "maps")
-    (cut,) = made.cuts
+    repaired = run(block, TEXTS, tmp_path / "maps")
+    (cut,) = repaired.cuts
     assert (cut.slot, cut.removed) == (2, (3, 6))
     assert cut.ridge in RIDGES
     assert cut.before is not None
     assert cut.after is not None
     assert cut.after < cut.before - 0.1
-    assert_three_equal(made.recipe, tmp_path / "out")
+    assert_three_equal(repaired.recipe, tmp_path / "out")
     texts = [
-        (len(part.sources), part.parameter("op"), part.parameter("repair")) for part in made.recipe.slices
+        (len(part.sources), part.parameter("op"), part.parameter("repair")) for part in repaired.recipe.slices
     ]
     file = str(tmp_path / "maps" / "repair-2.safetensors")
     assert texts == [(1, "select", None), (1, "select", file), (1, "remove", None), (1, "select", None)]
 
 
 def test_the_same_again_is_the_same(block: Recipe, tmp_path: Path) -> None:
-    one, other = (run(block, TEXTS, tmp_path / name) for name in ("a", "b"))
-    assert one.cuts == other.cuts
-    assert plan(one.recipe).digest == plan(other.recipe).digest
+    first, second = (run(block, TEXTS, tmp_path / name) for name in ("a", "b"))
+    assert first.cuts == second.cuts
+    assert plan(first.recipe).digest == plan(second.recipe).digest
 
 
 def test_everywhere_tries_every_slot_and_keeps_what_helps(block: Recipe, tmp_path: Path) -> None:
     at_cuts = run(block, TEXTS, tmp_path / "cuts")
-    made = run(block, TEXTS, tmp_path / "all", everywhere=True)
-    assert [cut.slot for cut in made.cuts] == list(range(9))
-    assert [i for i, slot in enumerate(plan(made.recipe).slots) if slot.edits] == [
-        cut.slot for cut in made.cuts if cut.ridge is not None
+    repaired = run(block, TEXTS, tmp_path / "all", everywhere=True)
+    assert [cut.slot for cut in repaired.cuts] == list(range(9))
+    assert [i for i, slot in enumerate(plan(repaired.recipe).slots) if slot.edits] == [
+        cut.slot for cut in repaired.cuts if cut.ridge is not None
     ]
-    assert made.cuts[0].ridge is None  # up to the cut the state is the base's
-    assert made.cuts[-1].after is not None
+    assert repaired.cuts[0].ridge is None  # up to the cut the state is the base's
+    assert repaired.cuts[-1].after is not None
     assert at_cuts.cuts[-1].after is not None
-    assert made.cuts[-1].after < at_cuts.cuts[-1].after
-    assert_three_equal(made.recipe, tmp_path / "out")
+    assert repaired.cuts[-1].after < at_cuts.cuts[-1].after
+    assert_three_equal(repaired.recipe, tmp_path / "out")
 
 
 def test_gradients_of_a_slice_that_is_split_stay_what_they_were(tmp_path: Path) -> None:
@@ -98,13 +98,13 @@ def test_gradients_of_a_slice_that_is_split_stay_what_they_were(tmp_path: Path) 
     rising = {"model": stories, "layer_range": [1, 3], "parameters": {"weight": [0.2, 0.8]}}
     merged["sources"] = [*merged["sources"], rising]
     recipe = Recipe.from_mapping({**document, "dtype": "float32"})
-    made = run(recipe, TEXTS, tmp_path / "maps")
-    before, after = plan(recipe).slots, plan(made.recipe).slots
+    repaired = run(recipe, TEXTS, tmp_path / "maps")
+    before, after = plan(recipe).slots, plan(repaired.recipe).slots
     assert [(s.layers, s.operation) for s in before] == [(s.layers, s.operation) for s in after]
     assert [i for i, slot in enumerate(after) if slot.edits] == [2]
     assert before[1].operation != before[2].operation
-    assert Recipe.from_mapping(made.recipe.to_mapping()) == made.recipe
-    assert_three_equal(made.recipe, tmp_path / "out")
+    assert Recipe.from_mapping(repaired.recipe.to_mapping()) == repaired.recipe
+    assert_three_equal(repaired.recipe, tmp_path / "out")
 
 
 def test_what_cannot_be_repaired_is_said(
@@ -112,9 +112,9 @@ def test_what_cannot_be_repaired_is_said(
 ) -> None:
     document: dict[str, Any] = recipe_of(family)
     document["slices"][0]["parameters"]["without"] = "mlp"
-    made = run(Recipe.from_mapping(document), texts, tmp_path / "maps", tokens=512, sequence_length=16)
-    assert [cut.note for cut in made.cuts] == ["the layer before it is without its MLP"]
-    assert made.recipe == Recipe.from_mapping(document)
+    repaired = run(Recipe.from_mapping(document), texts, tmp_path / "maps", tokens=512, sequence_length=16)
+    assert [cut.note for cut in repaired.cuts] == ["the layer before it is without its MLP"]
+    assert repaired.recipe == Recipe.from_mapping(document)
 
 
 def test_there_must_be_a_cut_and_no_repair_yet(block: Recipe, tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_there_must_be_a_cut_and_no_repair_yet(block: Recipe, tmp_path: Path) ->
     without_start = demo(("base", 0, 3, "remove"), ("base", 3, 12, "select"))
     with pytest.raises(RecipeError, match="no layer is missing behind another"):
         run(without_start, TEXTS, tmp_path / "maps")
-    made = run(block, TEXTS, tmp_path / "maps")
+    repaired = run(block, TEXTS, tmp_path / "maps")
     with pytest.raises(RecipeError, match="is repaired already; repair the recipe that it was made of"):
-        run(made.recipe, TEXTS, tmp_path / "again")
+        run(repaired.recipe, TEXTS, tmp_path / "again")
 
 
 def test_too_little_text_is_refused(block: Recipe, tmp_path: Path) -> None:
@@ -145,8 +145,8 @@ def test_the_command_writes_a_recipe_with_its_maps(block: Recipe, tmp_path: Path
     (cut,) = json.loads(done.stdout)["cuts"]
     assert cut["after"] < cut["before"]
     assert sorted(f.name for f in out.iterdir()) == [RECIPE, "repair-2.safetensors"]
-    made = check(Recipe.load(out / RECIPE))
-    assert [bool(slot.edits) for slot in made.slots] == [False, False, True] + [False] * 6
+    written = check(Recipe.load(out / RECIPE))
+    assert [bool(slot.edits) for slot in written.slots] == [False, False, True] + [False] * 6
     table = CliRunner().invoke(app, ["repair", str(file), *data, "--out", str(tmp_path / "b"), *settings])
     assert "fitted to 2,048 tokens" in table.stdout
 

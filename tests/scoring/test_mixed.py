@@ -76,8 +76,8 @@ def generation_of(loaded: Family, seed: int, count: int) -> list[Plan]:
     space = Space(models, DEPTH, (2, 3, 4), (1, 2, 3), ("task_arithmetic", "slerp"), "float32", "float32")
     rng = np.random.RandomState(seed)
     parent = space.random(rng)
-    made = {p.digest: p for p in (plan(space.decode(space.mutate(parent, rng))) for _ in range(count))}
-    return list(made.values())
+    children = {p.digest: p for p in (plan(space.decode(space.mutate(parent, rng))) for _ in range(count))}
+    return list(children.values())
 
 
 def loss(outcome: Outcome) -> float:
@@ -99,7 +99,7 @@ def test_a_generation_is_scored_as_its_members_are_alone(
     plans = generation_of(loaded, seed, 6)
     together = evaluator.score(plans)
     assert [outcome.cause for outcome in together] == [None] * len(plans)
-    alone = [evaluator.score([one])[0] for one in plans]
+    alone = [evaluator.score([child])[0] for child in plans]
     assert [outcome.scores for outcome in together] == [outcome.scores for outcome in alone]
     raced = evaluator.score(plans, Race(keep, WEIGHTS, certainty=certainty))
     survivors = [n for n, outcome in enumerate(raced) if outcome.estimate is None]
@@ -165,14 +165,14 @@ def test_a_failure_on_a_whole_model_concerns_one_candidate(
 
     bad = evaluator.composer.compose(plans[0]).base_model.layers[1].mlp.up_proj.weight.data_ptr()
     monkeypatch.setattr(Repetition, "measure", fails)
-    found = evaluator.score(plans)
-    assert found[0].cause is not None
-    assert found[0].cause.endswith(cause)
-    same = [one.slots[1] == plans[0].slots[1] for one in plans]
+    outcomes = evaluator.score(plans)
+    assert outcomes[0].cause is not None
+    assert outcomes[0].cause.endswith(cause)
+    same = [child.slots[1] == plans[0].slots[1] for child in plans]
     assert not all(same)
-    for failed, outcome, other in zip(same, found, expected, strict=True):
+    for failed, outcome, unbroken in zip(same, outcomes, expected, strict=True):
         assert failed == (outcome.cause is not None)
-        assert failed or outcome.scores == other.scores
+        assert failed or outcome.scores == unbroken.scores
 
 
 def test_a_dropped_candidate_has_an_estimate_though_all_others_failed(

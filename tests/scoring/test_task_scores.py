@@ -51,17 +51,17 @@ def test_a_chat_template_that_only_the_written_model_gets_is_refused(
         score_on_tasks(file, LmEvalSettings(("tiny_choice",), tasks, chat_template=True), CPU)
 
 
-def evaluation(direction: str, found: float, base: float, other: float) -> TaskScores:
-    values = {"found": found, "base": base, "other": other}
-    made = {name: {"t": {"m": MetricScore(v, None, direction, 5)}} for name, v in values.items()}
-    return TaskScores(made, "base", ("base", "other"))
+def task_scores(direction: str, recipe: float, base: float, variant: float) -> TaskScores:
+    values = {"recipe": recipe, "base": base, "variant": variant}
+    models = {name: {"t": {"m": MetricScore(v, None, direction, 5)}} for name, v in values.items()}
+    return TaskScores(models, "base", ("base", "variant"))
 
 
 def test_retained_is_a_share_of_what_is_better_the_higher() -> None:
-    assert evaluation("maximize", 0.4, 0.5, 0.8).retained("found", "t", "m") == (80.0, 50.0)
-    assert evaluation("maximize", 0.4, 0.5, 0.8).retained("other", "t", "m") is None
-    assert evaluation("maximize", 0.4, 0.0, 0.8).retained("found", "t", "m") is None
+    assert task_scores("maximize", 0.4, 0.5, 0.8).retained("recipe", "t", "m") == (80.0, 50.0)
+    assert task_scores("maximize", 0.4, 0.5, 0.8).retained("variant", "t", "m") is None
+    assert task_scores("maximize", 0.4, 0.0, 0.8).retained("recipe", "t", "m") is None
 
 
 def test_retained_of_a_perplexity_is_the_other_way_round() -> None:
-    assert evaluation("minimize", 20.0, 10.0, 5.0).retained("found", "t", "m") == (50.0, 25.0)
+    assert task_scores("minimize", 20.0, 10.0, 5.0).retained("recipe", "t", "m") == (50.0, 25.0)
