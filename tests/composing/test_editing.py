@@ -207,7 +207,9 @@ def test_edits_are_drawn_and_compared() -> None:
 def test_what_a_norm_changes_afterwards_cannot_be_repaired(name: str, tmp_path: Path) -> None:
     family = write_family(tmp_path, name)
     made = whole(family, 8, repaired(family["base"], 3, tmp_path))
-    with pytest.raises(RecipeError, match="cannot be repaired: post_feedforward_layernorm changes what it"):
+    with pytest.raises(
+        RecipeError, match="cannot be repaired: post_feedforward_layernorm changes its result"
+    ):
         check_with_family(made)
 
 
