@@ -22,7 +22,7 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.scores import Score
-from gptailor_merge.objectives.texts import token_sets
+from gptailor_merge.objectives.text_kinds import token_sets
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.planning.rewriting import rewritten
 from gptailor_merge.recipe.plan import MLP, Edit, Plan

@@ -20,7 +20,7 @@ class Gates:
 
     Attributes:
         evaluator: scores plans on the measures.
-        bounds: in the order of the evaluator's objectives.
+        bounds: one for each of the evaluator's objectives, in their order.
         of_base: the base model's own scores.
     """
 

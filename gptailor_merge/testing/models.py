@@ -27,7 +27,7 @@ def write_member(
     Args:
         directory: is made where it does not exist.
         seed: of the weights.
-        tied: whether the embeddings are the head, too.
+        tied: True makes the embeddings the head, too.
         vocabulary: rows of the embeddings.
         depth: layers.
         width: of the hidden states.
