@@ -133,7 +133,8 @@ def test_no_text_is_both_searched_on_and_held_out(file: Path) -> None:
     config = SearchConfig.load(file)
     sections = ((*config.objectives, *config.gates), config.held_out)
     searched, reported = (
-        {str(source) for one in some for source in one.sources().values()} for some in sections
+        {str(source) for objective in section for source in objective.sources().values()}
+        for section in sections
     )
     assert searched
     assert reported
