@@ -15,9 +15,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
+from gptailor_merge.objectives.config_types import Data, Positive, Section, absolute_files, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
-from gptailor_merge.objectives.sections import Data, Positive, Section, absolute_files, missing_files
 from gptailor_merge.recipe.fields import ModelName
 from gptailor_merge.recipe.recipe import Recipe
 
@@ -46,8 +46,6 @@ def _form_of_size(value: Any) -> str:
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-"""A part of the base model's parameters."""
-
 
 Layers = Annotated[
     Annotated[Positive, Tag("[one]")] | Annotated[tuple[Positive, Positive], Tag("[range]")],
@@ -56,12 +54,12 @@ Layers = Annotated[
 ]
 """A number of layers, or a range of them."""
 
-
 Shares = Annotated[
     Annotated[Share, Tag("[one]")] | Annotated[tuple[Share, Share], Tag("[range]")],
     Discriminator(_form_of_size),
     BeforeValidator(_read_size),
 ]
+"""A share of the base model's parameters, or a range of them."""
 
 
 class Target(Section):
@@ -104,7 +102,7 @@ class Operations(Section):
         merge: mergekit methods; an empty list searches removal and selection only.
         protect: layers that stay.
         removable: layers that may be removed; default all but the protected ones.
-        outer: where embeddings and head come from: the base, any member, or a merge of members.
+        outer: source of embeddings and head: the base, any member, or a merge of members.
         neighbours: how many layers away from its own a slot may take its layer, of any member.
         parts: True lets a slot have the attention of one member and the MLP of another.
     """
@@ -127,10 +125,8 @@ class StartRecipe(Section):
 KNEE = "knee"
 """The rule that picks the bend of the front."""
 
-
 RULE = re.compile(rf"{KNEE}|best:(\S+)|layers=([1-9]\d*)")
 """Ways to pick one recipe of a front, see search.front."""
-
 
 RULES = f"{KNEE}, best:OBJECTIVE or layers=N"
 """The same, for messages."""
@@ -172,7 +168,7 @@ class SearchSection(Section):
 
 
 class RepairSection(Section):
-    """How the best recipes are repaired when the search is over, see runs.finalists.
+    """Repair of the best recipes when the search is over, see runs.finalists.
 
     Attributes:
         finalists: recipes that are repaired, the best for each choice of layers; of a front all recipes
@@ -196,12 +192,12 @@ class SearchConfig(Section):
     Attributes:
         family: the models.
         target: size of the pruned model.
-        objectives: what is minimised.
-        operations: what may happen to layers.
+        objectives: the numbers that are minimised.
+        operations: allowed to happen to layers.
         gates: bounds that a candidate must keep to; one that does not is out.
-        held_out: what is reported, on data that the search has not seen.
+        held_out: the numbers that are reported, on data that the search has not seen.
         search: settings of the search.
-        repair: what happens to the best recipes afterwards.
+        repair: settings of the repair of the best recipes.
         seed: of all random choices.
         dtype: of merge arithmetic.
         out_dtype: of the written model; default the base's.
@@ -289,17 +285,19 @@ class SearchConfig(Section):
                 raise ConfigError(f"--pick: {error}") from None
         options = {"budget": budget, "racing": racing, "start": recipes, "pick": pick}
         chosen = {name: value for name, value in options.items() if value is not None}
-        search = self.search.model_copy(update=chosen)
-        allowed = self.allow_test_split or allow_test_split
-        update: dict[str, Any] = {"search": search, "allow_test_split": allowed}
-        if not repair:
-            update["repair"] = self.repair.model_copy(update={"finalists": 0})
-        return self.model_copy(update=update if seed is None else {**update, "seed": seed})
+        update = {
+            "search": self.search.model_copy(update=chosen),
+            "allow_test_split": self.allow_test_split or allow_test_split,
+            "seed": self.seed if seed is None else seed,
+            "repair": self.repair if repair else self.repair.model_copy(update={"finalists": 0}),
+        }
+        return self.model_copy(update=update)
 
     def to_yaml(self) -> str:
         """Returns the resolved config with the versions of the libraries; `load` reads it back."""
-        document = {**self._document(), "environment": environment()}
-        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(
+            {**self._document(), "environment": environment()}, sort_keys=False, allow_unicode=True
+        )
 
     def differences(self, other: SearchConfig) -> list[str]:
         """Returns the top-level keys that differ, except for budget and pick, which a resume may change."""
@@ -326,10 +324,8 @@ class SearchConfig(Section):
             for index, objective in enumerate(objectives):
                 problems += objective.problems((section, index), directory, members)
         if self.search.pareto is False and (self.target.is_range or self._has_free_cost):
-            message = (
-                "a range of sizes, and a cost without a weight, are of use for a front only, found false"
-            )
-            problems.append(Problem(("search", "pareto"), message))
+            message = "a range of sizes, and a cost without a weight, are of use for a front only"
+            problems.append(Problem(("search", "pareto"), f"{message}, found false"))
         if self.pareto and self.search.racing:
             message = "candidates of a front cannot be raced: each may be the best in something, found true"
             problems.append(Problem(("search", "racing"), message))

@@ -91,8 +91,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
             part for part in finding["loc"] if part != "defaults" and not _is_internal(part)
         )
         if finding["type"] == "extra_forbidden":
-            context = finding.get("ctx", {})
-            known = context["known"] if "known" in context else _keys_at(model, finding["loc"][:-1])
+            known = finding.get("ctx", {}).get("known") or _keys_at(model, finding["loc"][:-1])
             message = f"unknown key{suggest(str(path[-1]), known)}"
         elif finding["type"] == "missing":
             message = "is missing"
@@ -137,6 +136,7 @@ def validated(model: type[Model], value: Any) -> Model:
 
 
 def _known_keys(model: type[BaseModel], kind: str, path: tuple[str | int, ...]) -> dict[str, Any]:
+    """Returns what an error about an unknown key carries, for `explain`."""
     return {"known": _keys_at(model, path[:-1])} if kind == "extra_forbidden" else {}
 
 

@@ -30,7 +30,7 @@ class Segment:
     Attributes:
         digest: of the set.
         rows: numbers of the rows in the set.
-        at: where in the batch they stand; for items, the part of it that they share with others.
+        at: sequences of the batch that hold them; items share sequences with others.
     """
 
     digest: str
@@ -62,18 +62,18 @@ class Batch:
 
     @property
     def rows(self) -> tuple[TokenRow, ...]:
-        """For items, each sequence as a row; empty for texts."""
+        """The sequences of items as rows; empty for texts."""
         return tuple(pack.row for pack in self.packs)
 
     @cached_property
     def branches(self) -> Branches | None:
-        """What each token follows; None where all rows are plain texts."""
+        """The tokens that each token follows; None where all rows are plain texts."""
         followed = branches(self.rows, self.ids.shape[1])
         return followed and Branches(*(part.to(self.ids.device) for part in followed))
 
     @cached_property
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """For items, (sequence, position) of everything that predicts a token, in order."""
+        """(sequence, position) of everything that predicts a token of items, in order."""
         counts = torch.tensor([len(row.places) for row in self.rows])
         sequences = torch.arange(len(self.rows)).repeat_interleave(counts)
         places = torch.cat([row.places for row in self.rows])
@@ -81,7 +81,7 @@ class Batch:
 
     @cached_property
     def questions(self) -> list[tuple[Segment, torch.Tensor, torch.Tensor]]:
-        """For items, each segment with index into `places` and id of each token asked for."""
+        """Each segment of items, with index into `places` and id of each token asked for."""
         at: dict[str, list[torch.Tensor]] = {}
         asked: dict[str, list[torch.Tensor]] = {}
         start = 0
@@ -138,7 +138,7 @@ def layout(
     Args:
         sets: sets with equal content count once.
         batch_tokens: tokens that go through a model at once, approximately.
-        device: where the batches go.
+        device: the batches go there.
         rungs: see RUNGS; every set takes part in each rung, as far as it has sequences.
     """
     distinct = {token_set.digest: token_set for token_set in sets}

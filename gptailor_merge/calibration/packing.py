@@ -19,7 +19,7 @@ FILLED = 128
 
 
 EVEN = 512
-"""With this many tokens in its row, a token's attention costs about as much as the rest of a small layer."""
+"""Tokens in a row with which a token's attention costs about as much as the rest of a small layer."""
 
 
 OPEN = 8

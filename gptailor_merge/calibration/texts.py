@@ -80,7 +80,7 @@ class TokenSet:
     """Token sequences of one text source.
 
     Attributes:
-        name: what the user calls the source.
+        name: the user's name for the source.
         sequences: tensors of token ids, shape [length], all of one length.
         digest: of the ids; equal for equal content.
         documents: the texts that were taken, whole or in part, white space evened out.
@@ -93,7 +93,7 @@ class TokenSet:
 
     @property
     def units(self) -> int:
-        """How many tokens are predicted: all but the first of each sequence."""
+        """The number of tokens that are predicted: all but the first of each sequence."""
         return sum(len(ids) - 1 for ids in self.sequences)
 
     def rows_until(self, share: float) -> int:

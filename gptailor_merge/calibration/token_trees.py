@@ -47,7 +47,7 @@ class TokenRow(NamedTuple):
     Attributes:
         ids: token ids [length].
         parents: for each token the place of the one before it, -1 for a first one [length].
-        places: where something is asked, ascending [places].
+        places: positions at which something is asked, ascending [places].
         at: index into `places` for each token asked for [asked].
         asked: the token ids asked for [asked].
     """
@@ -84,7 +84,7 @@ class ItemSet(TokenSet):
 
     @property
     def units(self) -> int:
-        """How many items there are."""
+        """The number of items."""
         return len(self.stops)
 
     def items_of(self, first: int, stop: int) -> tuple[int, int]:

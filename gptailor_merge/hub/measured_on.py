@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
+from gptailor_merge.objectives.config_types import DatasetConfig, source_in_words
 from gptailor_merge.objectives.kinds import ObjectiveConfig
-from gptailor_merge.objectives.sections import DatasetConfig, source_in_words
 from gptailor_merge.scoring.measures import Items
 
 

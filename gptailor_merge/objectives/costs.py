@@ -1,7 +1,7 @@
-"""What the kinds of costs share: one number for a model, and what it is measured on.
+"""The base of the kinds of costs: one number for a model, and helpers to measure it.
 
-A cost depends on how many layers of which kinds a model has. What takes running a model is measured once
-for each such shape, so that candidates of one shape have one number.
+A cost depends on how many layers of which kinds a model has. Costs that take running a model are measured
+once for each such shape, so that candidates of one shape have one number.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from gptailor_merge.models.architecture import Architecture
+from gptailor_merge.objectives.config_types import Positive
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective, Weight
 from gptailor_merge.objectives.protocols import ModelObjective, PerUnit, UnitSet
-from gptailor_merge.objectives.sections import Positive
 
 
 class CostConfig(ObjectiveConfig):
-    """What a model costs: memory, or time on this device.
+    """A cost of a model: memory, or time on this device.
 
     Attributes:
         tokens: length of the prompt, or of the context; each cost has a default, or needs none.

@@ -1,7 +1,19 @@
 """The protocol of a kind of objective: how its config is read, built and described.
 
 A kind is one class, the config of its objectives, registered under a name (see registry). Nothing else
-in the package knows kinds apart: whatever differs between them is asked of this class.
+in the package knows kinds apart: whatever differs between them is asked of this class. The smallest kind on
+texts is this, with an objective `Entropy` beside it:
+
+    class EntropyConfig(TextConfig):
+        kind: Literal["entropy"]
+
+        def build(self, name, sets, batches, context):
+            return Entropy(name, sets)
+
+        def sentence(self):
+            return f"entropy on {self.data_in_words()}; {self.size_in_words()}"
+
+Bases to start from are text_kinds.TextConfig, costs.CostConfig, and ObjectiveConfig for anything else.
 """
 
 from __future__ import annotations
@@ -20,11 +32,11 @@ from typing_extensions import Self
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.errors import KeyPath, Problem
+from gptailor_merge.objectives.config_types import Section, Source
 from gptailor_merge.objectives.protocols import Forward, Objective, UnitSet
-from gptailor_merge.objectives.sections import Section, Source
 
 Purpose = Literal["searched", "held_out"]
-"""What data are for: objectives and gates look at them during the search, or they are only reported on."""
+"""The use of data: objectives and gates look at them during the search, or they are only reported on."""
 
 
 Weight = Annotated[float, Field(gt=0)]
@@ -36,16 +48,16 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Context:
-    """What a run offers to the kinds when it builds their objectives.
+    """The means that a run gives to the kinds to build their objectives.
 
     Attributes:
         tokenizer: the base model's.
         directory: of the base model.
         teacher: member's name -> (digest of its weights, its forward pass).
-        device: where models run.
+        device: models run on it.
         out_dtype: dtype of the model that will be written.
         seed: the run's.
-        purpose: what the objective is for.
+        purpose: the use of the data that are read.
         divided: names of the sources that serve both purposes; see ObjectiveConfig.splits.
         without: documents that are left out, because the search has seen them.
     """
@@ -98,8 +110,8 @@ class PreparedObjective:
     """An objective whose data are read, and which is built when the batches are laid out.
 
     Attributes:
-        metric: what it is called, unless several have this name: `kl`, `acc`.
-        sets: what it is measured on.
+        metric: its name, unless several objectives have it: `kl`, `acc`.
+        sets: the data that it is measured on.
         build: makes the objective, given its name and the batches that hold its token sets.
         items: which items it is measured on, where a benchmark has them.
     """
@@ -120,7 +132,7 @@ class PreparedObjective:
 
 
 class ObjectiveConfig(Section, ABC):
-    """What the config says of one objective; each kind is a subclass.
+    """One objective in the config; each kind is a subclass.
 
     A kind declares its keys (`kind`, a Literal of its name; its own; and last `weight`) and implements
     `prepare` and `sentence`. The other methods have answers that fit a kind without files.
@@ -163,7 +175,7 @@ class ObjectiveConfig(Section, ABC):
 
         Args:
             path: key of the objective in the config.
-            directory: where relative paths start.
+            directory: relative paths start here.
             members: names of the family's members.
         """
         return []

@@ -14,10 +14,10 @@ from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import KeyPath, Problem
+from gptailor_merge.objectives.config_types import source_in_words
 from gptailor_merge.objectives.kinds import Context
 from gptailor_merge.objectives.protocols import Forward, PerToken, Prediction
-from gptailor_merge.objectives.sections import source_in_words
-from gptailor_merge.objectives.texts import RecordedTextKeys, TextConfig
+from gptailor_merge.objectives.text_kinds import RecordedTextKeys, TextConfig
 
 
 class KLConfig(TextConfig, RecordedTextKeys):

@@ -32,7 +32,7 @@ DECODED = 32
 
 
 WARM_UP, REPEATS = 2, 7
-"""How many runs come before the timed ones, and how many are timed."""
+"""Runs before the timed ones, and timed runs."""
 
 
 LatencyKind = Literal["prefill_latency", "decode_latency"]

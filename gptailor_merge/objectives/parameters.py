@@ -1,4 +1,4 @@
-"""The kind `parameters`: how many numbers a model stores."""
+"""The kind `parameters`: the size of a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ParametersConfig(CostConfig):
 
 @dataclass(frozen=True)
 class Parameters(CostPerModel):
-    """How many numbers a model stores; tied ones count once."""
+    """The count of numbers that a model stores; tied ones count once."""
 
     name: str
     unit = "count"

@@ -14,7 +14,7 @@ from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.digests import digest
 from gptailor_merge.objectives.kinds import Context
 from gptailor_merge.objectives.protocols import PerToken, Prediction, log_likelihood
-from gptailor_merge.objectives.texts import RecordedTextKeys, TextConfig
+from gptailor_merge.objectives.text_kinds import RecordedTextKeys, TextConfig
 
 
 class PerplexityConfig(TextConfig, RecordedTextKeys):

@@ -52,7 +52,7 @@ Forward = Callable[[Batch], Iterator[Prediction]]
 
 
 class ScoredObjective(Protocol):
-    """What all objectives have in common: a name, an identity, and how units become a score."""
+    """The part that all objectives have in common: a name, an identity, and how units become a score."""
 
     @property
     def name(self) -> str:
@@ -87,7 +87,7 @@ class PredictionObjective(ScoredObjective, Protocol):
         """Returns one number per predicted token or item; lower is better.
 
         Args:
-            values: what was kept of whole items, flat, in the order of the rows.
+            values: those of whole items, flat, in the order of the rows.
             rows: numbers of rows in the set, each once.
         """
 
@@ -97,7 +97,7 @@ class UnitSet:
     """Units that a whole model is measured on: items, prompts, or the model itself.
 
     Attributes:
-        name: what the user calls the set.
+        name: the user's name for the set.
         digest: equal for equal content.
         units: how many there are.
         documents: texts of the units, white space evened out.

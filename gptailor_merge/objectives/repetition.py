@@ -17,17 +17,17 @@ from gptailor_merge.calibration.texts import TextSource
 from gptailor_merge.composing.memory import BatchSize
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import DataError
+from gptailor_merge.objectives.config_types import Positive
 from gptailor_merge.objectives.kinds import Context, PreparedObjective, Weight
 from gptailor_merge.objectives.protocols import PerUnit, UnitSet
-from gptailor_merge.objectives.sections import Positive
-from gptailor_merge.objectives.texts import DataConfig, text_source
+from gptailor_merge.objectives.text_kinds import DataConfig, text_source
 
 NGRAM = 4
-"""How many tokens in a row count as a repetition when they come again."""
+"""Length of what counts as a repetition when it comes again, in tokens."""
 
 
 class RepetitionConfig(DataConfig):
-    """How much a model repeats itself: the share of 4-grams that have been there before.
+    """Repetition in what a model writes: the share of 4-grams that have been there before.
 
     Attributes:
         data: texts; the prompts are the beginnings of their documents.
@@ -68,7 +68,7 @@ class RepetitionConfig(DataConfig):
 
 @dataclass(frozen=True, eq=False)
 class Repetition(PerUnit):
-    """How much a model repeats itself when it goes on from the beginnings of documents, greedily.
+    """Repetition in what a model writes, greedily, after the beginnings of documents.
 
     A unit is a prompt, its value the share of the generated n-grams that have been there before:
     1 − distinct/total (seq-rep-n: S. Welleck et al., 2020, arXiv 1908.04319, equation 5). The token that

@@ -28,7 +28,7 @@ class Score:
     """A mean that is minimised.
 
     Attributes:
-        mean: in nats, or in whatever an objective counts.
+        mean: the minimised number, in nats or in whatever an objective counts.
         count: how many predicted tokens, items or words the mean is over.
         unit: how users see the mean, see UNITS.
         error: standard error of the mean, where it was estimated; equal scores may differ in it.

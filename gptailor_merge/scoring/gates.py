@@ -20,8 +20,8 @@ class Gates:
 
     Attributes:
         executor: scores plans on the measures.
-        names: of the measures, in the order of the bounds.
-        bounds: in the same order.
+        names: the measures' names.
+        bounds: one for each of the names, in their order.
         of_base: the base model's own scores.
     """
 

@@ -1,4 +1,4 @@
-"""Turns a config's objectives, gates and held-out set into passes: what is measured, and on what."""
+"""Turns a config's objectives, gates and held-out set into passes over data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, InputError, KeyPath, Problem
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective, Purpose
 from gptailor_merge.objectives.protocols import UnitSet
-from gptailor_merge.objectives.texts import token_sets
+from gptailor_merge.objectives.text_kinds import token_sets
 from gptailor_merge.scoring.gap import Pair
 from gptailor_merge.scoring.gates import PREFIX
 from gptailor_merge.scoring.passes import Passes
@@ -30,7 +30,7 @@ class Items:
         section: of the config: objectives, gates or held_out.
         objective: its name.
         task: name of the benchmark.
-        split: where the items come from.
+        split: the one that the items come from.
         ids: positions in the split, in the order in which rungs take them.
     """
 
@@ -52,10 +52,10 @@ class Measures:
     Attributes:
         searched: the objectives, in the order of the config.
         gates: the gates' measures, in the order of the config.
-        held_out: what is reported, in the order of the config, and behind it what is reported besides.
+        held_out: the reported ones, in the order of the config; those reported besides come last.
         pairs: which objectives have a counterpart that is held out.
         items: which items of tasks are scored.
-        texts: what maps are fitted to.
+        texts: token sequences that maps are fitted to.
         warnings: sentences that belong beside every number that is reported.
     """
 

@@ -20,7 +20,7 @@ class Teachers:
 
     Attributes:
         family: the members.
-        device: where they run.
+        device: they run on it.
     """
 
     def __init__(self, family: Family, device: torch.device, dtype: torch.dtype) -> None:

@@ -18,7 +18,7 @@ from gptailor_merge.objectives.kl import build_kl
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.protocols import Forward, Objective, Prediction
 from gptailor_merge.objectives.scores import Score
-from gptailor_merge.objectives.texts import token_sets
+from gptailor_merge.objectives.text_kinds import token_sets
 from gptailor_merge.scoring.live_models import open_member, open_model
 from gptailor_merge.scoring.passes import Passes, predictions_alone
 

@@ -70,7 +70,7 @@ def measured_in(passes: Passes, model: PreTrainedModel) -> Iterator[Measured]:
 
 
 class ObjectiveContract:
-    """What every objective promises, however it was made. Give the fixture `make`."""
+    """The promises of every objective, however it was made. Give the fixture `make`."""
 
     @pytest.fixture
     def make(self) -> Make:
@@ -162,7 +162,7 @@ class ObjectiveContract:
 
 
 class KindContract(ObjectiveContract):
-    """What every kind promises. Give the fixtures `document` and `changed`."""
+    """The promises of every kind. Give the fixtures `document` and `changed`."""
 
     @pytest.fixture
     def document(self) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class KindContract(ObjectiveContract):
         assert document["kind"] in known_kinds()
 
     def test_a_run_records_it(self, config: ObjectiveConfig) -> None:
-        """What is recorded is read back as the same."""
+        """A recorded config is read back as the same."""
         assert config_of(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
 
     def test_an_unknown_key_is_an_error(self, document: dict[str, Any], tmp_path: Path) -> None:
@@ -258,14 +258,14 @@ class KindContract(ObjectiveContract):
     def test_it_is_built_under_any_name(self, config: ObjectiveConfig, context: Context, make: Make) -> None:
         """Sets and metric are known before, and the name changes nothing else."""
         prepared = config.prepare(context)
-        objective, named = make(0), built(config, context, "gate: other")
-        assert (objective.name, named.name) == (prepared.metric, "gate: other")
-        assert objective.fingerprint == named.fingerprint
+        objective, renamed = make(0), built(config, context, "gate: other")
+        assert (objective.name, renamed.name) == (prepared.metric, "gate: other")
+        assert objective.fingerprint == renamed.fingerprint
         assert [(s.name, s.digest) for s in prepared.sets] == [(s.name, s.digest) for s in objective.sets]
         assert config.has_items == bool(prepared.items)
 
     def test_it_is_comparable_with_itself(self, config: ObjectiveConfig, make: Make) -> None:
-        """What a counterpart must share can be compared, on every set."""
+        """Its answer on every set can be compared and hashed."""
         for units in make(0).sets:
             assert config.comparable_on(units.name) == config.comparable_on(units.name)
             hash(config.comparable_on(units.name))

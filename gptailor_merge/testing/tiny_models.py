@@ -27,7 +27,16 @@ def write_member(
     depth: int = DEPTH,
     width: int = 16,
 ) -> Path:
-    """Writes a random Llama with its tokenizer, and returns its directory."""
+    """Writes a random Llama with a tokenizer of single characters, from space to underscore.
+
+    Args:
+        directory: is made where it does not exist.
+        seed: of the weights.
+        tied: True makes the embeddings the head, too.
+        vocabulary: rows of the embeddings.
+        depth: layers.
+        width: of the hidden states.
+    """
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 from gptailor_merge.digests import digest
 from gptailor_merge.objectives.protocols import PerToken
-from gptailor_merge.objectives.texts import TextConfig
+from gptailor_merge.objectives.text_kinds import TextConfig
 
 class EntropyConfig(TextConfig):
     kind: Literal["entropy"]
@@ -125,7 +125,7 @@ LACKING = '''
 """A kind that does not say how it is built, and one without a weight."""
 from typing import Literal
 from gptailor_merge.objectives.kinds import ObjectiveConfig
-from gptailor_merge.objectives.texts import TextConfig
+from gptailor_merge.objectives.text_kinds import TextConfig
 
 class SilentConfig(TextConfig):
     kind: Literal["silent"]

@@ -1,4 +1,4 @@
-"""What an item of one of lm-eval's tasks asks, and which items are taken in which order."""
+"""Reads what the items of lm-eval's tasks ask, and chooses which are taken in which order."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def set_up(task: Any, split: str, documents: list[Any], few_shot: int | None) ->
     """Makes a task ask these items as lm-eval would, with their few-shot examples.
 
     Args:
-        split: where the items come from.
+        split: the one that the items come from.
         documents: the items.
         few_shot: examples before each item; None keeps the task's own number.
     """

@@ -11,6 +11,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from gptailor_merge.errors import ConfigError, KeyPath, Problem
+from gptailor_merge.objectives.config_types import Positive
 from gptailor_merge.objectives.kinds import (
     Context,
     ObjectiveConfig,
@@ -18,7 +19,6 @@ from gptailor_merge.objectives.kinds import (
     SplitItems,
     Weight,
 )
-from gptailor_merge.objectives.sections import Positive
 from gptailor_merge.objectives.tasks.generated_answers import TaskGeneration, generation_objective
 from gptailor_merge.objectives.tasks.harness import encoder
 from gptailor_merge.objectives.tasks.likelihood import TaskLikelihood, likelihood_objective, takes_trees

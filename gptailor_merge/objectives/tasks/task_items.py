@@ -37,7 +37,7 @@ class TaskSettings:
         few_shot: examples before each item; None keeps the number that a task's config has.
         chat_template: put items as messages of a chat.
         limit: most items taken of each task, chosen by `seed`.
-        purpose: what the items are for.
+        purpose: the use of the items.
         seed: the run's.
         divided: tasks whose split serves both purposes; each purpose gets its own items.
         without: texts of items that are left out.
@@ -61,7 +61,7 @@ class TaskItems:
 
     Attributes:
         name: of the task.
-        split: where the items come from.
+        split: the one that the items come from.
         is_test: True where this is the task's test split.
         ids: positions of the items in the split, in the order in which they are scored.
         documents: texts of the items in that order, white space evened out.

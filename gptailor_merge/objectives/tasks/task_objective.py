@@ -1,4 +1,4 @@
-"""What the objectives on tasks share, whether answers are scored by likelihood or generated."""
+"""The base of the objectives on tasks, whether answers are scored by likelihood or generated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What objectives on texts share: their keys in the config, and tokenised texts."""
+"""The bases of the kinds on texts: their keys in the config, and tokenised texts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from typing_extensions import Self
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.calibration.texts import TextSource, TokenSet, tokenize
 from gptailor_merge.errors import KeyPath, Problem
-from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective, Weight
-from gptailor_merge.objectives.protocols import Objective
-from gptailor_merge.objectives.sections import (
+from gptailor_merge.objectives.config_types import (
     Data,
     Positive,
     Source,
@@ -24,6 +22,8 @@ from gptailor_merge.objectives.sections import (
     missing_files,
     source_in_words,
 )
+from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective, Weight
+from gptailor_merge.objectives.protocols import Objective
 
 
 class DataConfig(ObjectiveConfig):
@@ -86,7 +86,7 @@ class TextConfig(DataConfig):
         """Makes the objective.
 
         Args:
-            name: what it is called in the run.
+            name: unique in the run.
             sets: the tokenised data.
             batches: all batches of its section; those with segments of the sets are the objective's.
         """

@@ -53,7 +53,7 @@ def missing_files(path: KeyPath, data: Mapping[str, Source], directory: Path) ->
 
     Args:
         path: key of the data in the config.
-        directory: where relative paths start.
+        directory: relative paths start here.
     """
     return [
         Problem((*path, name), f"no such file, found {source!r}; looked for {directory / source}")
