@@ -9,8 +9,8 @@ from typing import Any
 from gptailor_merge.errors import KeyPath, Problem, RecipeError
 from gptailor_merge.models.checkpoint import depth_on_disk
 from gptailor_merge.planning.resolve import problems
+from gptailor_merge.planning.writing import with_removals
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.recipe.removals import with_removals
 
 Document = dict[str, Any]
 
@@ -29,13 +29,14 @@ def finish(document: Document, notes: Sequence[str]) -> Imported:
     Raises:
         RecipeError: see operations.problems.
     """
-    found = problems(Recipe.from_mapping(document)) or _filter_problems(document)
+    recipe = Recipe.from_mapping(document)
+    found = problems(recipe) or _filter_problems(document)
     if found:
         raise RecipeError(found)
-    slices, base = document["slices"], document["base_model"]
-    ends = [source["layer_range"][1] for part in slices for source in part["sources"]]
-    whole = with_removals(slices, base, depth_on_disk(base) or max(ends))
-    return Imported(Recipe.from_mapping({**document, "slices": whole}), tuple(notes))
+    base = recipe.base_model
+    ends = [source.layer_range[1] for part in recipe.slices for source in part.sources]
+    slices = with_removals(recipe.slices, base, depth_on_disk(base) or max(ends))
+    return Imported(recipe.model_copy(update={"slices": slices}), tuple(notes))
 
 
 def _filter_problems(document: Any, path: KeyPath = ()) -> list[Problem]:
