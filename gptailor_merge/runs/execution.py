@@ -13,6 +13,7 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, ScoringError, errors_in
 from gptailor_merge.files import write_beside
 from gptailor_merge.models.devices import compute_dtype
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.finalists import drop_maps, repair_finalists
@@ -76,7 +77,7 @@ def execute(
     on_step("reading the family")
     with errors_in(file):
         plans = prepare(config)
-    given = None if baseline is None else baseline.subject(plans.family, plans.space)
+    subject = None if baseline is None else baseline.subject(plans.family, plans.space)
     open_run(config, run, resume=resume)
     with errors_in(file):
         session = start(plans, device, bank=bank, progress=on_step)
@@ -94,7 +95,7 @@ def execute(
             best = search(
                 *parts,
                 gate=session.gates,
-                start=plans.start,
+                start=[plan(recipe) for recipe in plans.start],
                 warm=plans.warm,
                 hidden=session.hidden,
                 on_candidate=on_candidate,
@@ -107,7 +108,7 @@ def execute(
             best = prune(
                 *parts,
                 baseline.method,
-                given=given,
+                subject=subject,
                 hidden=session.hidden,
                 gate=session.gates,
                 on_candidate=on_candidate,

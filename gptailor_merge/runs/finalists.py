@@ -23,8 +23,8 @@ from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.session import Session
 from gptailor_merge.scoring.evaluator import Outcome
 from gptailor_merge.search.candidates import Candidate, Status
-from gptailor_merge.search.driver import verdicts
 from gptailor_merge.search.front import front
+from gptailor_merge.search.judging import verdicts
 from gptailor_merge.search.outcomes import candidate_of
 
 
@@ -92,7 +92,7 @@ def _repaired(repairer: Repairer, session: Session, original: Candidate, directo
         (outcome,) = session.evaluator.score([made])
     found = candidate_of(
         original.number,
-        made.digest,
+        made,
         rewritten(original.parsed, made.slots),
         verdict,
         outcome,

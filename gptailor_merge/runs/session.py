@@ -21,6 +21,7 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_model, load_tokenizer
 from gptailor_merge.models.parts import mlp_filters
 from gptailor_merge.objectives.scores import Scores
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import GlobalParameters, Recipe
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.gates import Gates
@@ -28,10 +29,10 @@ from gptailor_merge.scoring.hidden import HiddenStates
 from gptailor_merge.scoring.measures import Measures, measures
 from gptailor_merge.scoring.passes import Measured
 from gptailor_merge.scoring.teachers import Teachers
-from gptailor_merge.search import optimizers
-from gptailor_merge.search.baselines.problem import Baseline
+from gptailor_merge.search.baselines.protocol import Baseline
 from gptailor_merge.search.baselines.registry import warm_starts
-from gptailor_merge.search.driver import Settings
+from gptailor_merge.search.optimizers import registry as optimizers
+from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.space import outer
 from gptailor_merge.space.sizes import removable_layers, target_sizes
 from gptailor_merge.space.space import Space
@@ -70,7 +71,7 @@ class Session:
     evaluator: Evaluator
     held_out: Evaluator | None
     gates: Gates | None
-    settings: Settings
+    settings: SearchSettings
     measures: Measures
     hidden: HiddenStates
 
@@ -175,7 +176,7 @@ def _in_space(recipe: Recipe, space: Space) -> Recipe:
         parameters = GlobalParameters(defaults=given.defaults, **own)
         candidate = recipe.model_copy(update={"parameters": parameters})
         try:
-            space.encode(candidate, nearest=True)
+            space.encode(plan(candidate), nearest=True)
         except InputError:
             if not kept:
                 raise
@@ -226,7 +227,7 @@ def start(
     )
 
 
-def _settings(config: SearchConfig, measured: Measures, of_base: Scores, computed: str) -> Settings:
+def _settings(config: SearchConfig, measured: Measures, of_base: Scores, computed: str) -> SearchSettings:
     """How to search.
 
     Args:
@@ -238,7 +239,7 @@ def _settings(config: SearchConfig, measured: Measures, of_base: Scores, compute
     parts: list[object] = [(o.name, o.fingerprint, given[o.name]) for o in objectives]
     gates = zip(measured.gates.objectives, config.gates, strict=True)
     parts += [(o.name, o.fingerprint, c.at_most, c.at_least) for o, c in gates]
-    return Settings(
+    return SearchSettings(
         optimizer=config.search.optimizer,
         budget=config.search.budget,
         population=config.search.population,
