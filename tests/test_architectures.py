@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gptailor_merge.search.baselines.problem import removal
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
@@ -21,7 +22,6 @@ from gptailor_merge.planning.check import check
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.session import prepare
-from gptailor_merge.search.baselines.problem import removal
 from tests.test_three_models import IDS, assert_three_equal
 from tests.zoo import ZOO, write_family
 

@@ -135,7 +135,7 @@ def _ask(optimizer: Optimizer, settings: SearchSettings, count: int) -> Sequence
     proposals = optimizer.ask(count)
     if not 1 <= len(proposals) <= count:
         raise SearchError(
-            f"the optimizer {settings.optimizer} was asked for {count} candidates and proposed {len(proposals)}"
+            f"the optimizer {settings.optimizer} was asked for {count} candidates and gave {len(proposals)}"
         )
     return proposals
 

@@ -74,9 +74,7 @@ class Judge:
         judged = self._verdicts(plans)
         passing = [plan for plan in plans if plan.digest not in judged or judged[plan.digest].passes]
         outcomes = dict(
-            zip(
-                (plan.digest for plan in passing), self._outcomes(passing, keep, incumbents), strict=True
-            )
+            zip((plan.digest for plan in passing), self._outcomes(passing, keep, incumbents), strict=True)
         )
         return {p.digest: Judgement(judged.get(p.digest), outcomes.get(p.digest)) for p in plans}
 

@@ -85,7 +85,9 @@ class Ledger:
             candidate = self._known.get(number)
             if candidate is None:
                 original = self._by_digest.get(plan.digest)
-                candidate = candidate_for(number, plan) if original is None else duplicate_of(number, original)
+                candidate = (
+                    candidate_for(number, plan) if original is None else duplicate_of(number, original)
+                )
                 new.append(candidate)
             self._by_digest.setdefault(plan.digest, candidate)
             candidates.append(candidate)

@@ -26,9 +26,7 @@ class Space(Layout):
         """Return the plan of a point; every point has one."""
         return decoding.decode(self, point)
 
-    def encode(
-        self, plan: Plan, rng: np.random.RandomState | None = None, *, nearest: bool = False
-    ) -> Point:
+    def encode(self, plan: Plan, rng: np.random.RandomState | None = None, *, nearest: bool = False) -> Point:
         """Return a point that decodes to this plan.
 
         Args:

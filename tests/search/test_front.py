@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gptailor_merge.search.ranking import dominates, rank
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +12,6 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.front import check_rule, front, pick
-from gptailor_merge.search.ranking import dominates, rank
 from tests.space.test_space import space
 
 AXES = ("kl", "acc", "parameters")

@@ -33,7 +33,8 @@ class SLEB:
             wider = [removed | {layer} for layer in space.removable if layer not in removed]
             # Where a pattern is fixed, only what still leads to it.
             wider = [layers for layers in wider if extends(space, layers, smallest)]
-            is_target = size in space.sizes and all(nearest(space, layers, size) == layers for layers in wider)
+            are_possible = all(nearest(space, layers, size) == layers for layers in wider)
+            is_target = size in space.sizes and are_possible
             candidates = problem.runner.score(
                 [subject.without(layers) for layers in wider],
                 status=Status.SCORED if is_target else Status.PROBE,

@@ -59,7 +59,9 @@ def baseline(name: str, path: KeyPath = ()) -> Baseline:
     missing = [key for key in ("in_space", "candidates", "find") if not hasattr(method, key)]
     if isinstance(method, type) or missing:
         kind = f"the class {method.__name__}" if isinstance(method, type) else f"without {', '.join(missing)}"
-        message = f"{name!r} of another package is {kind}; expected an object with in_space, candidates and find"
+        message = (
+            f"{name!r} of another package is {kind}; expected an object with in_space, candidates and find"
+        )
         raise ConfigError(Problem(path, message))
     return cast(Baseline, method)
 

@@ -52,9 +52,7 @@ def create(
     """
     check(name, racing=None)
     if name in nevergrad.names():
-        return nevergrad.create(
-            name, space, budget=budget, population=population, seed=seed, axes=axes
-        )
+        return nevergrad.create(name, space, budget=budget, population=population, seed=seed, axes=axes)
     return _factory(name)(space, budget=budget, population=population, seed=seed, axes=axes)
 
 
@@ -71,6 +69,8 @@ def _factory(name: str) -> OptimizerFactory:
     factory = plugins.load(GROUP, name, _KEY)
     if not callable(factory):
         kind = type(factory).__name__
-        message = f"{name!r} of another package is a {kind}; expected a function or class that makes an optimizer"
+        message = (
+            f"{name!r} of another package is a {kind}; expected a function or class that makes an optimizer"
+        )
         raise ConfigError(Problem(_KEY, message))
     return cast(OptimizerFactory, factory)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from gptailor_merge.search.baselines.problem import Baseline
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.recipe.plan import Plan
@@ -18,7 +19,6 @@ from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.session import Plans, Session, prepare, start
 from gptailor_merge.scoring.evaluator import Outcome
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.search.baselines.problem import Baseline
 from gptailor_merge.search.baselines.subject import Subject
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import prune

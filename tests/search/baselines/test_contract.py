@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from gptailor_merge.search.baselines.problem import removed_by
 
 from gptailor_merge.errors import ConfigError, SearchError
 from gptailor_merge.planning.check import check
@@ -12,7 +13,6 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.scoring.hidden import HiddenStates
 from gptailor_merge.search.baselines.choice import Choice
-from gptailor_merge.search.baselines.problem import removed_by
 from gptailor_merge.search.baselines.registry import BASELINES, warm_starts
 from tests.search.baselines.conftest import Prepare, Prepared, rows
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gptailor_merge.search.baselines.problem import Problem, extends, nearest, removed_by
 
 from gptailor_merge.errors import SearchError
 from gptailor_merge.objectives.scores import Score
@@ -21,7 +22,6 @@ from gptailor_merge.search.baselines.evopress import EvoPress, _mutants
 from gptailor_merge.search.baselines.greedy import SLEB
 from gptailor_merge.search.baselines.influence import UIDL, ShortGPT
 from gptailor_merge.search.baselines.one_shot import OneShot
-from gptailor_merge.search.baselines.problem import Problem, extends, nearest, removed_by
 from gptailor_merge.search.baselines.random_search import RandomSearch
 from gptailor_merge.search.baselines.subject import base_of
 from gptailor_merge.search.candidates import Candidate, Status

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gptailor_merge.search.baselines.problem import removed_by
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.session import prepare
-from gptailor_merge.search.baselines.problem import removed_by
 from gptailor_merge.search.baselines.registry import BASELINES, warm_starts
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import search
