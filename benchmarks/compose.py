@@ -70,7 +70,7 @@ def main(
     middle = (len(space.removable) - (space.depth - space.sizes[0])) // 2
     removed = set(space.removable[middle : middle + space.depth - space.sizes[0]])
     parent = space.encode(space.select(0, removed), rng)
-    plans = [plan(space.decode(space.mutate(parent, rng))) for _ in range(candidates)]
+    plans = [space.decode(space.mutate(parent, rng)) for _ in range(candidates)]
     bank = Bank(prepared.family, Precision.of(space.dtype, space.out_dtype))
     bank.preload()
     composer = Composer(bank)

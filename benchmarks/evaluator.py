@@ -160,7 +160,7 @@ def generation(space: Space, parents: Sequence[Any], count: int, rng: np.random.
     """So many different children."""
     children: dict[str, Plan] = {}
     while len(children) < count:
-        made = plan(space.decode(space.mutate(parents[len(children) % len(parents)], rng)))
+        made = space.decode(space.mutate(parents[len(children) % len(parents)], rng))
         children.setdefault(made.digest, made)
     return list(children.values())
 

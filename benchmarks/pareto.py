@@ -58,7 +58,7 @@ def best_random(
     rng = np.random.RandomState([seed, size])
     of_size = replace(space, sizes=(size,), patterns={})
     plans = list(
-        {p.digest: p for p in (plan(of_size.decode(of_size.random(rng))) for _ in range(count))}.values()
+        {p.digest: p for p in (of_size.decode(of_size.random(rng)) for _ in range(count))}.values()
     )
     best: tuple[float, Plan] | None = None
     for first in range(0, len(plans), 32):

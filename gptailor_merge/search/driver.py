@@ -8,6 +8,7 @@ ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from gptailor_merge.search.first_generation import first_generation
 from gptailor_merge.search.front import losses
 from gptailor_merge.search.judging import Gate, Judge
 from gptailor_merge.search.ledger import Ledger
-from gptailor_merge.search.optimizers.protocol import Optimizer, Proposal
+from gptailor_merge.search.optimizers.protocol import Optimizer, OptimizerFactory, Proposal
 from gptailor_merge.search.optimizers.registry import cannot_race, create
 from gptailor_merge.search.runner import RememberingRunner
 from gptailor_merge.search.settings import SearchSettings
@@ -47,6 +48,7 @@ def search(
     journal: Log,
     settings: SearchSettings,
     *,
+    make_optimizer: OptimizerFactory | None = None,
     gate: Gate | None = None,
     start: Sequence[Plan] = (),
     warm: Sequence[Baseline] | None = None,
@@ -56,6 +58,7 @@ def search(
     """Propose and score `settings.budget` candidates and return the best.
 
     Args:
+        make_optimizer: makes the optimiser, instead of the one that the settings name.
         gate: keeps candidates out; probes of other sizes are not judged.
         start: plans that the first generation begins with, no more than it has candidates.
         warm: baselines whose plans come next; None probes the layers where that is affordable.
@@ -68,8 +71,8 @@ def search(
     """
     runner = _runner(space, executor, journal, settings, gate, on_candidate)
     ledger = runner.ledger
-    optimizer = create(
-        settings.optimizer,
+    make = partial(create, settings.optimizer) if make_optimizer is None else make_optimizer
+    optimizer = make(
         space,
         budget=settings.budget,
         population=settings.population,

@@ -22,7 +22,6 @@ from gptailor_merge.objectives.scores import Score
 from gptailor_merge.objectives.tasks.harness import encoder
 from gptailor_merge.objectives.tasks.likelihood import objective
 from gptailor_merge.objectives.tasks.task_items import TaskSettings, load_items
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
 from gptailor_merge.scoring.passes import Passes
@@ -75,7 +74,7 @@ def generation_of(loaded: Family, seed: int, count: int) -> list[Plan]:
     space = Space(models, DEPTH, (2, 3, 4), (1, 2, 3), ("task_arithmetic", "slerp"), "float32", "float32")
     rng = np.random.RandomState(seed)
     parent = space.random(rng)
-    made = {p.digest: p for p in (plan(space.decode(space.mutate(parent, rng))) for _ in range(count))}
+    made = {p.digest: p for p in (space.decode(space.mutate(parent, rng)) for _ in range(count))}
     return list(made.values())
 
 

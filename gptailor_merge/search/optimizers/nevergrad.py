@@ -38,17 +38,32 @@ def create(
     """
     keeps = max(2, population // 8) if name == DEFAULT and not axes else None
     make = ng.optimizers.registry[name] if name != DEFAULT else _default(population, keeps)
+    try:
+        optimizer = adapted(make, space, budget=budget, population=population, seed=seed, keeps=keeps)
+    except ValueError as error:
+        message = f"{name}: {error}; set search.population to 1"
+        raise ConfigError(Problem(("search", "optimizer"), message)) from None
+    if name == DEFAULT and axes:
+        optimizer.rank_by_dominance()
+    return optimizer
+
+
+def adapted(
+    make: Any, space: Space, *, budget: int, population: int, seed: int, keeps: int | None
+) -> NevergradOptimizer:
+    """Return one of nevergrad's optimisers behind our protocol.
+
+    Args:
+        make: a class or a configured optimiser of nevergrad.
+        keeps: how many of the best it goes on with; None where every loss counts.
+
+    Raises:
+        ValueError: the optimiser cannot be asked for a generation.
+    """
     with warnings.catch_warnings():
         # nevergrad warns of small budgets; a small budget is the user's choice.
         warnings.simplefilter("ignore")
-        try:
-            optimizer = make(_parameters(space, seed), budget=budget, num_workers=population)
-        except ValueError as error:
-            message = f"{name}: {error}; set search.population to 1"
-            raise ConfigError(Problem(("search", "optimizer"), message)) from None
-    if name == DEFAULT and axes:
-        optimizer._rank_method = rank
-        optimizer._no_hypervolume = True  # which nothing here looks at, and which takes time
+        optimizer = make(_parameters(space, seed), budget=budget, num_workers=population)
     return NevergradOptimizer(optimizer, keeps)
 
 
@@ -68,6 +83,11 @@ class NevergradOptimizer:
         self.keeps = keeps
         self._optimizer = optimizer
         self._asked: dict[str, Any] = {}
+
+    def rank_by_dominance(self) -> None:
+        """Select the survivors of a generation by `rank`."""
+        self._optimizer._rank_method = rank
+        self._optimizer._no_hypervolume = True  # which nothing here looks at, and which takes time
 
     def suggest(self, points: Sequence[Point]) -> None:
         """See Optimizer.suggest; nevergrad takes the last suggestion first."""
