@@ -31,7 +31,6 @@ from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.host.lowering import lower
 from gptailor_merge.host.registration import register
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.session import prepare
 

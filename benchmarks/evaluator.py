@@ -54,7 +54,6 @@ from gptailor_merge.models.loading import load_model
 from gptailor_merge.objectives.kl import build_kl
 from gptailor_merge.objectives.protocols import Prediction
 from gptailor_merge.objectives.scores import Weights
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.session import prepare, start

@@ -18,7 +18,6 @@ import torch
 import typer
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.runs.session import prepare, start
 from gptailor_merge.search.outcomes import loss
 

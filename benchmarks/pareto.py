@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from gptailor_merge.search.ranking import dominates
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -44,7 +45,6 @@ from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.front import Point, front
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.ranking import dominates
 from gptailor_merge.space.space import Space
 
 CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "tasks.yml"

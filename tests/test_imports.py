@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "gptailor_merge"
 
 ORDER = (
     "cli",
+    "testing",
     "tracking",
     "hub",
     "checking",
@@ -31,6 +32,7 @@ ORDER = (
     "recipe",
     "files",
     "digests",
+    "extensions",
     "documents",
     "errors",
 )

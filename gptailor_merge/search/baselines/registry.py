@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Sequence
 
-from gptailor_merge.documents import suggest
 from gptailor_merge.errors import ConfigError, KeyPath, Problem
-from gptailor_merge.search import plugins
+from gptailor_merge.extensions import Registry
 from gptailor_merge.search.baselines.evopress import EvoPress
 from gptailor_merge.search.baselines.greedy import SLEB
 from gptailor_merge.search.baselines.influence import UIDL, ShortGPT
@@ -21,25 +19,25 @@ GROUP = "gptailor_merge.baselines"
 """The entry-point group of other packages' baselines: NAME = "module:object", see protocol.Baseline."""
 
 
-BASELINES: Mapping[str, Baseline] = {
-    "one_shot": OneShot(),
-    "shortgpt": ShortGPT(),
-    "uidl": UIDL(),
-    "sleb": SLEB(),
-    "laco": LaCo(),
-    "evopress": EvoPress(),
-    "random": RandomSearch(),
-}
-"""Our baselines; a new one is a file and an entry here."""
+BASELINES: Registry[Baseline] = Registry(
+    "baseline",
+    GROUP,
+    {
+        "one_shot": OneShot(),
+        "shortgpt": ShortGPT(),
+        "uidl": UIDL(),
+        "sleb": SLEB(),
+        "laco": LaCo(),
+        "evopress": EvoPress(),
+        "random": RandomSearch(),
+    },
+    ConfigError,
+)
+"""Name -> baseline; ours are a file and an entry here."""
 
 
 STARTING_GENERATIONS = 4
 """The budget of a baseline that a search starts from, in generations of the search."""
-
-
-def names() -> list[str]:
-    """Return the names of all baselines, ours first."""
-    return [*BASELINES, *plugins.offered(GROUP)]
 
 
 def baseline(name: str, path: KeyPath = ()) -> Baseline:
@@ -51,19 +49,19 @@ def baseline(name: str, path: KeyPath = ()) -> Baseline:
     Raises:
         ConfigError: there is none, or another package's cannot be used.
     """
-    if name in BASELINES:
-        return BASELINES[name]
-    if name not in names():
-        raise ConfigError(Problem(path, f"unknown baseline, found {name!r}{suggest(name, names())}"))
-    method = plugins.load(GROUP, name, path)
+    try:
+        method = BASELINES[name]
+    except ConfigError as error:
+        raise ConfigError([Problem(path, problem.message) for problem in error.problems]) from error
     missing = [key for key in ("in_space", "candidates", "find") if not hasattr(method, key)]
-    if isinstance(method, type) or missing:
-        kind = f"the class {method.__name__}" if isinstance(method, type) else f"without {', '.join(missing)}"
-        message = (
-            f"{name!r} of another package is {kind}; expected an object with in_space, candidates and find"
-        )
-        raise ConfigError(Problem(path, message))
-    return cast(Baseline, method)
+    if isinstance(method, type):
+        found = f"the class {method.__name__}"
+    elif missing:
+        found = f"an object without {', '.join(missing)}"
+    else:
+        return method
+    message = f"the baseline {name!r} is {found}; expected an object with in_space, candidates and find"
+    raise ConfigError(Problem(path, message))
 
 
 def warm_starts(names: Sequence[str], space: Space, *, budget: int, population: int) -> list[Baseline]:
