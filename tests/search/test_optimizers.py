@@ -71,8 +71,8 @@ def test_an_unknown_optimizer_is_named() -> None:
 
 
 def test_an_optimizer_that_takes_one_at_a_time_says_so() -> None:
-    with pytest.raises(ConfigError, match=r"search\.optimizer: SQP: .*; set search\.population to 1"):
-        create("SQP", space(), budget=8, population=4, seed=0)
+    with pytest.raises(ConfigError, match=r"search\.optimizer: SPSA: .*; set search\.population to 1"):
+        create("SPSA", space(), budget=8, population=4, seed=0)
 
 
 class Exhausted:

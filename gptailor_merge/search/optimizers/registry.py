@@ -50,9 +50,7 @@ def create(
 
 def cannot_race(name: str) -> ConfigError:
     """Return the error of a race for an optimiser to which every loss counts."""
-    message = (
-        f"it is not known what {name} keeps of a generation, so that it cannot be raced; {DEFAULT!r} can"
-    )
+    message = f"it is not known what {name} keeps of a generation; it cannot be raced, as {DEFAULT!r} can"
     return ConfigError(Problem(("search", "racing"), message))
 
 
