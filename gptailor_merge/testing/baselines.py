@@ -20,6 +20,7 @@ import tempfile
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -176,15 +177,14 @@ class BaselineContract:
             run(method, tmp_path / file)
         assert candidates_in(tmp_path / "first.db") == candidates_in(tmp_path / "second.db")
 
-    def test_a_fresh_interpreter_does_the_same(self, name: str) -> None:
+    @pytest.fixture
+    def in_one_interpreter(self, name: str) -> tuple[str, ...]:
+        """The names that may share a fresh interpreter, this one among them, to save time."""
+        return (name,)
+
+    def test_a_fresh_interpreter_does_the_same(self, name: str, in_one_interpreter: tuple[str, ...]) -> None:
         """A resumed run relies on it; a set of texts, for one, has another order there."""
-        program = (
-            "import json, sys; from gptailor_merge.testing.baselines import proposals; "
-            "print(json.dumps(proposals(sys.argv[1])))"
-        )
-        command = [sys.executable, "-W", "ignore", "-c", program, name]
-        answer = subprocess.run(command, check=True, capture_output=True, text=True)
-        assert json.loads(answer.stdout.splitlines()[-1]) == proposals(name)
+        assert fresh_proposals(in_one_interpreter)[name] == proposals(name)
 
     def test_interrupted_and_resumed_it_ends_as_undisturbed(self, method: Baseline, tmp_path: Path) -> None:
         """Before its first, a middle and its last call to score."""
@@ -254,3 +254,16 @@ def proposals(name: str) -> list[str]:
         file = Path(directory) / "journal"
         run(baseline(name), file)
         return [candidate.digest for candidate in candidates_in(file)]
+
+
+@lru_cache
+def fresh_proposals(names: tuple[str, ...]) -> dict[str, list[str]]:
+    """Return name -> the digests of its candidates, by another interpreter."""
+    program = (
+        "import json, sys; from gptailor_merge.testing.baselines import proposals; "
+        "print(json.dumps({name: proposals(name) for name in sys.argv[1:]}))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program, *names]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    digests: dict[str, list[str]] = json.loads(answer.stdout.splitlines()[-1])
+    return digests

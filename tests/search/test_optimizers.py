@@ -33,6 +33,10 @@ NAMES = [
 class TestNevergrad(OptimizerContract):
     """Our default, and some of nevergrad's of each kind."""
 
+    @pytest.fixture
+    def in_one_interpreter(self) -> tuple[str, ...]:
+        return tuple(NAMES)
+
 
 PROPOSALS = {
     (DEFAULT, 8, ()): "55de4b8acd3d5602",

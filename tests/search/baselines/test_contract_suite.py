@@ -11,3 +11,7 @@ from gptailor_merge.testing.baselines import BaselineContract
 @pytest.mark.parametrize("name", list(BASELINES))
 class TestOurs(BaselineContract):
     """Each of ours."""
+
+    @pytest.fixture
+    def in_one_interpreter(self) -> tuple[str, ...]:
+        return tuple(BASELINES)
