@@ -31,7 +31,6 @@ from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.host.lowering import lower
 from gptailor_merge.host.registration import register
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.preparation import prepare
 
@@ -70,7 +69,7 @@ def main(
     middle = (len(space.removable) - (space.depth - space.sizes[0])) // 2
     removed = set(space.removable[middle : middle + space.depth - space.sizes[0]])
     parent = space.encode(space.select(0, removed), rng)
-    plans = [plan(space.decode(space.mutate(parent, rng))) for _ in range(candidates)]
+    plans = [space.decode(space.mutate(parent, rng)) for _ in range(candidates)]
     bank = Bank(prepared.family, Precision.of(space.dtype, space.out_dtype))
     bank.preload()
     composer = Composer(bank)

@@ -88,9 +88,9 @@ def greedy_layers(plans: Plans, score: Callable[[list[Plan]], list[float]]) -> t
     removed: set[int] = set()
     for _ in range(LENGTH):
         open_ = [layer for layer in range(plans.space.depth) if layer not in removed]
-        losses = score([plan(plans.space.select(0, {*removed, layer})) for layer in open_])
+        losses = score([plans.space.select(0, {*removed, layer}) for layer in open_])
         removed.add(open_[losses.index(min(losses))])
-    found = plan(plans.space.select(0, removed))
+    found = plans.space.select(0, removed)
     return found, plans.family.parameters(found.kept)
 
 
@@ -99,7 +99,7 @@ def greedy_parts(
 ) -> tuple[Plan, int, int]:
     """The base without parts, chosen one after the other; how many; parameters of what is left."""
     family = plans.family
-    whole = plan(plans.space.select(0, {0}))
+    whole = plans.space.select(0, {0})
     slot = whole.slots[0]
     slots = tuple(replace(slot, layers=((family.base.model, i),)) for i in range(family.depth))
     found, left = replace(whole, slots=slots), family.parameters(range(family.depth))

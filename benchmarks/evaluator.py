@@ -54,7 +54,6 @@ from gptailor_merge.models.loading import load_model
 from gptailor_merge.objectives.kl import build_kl
 from gptailor_merge.objectives.protocols import Prediction
 from gptailor_merge.objectives.scores import Weights
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.preparation import prepare
@@ -161,7 +160,7 @@ def generation(space: Space, parents: Sequence[Any], count: int, rng: np.random.
     """So many different children."""
     children: dict[str, Plan] = {}
     while len(children) < count:
-        made = plan(space.decode(space.mutate(parents[len(children) % len(parents)], rng)))
+        made = space.decode(space.mutate(parents[len(children) % len(parents)], rng))
         children.setdefault(made.digest, made)
     return list(children.values())
 

@@ -18,7 +18,6 @@ import torch
 import typer
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.runs.session import start
 from gptailor_merge.search.outcomes import loss
@@ -34,7 +33,7 @@ def main(
     config = SearchConfig.load(DEMO)
     prepared = prepare(config)
     rng = np.random.RandomState(0)
-    plans = [plan(prepared.space.decode(prepared.space.random(rng))) for _ in range(recipes)]
+    plans = [prepared.space.decode(prepared.space.random(rng)) for _ in range(recipes)]
     losses = {}
     for top_k in TOP_K:
         objective = config.objectives[0].model_copy(update={"top_k": top_k})

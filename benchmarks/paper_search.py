@@ -31,6 +31,7 @@ from ConfigSpace.hyperparameters import (
     UniformFloatHyperparameter,
     UniformIntegerHyperparameter,
 )
+from gptailor_merge.recipe.removals import with_removals
 from smac import HyperparameterOptimizationFacade, Scenario
 from smac.intensifier.hyperband import Hyperband
 from smac.multi_objective.parego import ParEGO
@@ -39,7 +40,6 @@ from smac.runhistory import TrialValue
 from gptailor_merge.calibration.batches import RUNGS
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.recipe.removals import with_removals
 from gptailor_merge.runs.session import Session
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
 from gptailor_merge.scoring.passes import Passes

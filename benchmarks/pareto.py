@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from gptailor_merge.search.ranking import dominates
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +43,6 @@ from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.front import Point, front
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.ranking import dominates
 from gptailor_merge.space.space import Space
 
 CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "tasks.yml"
@@ -55,9 +55,7 @@ def best_random(
     """The best of random recipes of one size by the weighted sum; a race keeps the choice the same."""
     rng = np.random.RandomState([seed, size])
     of_size = replace(space, sizes=(size,), patterns={})
-    plans = list(
-        {p.digest: p for p in (plan(of_size.decode(of_size.random(rng))) for _ in range(count))}.values()
-    )
+    plans = list({p.digest: p for p in (of_size.decode(of_size.random(rng)) for _ in range(count))}.values())
     best: tuple[float, Plan] | None = None
     for first in range(0, len(plans), 32):
         some = plans[first : first + 32]

@@ -125,7 +125,7 @@ def gains(space: Space, session: Session, recipe: Recipe) -> dict[str, dict[str,
     here = loss(before.scores, session.settings.weights)
     found = {}
     for name, steps in STEPS.items():
-        made = {p.digest: p for p in (plan(space.decode(child)) for child in steps(space, point))}
+        made = {p.digest: p for p in (space.decode(child) for child in steps(space, point))}
         made.pop(own.digest, None)
         plans = list(made.values())
         outcomes = session.evaluator.score(plans)

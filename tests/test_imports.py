@@ -39,6 +39,7 @@ ORDER = (
     "files",
     "extensions",
     "digests",
+    "extensions",
     "documents",
     "errors",
 )

@@ -9,8 +9,8 @@ from typing import Any
 from gptailor_merge.errors import KeyPath, Problem, RecipeError
 from gptailor_merge.models.checkpoint import depth_on_disk
 from gptailor_merge.planning.resolve import problems
+from gptailor_merge.planning.writing import with_removals
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.recipe.removals import with_removals
 
 Document = dict[str, Any]
 
@@ -33,13 +33,14 @@ def complete(document: Document, notes: Sequence[str]) -> Imported:
     Raises:
         RecipeError: the recipe has problems, see planning.resolve.problems.
     """
-    mistakes = problems(Recipe.from_mapping(document)) or _filter_problems(document)
+    recipe = Recipe.from_mapping(document)
+    mistakes = problems(recipe) or _filter_problems(document)
     if mistakes:
         raise RecipeError(mistakes)
-    slices, base = document["slices"], document["base_model"]
-    ends = [source["layer_range"][1] for part in slices for source in part["sources"]]
-    all_slices = with_removals(slices, base, depth_on_disk(base) or max(ends))
-    return Imported(Recipe.from_mapping({**document, "slices": all_slices}), tuple(notes))
+    base = recipe.base_model
+    ends = [source.layer_range[1] for part in recipe.slices for source in part.sources]
+    slices = with_removals(recipe.slices, base, depth_on_disk(base) or max(ends))
+    return Imported(recipe.model_copy(update={"slices": slices}), tuple(notes))
 
 
 def _filter_problems(document: Any, path: KeyPath = ()) -> list[Problem]:

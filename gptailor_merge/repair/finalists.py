@@ -24,8 +24,8 @@ from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.gates import Gates
 from gptailor_merge.scoring.workplace import Workplace
 from gptailor_merge.search.candidates import Candidate, Status
-from gptailor_merge.search.driver import verdicts
 from gptailor_merge.search.front import front
+from gptailor_merge.search.judging import verdicts
 from gptailor_merge.search.outcomes import candidate_of
 
 
@@ -77,7 +77,7 @@ class FinalistJudge:
             (outcome,) = self.executor.score([repaired])
         return candidate_of(
             original.number,
-            repaired.digest,
+            repaired,
             rewritten(original.parsed, repaired.slots),
             verdict,
             outcome,

@@ -10,8 +10,7 @@ import numpy as np
 from nevergrad.optimization.multiobjective import HypervolumeIndicator
 
 from gptailor_merge.search.candidates import Candidate, Status
-from gptailor_merge.search.front import losses
-from gptailor_merge.search.ranking import dominates
+from gptailor_merge.search.front import dominates, losses
 
 Losses = tuple[float, ...]
 """One value to minimise for each objective."""

@@ -12,6 +12,7 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, errors_in
 from gptailor_merge.files import write_beside
 from gptailor_merge.models.family import Family
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.repair.finalists import drop_maps, repair_finalists
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.held_out import score_held_out
@@ -77,7 +78,7 @@ def execute(
             best = search(
                 *parts,
                 gate=session.gates,
-                start=preparation.start,
+                start=[plan(recipe) for recipe in preparation.start],
                 warm=preparation.warm,
                 hidden=session.hidden,
                 on_candidate=on_candidate,
@@ -90,7 +91,7 @@ def execute(
             best = prune(
                 *parts,
                 baseline.method,
-                given=subject,
+                subject=subject,
                 hidden=session.hidden,
                 gate=session.gates,
                 on_candidate=on_candidate,

@@ -11,10 +11,11 @@ from gptailor_merge.models.depth import choose
 from gptailor_merge.models.devices import stored_dtype
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.parts import mlp_filters
+from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import GlobalParameters, Recipe
-from gptailor_merge.search import optimizers
-from gptailor_merge.search.baselines.problem import Baseline
+from gptailor_merge.search.baselines.protocol import Baseline
 from gptailor_merge.search.baselines.registry import warm_starts
+from gptailor_merge.search.optimizers import registry as optimizers
 from gptailor_merge.space import outer
 from gptailor_merge.space.sizes import removable_layers, target_sizes
 from gptailor_merge.space.space import Space
@@ -136,7 +137,7 @@ def _in_space(recipe: Recipe, space: Space) -> Recipe:
         reduced = GlobalParameters(defaults=parameters.defaults, **components)
         candidate = recipe.model_copy(update={"parameters": reduced})
         try:
-            space.encode(candidate, nearest=True)
+            space.encode(plan(candidate), nearest=True)
         except InputError:
             if not kept:
                 raise

@@ -17,8 +17,8 @@ from gptailor_merge.scoring.hidden import HiddenStates
 from gptailor_merge.scoring.measures import Measures
 from gptailor_merge.scoring.pools import EXECUTORS, LOCAL, Pool
 from gptailor_merge.scoring.workplace import BankMode, Job, Workplace, open_workplace
-from gptailor_merge.search.driver import Settings
 from gptailor_merge.search.front import check_rule
+from gptailor_merge.search.settings import SearchSettings
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Session:
     executor: Executor
     held_out: Executor | None
     gates: Gates | None
-    settings: Settings
+    settings: SearchSettings
     workplace: Workplace
     pool: Pool
 
@@ -104,7 +104,7 @@ def start(
     )
 
 
-def _settings(config: SearchConfig, measured: Measures, computed: str) -> Settings:
+def _settings(config: SearchConfig, measured: Measures, computed: str) -> SearchSettings:
     """Returns how to search.
 
     Args:
@@ -116,7 +116,7 @@ def _settings(config: SearchConfig, measured: Measures, computed: str) -> Settin
     parts: list[object] = [(o.name, o.fingerprint, weight_of[o.name]) for o in objectives]
     gates = zip(measured.gates.objectives, config.gates, strict=True)
     parts += [(o.name, o.fingerprint, c.at_most, c.at_least) for o, c in gates]
-    return Settings(
+    return SearchSettings(
         optimizer=config.search.optimizer,
         budget=config.search.budget,
         population=config.search.population,

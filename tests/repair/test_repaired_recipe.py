@@ -168,7 +168,7 @@ def test_a_search_does_not_start_from_edited_layers_as_if_they_were_plain(edit: 
         methods=("task_arithmetic",),
         dtype="float32",
     )
-    space.encode(Recipe.from_mapping(document), nearest=True)
+    space.encode(plan(Recipe.from_mapping(document)), nearest=True)
     document["slices"][0]["parameters"].update(edit)
     with pytest.raises(ConfigError, match="layers, methods or parameters that this space does not have"):
-        space.encode(Recipe.from_mapping(document), nearest=True)
+        space.encode(plan(Recipe.from_mapping(document)), nearest=True)

@@ -23,7 +23,6 @@ from gptailor_merge.objectives.kl import build_kl
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.check import check_with_family
-from gptailor_merge.planning.resolve import plan as plan_of
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.evaluator import Evaluator
@@ -76,7 +75,7 @@ def generation(family: dict[str, str]) -> tuple[Family, list[Plan]]:
     space = Space(models, 5, (3,), (1, 2, 3), ("task_arithmetic", "slerp"), "float32", "float32")
     rng = np.random.RandomState(1)
     parent = space.random(rng)
-    plans = {p.digest: p for p in (plan_of(space.decode(space.mutate(parent, rng))) for _ in range(24))}
+    plans = {p.digest: p for p in (space.decode(space.mutate(parent, rng)) for _ in range(24))}
     return loaded, list(plans.values())
 
 

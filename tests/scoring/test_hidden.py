@@ -19,10 +19,10 @@ from gptailor_merge.composing.compose import Composer
 from gptailor_merge.errors import ConfigError, ScoringError
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_tokenizer
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, SIMILARITY, HiddenStates, block_of
 from gptailor_merge.search.baselines.subject import base_of
+from gptailor_merge.space.outer import whole
 from gptailor_merge.space.space import Space
 from tests.zoo import DEPTH, write_family
 
@@ -45,8 +45,8 @@ def space_of(family: dict[str, str], depth: int = 5) -> Space:
 def dense(family: dict[str, str], member: str = "base", depth: int = 5) -> Plan:
     """A member with all its layers."""
     model = family[member]
-    subject = replace(base_of(space_of(family, depth)), sources={model: {}}, outer=model)
-    return plan(subject.without(()))
+    subject = replace(base_of(space_of(family, depth)), sources=(model,), outer=whole(model))
+    return subject.without(())
 
 
 def hidden_of(family: dict[str, str], sets: Any, batch_tokens: int = 64, **bank: Any) -> HiddenStates:
@@ -122,7 +122,7 @@ def test_batches_and_where_the_family_lives_make_no_difference(
     family: dict[str, str], sets: list[TokenSet]
 ) -> None:
     space = space_of(family)
-    plans = plan(space.select(1, {2})), dense(family)
+    plans = space.select(1, {2}), dense(family)
     expected = measures(hidden_of(family, sets), *plans)
     for hidden in (hidden_of(family, sets, batch_tokens=16), hidden_of(family, sets, on_host=True)):
         for (scores, tokens), (others, same) in zip(expected, measures(hidden, *plans), strict=True):
@@ -136,7 +136,7 @@ def test_a_batch_that_does_not_fit_is_cut(
     family: dict[str, str], sets: list[TokenSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = space_of(family)
-    plans = plan(space.select(1, {2})), dense(family)
+    plans = space.select(1, {2}), dense(family)
     expected = measures(hidden_of(family, sets), *plans)
     original = HiddenStates._states
 

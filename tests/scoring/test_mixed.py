@@ -22,7 +22,6 @@ from gptailor_merge.objectives.scores import Score
 from gptailor_merge.objectives.tasks.harness import encoder
 from gptailor_merge.objectives.tasks.task import objective_of
 from gptailor_merge.objectives.tasks.task_items import TaskSettings, load_items
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.executor import Outcome
@@ -76,7 +75,7 @@ def generation_of(loaded: Family, seed: int, count: int) -> list[Plan]:
     space = Space(models, DEPTH, (2, 3, 4), (1, 2, 3), ("task_arithmetic", "slerp"), "float32", "float32")
     rng = np.random.RandomState(seed)
     parent = space.random(rng)
-    children = {p.digest: p for p in (plan(space.decode(space.mutate(parent, rng))) for _ in range(count))}
+    children = {p.digest: p for p in (space.decode(space.mutate(parent, rng)) for _ in range(count))}
     return list(children.values())
 
 

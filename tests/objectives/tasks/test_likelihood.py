@@ -62,7 +62,7 @@ def recipes_of(loaded: Family, count: int) -> list[Recipe]:
     space = Space(models, DEPTH, (6,), removable, ("task_arithmetic",), "float32", "float32")
     rng = np.random.RandomState(1)
     parent = space.random(rng)
-    return [space.decode(space.mutate(parent, rng)) for _ in range(count)]
+    return [space.recipe(space.decode(space.mutate(parent, rng))) for _ in range(count)]
 
 
 def evaluator_of(loaded: Family, objectives: list[Any], *, batch_tokens: int = 256) -> Evaluator:

@@ -19,7 +19,7 @@ from gptailor_merge.runs.preparation import Preparation, prepare
 from gptailor_merge.runs.session import Session, start
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.search.baselines.problem import Baseline
+from gptailor_merge.search.baselines.protocol import Baseline
 from gptailor_merge.search.baselines.subject import Subject
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import prune
@@ -43,12 +43,12 @@ class Prepared:
         self._last_call: int | None = None
 
     def run(
-        self, method: Baseline, file: Path, *, given: Subject | None = None, seed: int = 0, budget: int = 24
+        self, method: Baseline, file: Path, *, subject: Subject | None = None, seed: int = 0, budget: int = 24
     ) -> Candidate:
         settings = replace(self.session.settings, seed=seed, budget=budget)
         hidden = self.session.hidden
         with Journal(file) as journal:
-            return prune(self.space, self, journal, settings, method, given=given, hidden=hidden)
+            return prune(self.space, self, journal, settings, method, subject=subject, hidden=hidden)
 
     def score(self, plans: Sequence[Plan], race: Race | None = None) -> Sequence[Outcome]:
         """As the session's evaluator, but it may be interrupted."""

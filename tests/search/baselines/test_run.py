@@ -51,7 +51,7 @@ def test_a_front_of_sizes_is_left(name: str, document: dict[str, Any], tmp_path:
     assert set(summary.held_out) == {"base", "math", "code", FOUND, *files}
     assert run.summary() == summary
     with Journal(run.journal) as journal:
-        assert {len(plan(c.parsed).slots) for c in journal.finished()} == {2, 3, 4}
+        assert {len(c.plan.slots) for c in journal.finished()} == {2, 3, 4}
 
 
 def test_what_a_gate_keeps_out_is_not_left(document: dict[str, Any], tmp_path: Path) -> None:
