@@ -27,17 +27,15 @@ from rich.table import Table
 from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.objectives.scores import Score, Scores
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.journal import open_existing
 from gptailor_merge.runs.session import prepare, start
 from gptailor_merge.runs.summary import FOUND, summarize
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.search.candidates import Status
-from gptailor_merge.search.driver import Settings
 from gptailor_merge.search.outcomes import loss
+from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.space.space import Space
 
 CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
@@ -46,24 +44,23 @@ FOUND_LABEL = "found by gptailor-evolve"
 PLAIN_LABEL = "the same search, not repaired"
 
 
-def random_recipes(space: Space, count: int, seed: int) -> list[Recipe]:
+def random_recipes(space: Space, count: int, seed: int) -> list[Plan]:
     rng = np.random.RandomState(seed)
     return [space.decode(space.random(rng)) for _ in range(count)]
 
 
-def contiguous_blocks(space: Space) -> list[Recipe]:
+def contiguous_blocks(space: Space) -> list[Plan]:
     """The base without a block of neighbouring layers, at every place that protection leaves."""
     length = space.depth - space.sizes[0]
-    recipes = []
+    plans = []
     for first in range(space.depth - length + 1):
         block = range(first, first + length)
         if set(block) <= set(space.removable):
-            recipes.append(space.select(0, set(block)))
-    return recipes
+            plans.append(space.select(0, set(block)))
+    return plans
 
 
-def best_of(recipes: list[Recipe], evaluator: Evaluator, settings: Settings) -> Plan:
-    plans = [plan(recipe) for recipe in recipes]
+def best_of(plans: list[Plan], evaluator: Evaluator, settings: SearchSettings) -> Plan:
     losses = [loss(outcome.scores, settings.weights) for outcome in evaluator.score(plans)]
     return plans[int(np.argmin(losses))]
 
@@ -106,7 +103,7 @@ def main(
     with open_existing(run.journal) as journal:
         scores = journal.held_out()
         finished = [candidate for candidate in journal.finished() if candidate.status != Status.REPAIRED]
-    plain = plan(min(finished, key=lambda candidate: candidate.loss or 0.0).parsed)
+    plain = min(finished, key=lambda candidate: candidate.loss or 0.0).plan
     baseline_rows[PLAIN_LABEL] = row(session.held_out.score([plain])[0].scores)
     held_out = {model: row(of_model) for model, of_model in scores.items() if model != FOUND}
     rows = {**held_out, **baseline_rows, FOUND_LABEL: row(scores[FOUND])}

@@ -26,7 +26,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from gptailor_merge.search.ranking import dominates
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +34,6 @@ from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.objectives.configs import CostConfig
 from gptailor_merge.objectives.scores import Scores, Weights, natural
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.journal import open_existing
@@ -43,7 +41,7 @@ from gptailor_merge.runs.session import Session, prepare, start
 from gptailor_merge.runs.summary import summarize
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.search.front import Point, front
+from gptailor_merge.search.front import FrontCandidate, dominates, front
 from gptailor_merge.search.outcomes import loss
 from gptailor_merge.space.space import Space
 
@@ -57,9 +55,7 @@ def best_random(
     """The best of random recipes of one size by the weighted sum; a race keeps the choice the same."""
     rng = np.random.RandomState([seed, size])
     of_size = replace(space, sizes=(size,), patterns={})
-    plans = list(
-        {p.digest: p for p in (of_size.decode(of_size.random(rng)) for _ in range(count))}.values()
-    )
+    plans = list({p.digest: p for p in (of_size.decode(of_size.random(rng)) for _ in range(count))}.values())
     best: tuple[float, Plan] | None = None
     for first in range(0, len(plans), 32):
         some = plans[first : first + 32]
@@ -77,7 +73,7 @@ def margins(scores: Scores) -> tuple[float, ...]:
 
 
 def compare(
-    space: Space, session: Session, points: Sequence[Point], counts: Mapping[int, int], seed: int
+    space: Space, session: Session, points: Sequence[FrontCandidate], counts: Mapping[int, int], seed: int
 ) -> list[dict[str, Any]]:
     assert session.held_out is not None
     weights = session.settings.weights
@@ -86,7 +82,7 @@ def compare(
         some = [point for point in points if point.layers == size]
         some.sort(key=lambda point: loss(point.candidate.scores, weights))
         random = best_random(space, size, counts[size], seed, session.evaluator, weights)
-        plans = [*(plan(point.candidate.parsed) for point in some), random]
+        plans = [*(point.candidate.plan for point in some), random]
         *ours, theirs = (outcome.scores for outcome in session.held_out.score(plans))
         rows.append(
             {
@@ -134,7 +130,7 @@ def main(
     with open_existing(run.journal) as journal:
         finished = list(journal.finished())
     points = front(finished, session.settings.axes)
-    searched = Counter(len(plan(candidate.parsed).slots) for candidate in finished)
+    searched = Counter(len(candidate.plan.slots) for candidate in finished)
     counts = {size: per_size or count for size, count in searched.items()}
     rows = compare(prepared.space, session, points, counts, seed)
     measures = list(rows[0]["found"])

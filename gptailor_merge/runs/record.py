@@ -17,7 +17,7 @@ from gptailor_merge.runs.journal import Journal, snapshot
 from gptailor_merge.runs.summary import BASELINE
 from gptailor_merge.scoring.gates import PREFIX
 from gptailor_merge.search.candidates import Candidate, Counts
-from gptailor_merge.search.front import FrontPoint, front, pick
+from gptailor_merge.search.front import FrontCandidate, front, pick
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Record:
     repairs: tuple[Candidate, ...]
     counts: Counts
     axes: tuple[str, ...]
-    points: tuple[FrontPoint, ...]
+    points: tuple[FrontCandidate, ...]
     best: Candidate | None
     done: bool
     baseline: str | None
@@ -97,7 +97,7 @@ def record(run: RunDirectory) -> Record:
 
 
 def _picked(
-    run: RunDirectory, points: tuple[FrontPoint, ...], axes: tuple[str, ...], document: Mapping[str, Any]
+    run: RunDirectory, points: tuple[FrontCandidate, ...], axes: tuple[str, ...], document: Mapping[str, Any]
 ) -> Candidate:
     """The one that the run took, or before its end would take."""
     if run.best.exists():

@@ -15,7 +15,7 @@ from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.journal import open_existing
 from gptailor_merge.scoring.gap import Gap
 from gptailor_merge.search.candidates import Counts
-from gptailor_merge.search.front import FrontPoint, front, pick
+from gptailor_merge.search.front import FrontCandidate, front, pick
 
 BASELINE = "baseline"
 
@@ -133,7 +133,7 @@ def summarize(run: RunDirectory, rule: str | None = None) -> Summary:
         )
 
 
-def _front_row(run: RunDirectory, point: FrontPoint, axes: Sequence[str]) -> FrontRow:
+def _front_row(run: RunDirectory, point: FrontCandidate, axes: Sequence[str]) -> FrontRow:
     scores = natural(point.candidate.scores)
     return FrontRow(
         run.pareto / f"{point.name}.yml", point.layers, {name: scores[name][TOTAL] for name in axes}
