@@ -27,17 +27,15 @@ from rich.table import Table
 from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.objectives.scores import Score, Scores
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.session import start
 from gptailor_merge.runs.summary import FOUND, summarize
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.search.candidates import Status
-from gptailor_merge.search.driver import Settings
 from gptailor_merge.search.outcomes import loss
+from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.space.space import Space
 
 CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
@@ -46,24 +44,23 @@ FOUND_LABEL = "found by gptailor-evolve"
 PLAIN_LABEL = "the same search, not repaired"
 
 
-def random_recipes(space: Space, count: int, seed: int) -> list[Recipe]:
+def random_recipes(space: Space, count: int, seed: int) -> list[Plan]:
     rng = np.random.RandomState(seed)
     return [space.decode(space.random(rng)) for _ in range(count)]
 
 
-def contiguous_blocks(space: Space) -> list[Recipe]:
+def contiguous_blocks(space: Space) -> list[Plan]:
     """The base without a block of neighbouring layers, at every place that protection leaves."""
     length = space.depth - space.sizes[0]
-    recipes = []
+    plans = []
     for first in range(space.depth - length + 1):
         block = range(first, first + length)
         if set(block) <= set(space.removable):
-            recipes.append(space.select(0, set(block)))
-    return recipes
+            plans.append(space.select(0, set(block)))
+    return plans
 
 
-def best_of(recipes: list[Recipe], evaluator: Evaluator, settings: Settings) -> Plan:
-    plans = [plan(recipe) for recipe in recipes]
+def best_of(plans: list[Plan], evaluator: Evaluator, settings: SearchSettings) -> Plan:
     losses = [loss(outcome.scores, settings.weights) for outcome in evaluator.score(plans)]
     return plans[int(np.argmin(losses))]
 

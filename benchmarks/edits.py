@@ -59,9 +59,9 @@ def searched(session: Session) -> Callable[[list[Plan]], list[float]]:
 def best_block(plans: Plans, score: Callable[[list[Plan]], list[float]]) -> Recipe:
     space = plans.space
     starts = range(1, space.depth - LENGTH)
-    recipes = [space.select(0, set(range(first, first + LENGTH))) for first in starts]
-    losses = score([plan(recipe) for recipe in recipes])
-    return recipes[losses.index(min(losses))]
+    blocks = [space.select(0, set(range(first, first + LENGTH))) for first in starts]
+    losses = score(blocks)
+    return space.recipe(blocks[losses.index(min(losses))])
 
 
 def repairs(recipe: Recipe, tokens: list[int], length: int) -> Iterator[tuple[str, Recipe, float]]:

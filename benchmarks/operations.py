@@ -15,8 +15,10 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,12 +34,13 @@ from scipy.stats import ttest_rel  # type: ignore[import-untyped]
 from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.config import Operations, SearchConfig
 from gptailor_merge.objectives.scores import Score
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.runs.session import Session, start
 from gptailor_merge.search.candidates import Candidate, Status
-from gptailor_merge.search.driver import Settings, search
+from gptailor_merge.search.driver import search
+from gptailor_merge.search.optimizers.nevergrad import NevergradOptimizer, adapted
+from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.space.space import Space
 
 CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
@@ -89,38 +92,29 @@ OPTIMIZERS = {
 GROUPS = {"operations": OPERATIONS, "optimizers": OPTIMIZERS}
 
 
-@dataclass(frozen=True)
-class Raced(Settings):
-    """Settings of an evolution strategy whose number of parents is known, so that it can be raced."""
-
-    parents: int = 2
-
-    @property
-    def keep(self) -> int | None:
-        return self.parents
-
-
 class EnoughError(Exception):
     """As many tokens as the arm may score have been scored."""
 
 
-def settings_of(arm: Arm, session: Session, seed: int, budget: int) -> Settings:
-    given: dict[str, Any] = {
-        "budget": budget,
-        "population": arm.population,
-        "seed": seed,
-        "weights": session.settings.weights,
-        "fingerprint": session.settings.fingerprint,
-    }
-    if arm.parents is None:
-        return Settings(optimizer=arm.optimizer, **given)
-    made = ng.optimizers.EvolutionStrategy(
+def settings_of(arm: Arm, session: Session, seed: int, budget: int) -> SearchSettings:
+    return SearchSettings(
+        optimizer=arm.optimizer,
+        budget=budget,
+        population=arm.population,
+        seed=seed,
+        weights=session.settings.weights,
+        fingerprint=session.settings.fingerprint,
+    )
+
+
+def optimizer_of(
+    arm: Arm, space: Space, *, budget: int, population: int, seed: int, axes: Sequence[str]
+) -> NevergradOptimizer:
+    """An evolution strategy whose number of parents is known, so that it can be raced."""
+    make = ng.optimizers.EvolutionStrategy(
         popsize=arm.parents, offsprings=arm.population, recombination_ratio=arm.recombination
     )
-    name = f"{arm.parents} of {arm.population}, {arm.recombination}"
-    if name not in ng.optimizers.registry:
-        made.set_name(name, register=True)
-    return Raced(optimizer=name, parents=arm.parents, **given)
+    return adapted(make, space, budget=budget, population=population, seed=seed, keeps=arm.parents)
 
 
 def affordable(candidates: list[Candidate], tokens: int | None) -> list[Candidate]:
@@ -148,12 +142,19 @@ def run(
     with tempfile.TemporaryDirectory() as directory, Journal(Path(directory) / "journal.db") as journal:
         with suppress(EnoughError):
             settings = settings_of(arm, session, seed, budget)
-            search(space, session.evaluator, journal, settings, on_candidate=count)
+            search(
+                space,
+                session.evaluator,
+                journal,
+                settings,
+                make_optimizer=None if arm.parents is None else partial(optimizer_of, arm),
+                on_candidate=count,
+            )
         seconds = time.perf_counter() - begun
         candidates = affordable(list(journal.candidates()), tokens)
     best = min((c for c in candidates if c.status == Status.SCORED), key=lambda c: (c.loss, c.number))
     assert session.held_out is not None
-    (by_set,) = session.held_out.score([plan(best.parsed)])[0].scores.values()
+    (by_set,) = session.held_out.score([best.plan])[0].scores.values()
     return {
         "searched": best.loss,
         "held_out": Score.total(list(by_set.values())).mean,

@@ -31,7 +31,6 @@ from ConfigSpace.hyperparameters import (
     UniformFloatHyperparameter,
     UniformIntegerHyperparameter,
 )
-from gptailor_merge.recipe.removals import with_removals
 from smac import HyperparameterOptimizationFacade, Scenario
 from smac.intensifier.hyperband import Hyperband
 from smac.multi_objective.parego import ParEGO
@@ -39,10 +38,12 @@ from smac.runhistory import TrialValue
 
 from gptailor_merge.calibration.batches import RUNGS
 from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.plan import Operation, Slot
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.session import Session
 from gptailor_merge.scoring.evaluator import Evaluator, Outcome
 from gptailor_merge.scoring.passes import Passes
+from gptailor_merge.search.baselines.subject import base_of
 from gptailor_merge.search.outcomes import loss
 from gptailor_merge.space import slots
 from gptailor_merge.space.space import Space
@@ -143,34 +144,18 @@ class Encoding:
 
     def decode(self, chosen: Mapping[str, Any]) -> Recipe:
         """The recipe of a configuration."""
-        space = self.space
-        gone = {space.removable[chosen[_removal(i)]] for i in range(self.removed)}
-        kept = [layer for layer in range(space.depth) if layer not in gone]
-        document = {
-            "merge_method": "tailor",
-            "base_model": space.models[0],
-            "slices": with_removals(
-                slots.joined(self._slot(chosen, layer) for layer in kept), space.models[0], space.depth
-            ),
-            "dtype": space.dtype,
-            "out_dtype": space.out_dtype,
-        }
-        return Recipe.from_mapping(document)
+        gone = {self.space.removable[chosen[_removal(i)]] for i in range(self.removed)}
+        kept = [layer for layer in range(self.space.depth) if layer not in gone]
+        return self.space.recipe(base_of(self.space).plan([self._slot(chosen, layer) for layer in kept]))
 
-    def _slot(self, chosen: Mapping[str, Any], layer: int) -> slots.Made:
+    def _slot(self, chosen: Mapping[str, Any], layer: int) -> Slot:
         models = self.space.models
         taken = [models[1 + variant] for variant in self.variants if chosen[_choice(layer, variant)]]
         if len(taken) < 2:
             return slots.select(taken[0] if taken else models[0], layer)
-        weight = {"weight": float(chosen[_lambda(layer)])}
-        return {
-            "sources": [
-                slots.source(models[0], layer),
-                *(slots.source(model, layer, weight) for model in taken),
-            ],
-            "parameters": {"op": "merge", "method": "task_arithmetic"},
-            "base_model": models[0],
-        }
+        weight = (("weight", float(chosen[_lambda(layer)])),)
+        operation = Operation("task_arithmetic", ((), *(weight for _ in taken)), base=0)
+        return Slot(tuple((model, layer) for model in (models[0], *taken)), operation)
 
     def _uniform(
         self, space: ConfigurationSpace, order: Sequence[int], pattern: Sequence[int], weight: float

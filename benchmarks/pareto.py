@@ -26,7 +26,6 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from gptailor_merge.search.ranking import dominates
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -34,14 +33,13 @@ from rich.table import Table
 from gptailor_merge.cli.printing import quiet_libraries
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.objectives.scores import Scores, Weights, natural
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.session import Session, start
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.search.front import Point, front
+from gptailor_merge.search.front import FrontCandidate, dominates, front
 from gptailor_merge.search.outcomes import loss
 from gptailor_merge.space.space import Space
 
@@ -73,7 +71,7 @@ def margins(scores: Scores) -> tuple[float, ...]:
 
 
 def compare(
-    space: Space, session: Session, points: Sequence[Point], counts: Mapping[int, int], seed: int
+    space: Space, session: Session, points: Sequence[FrontCandidate], counts: Mapping[int, int], seed: int
 ) -> list[dict[str, Any]]:
     assert session.held_out is not None
     weights = session.settings.weights
@@ -82,7 +80,7 @@ def compare(
         some = [point for point in points if point.layers == size]
         some.sort(key=lambda point: loss(point.candidate.scores, weights))
         random = best_random(space, size, counts[size], seed, session.evaluator, weights)
-        plans = [*(plan(point.candidate.parsed) for point in some), random]
+        plans = [*(point.candidate.plan for point in some), random]
         *ours, theirs = (outcome.scores for outcome in session.held_out.score(plans))
         rows.append(
             {
@@ -129,7 +127,7 @@ def main(
     session = start(prepared, CPU)
     finished = run.record().finished
     points = front(finished, session.settings.axes)
-    searched = Counter(len(plan(candidate.parsed).slots) for candidate in finished)
+    searched = Counter(len(candidate.plan.slots) for candidate in finished)
     counts = {size: per_size or count for size, count in searched.items()}
     rows = compare(prepared.space, session, points, counts, seed)
     measures = list(rows[0]["found"])

@@ -49,6 +49,7 @@ from gptailor_merge.models.devices import compute_dtype, pick_device
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.edits import map_files
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.finalists import repair_finalists
 from gptailor_merge.repair.repaired_recipe import repair_recipe as repair
@@ -116,17 +117,15 @@ class Spent:
 class MergeOnly(Space):
     """Every kept layer is merged."""
 
-    def decode(self, point: Point) -> Recipe:
+    def decode(self, point: Point) -> Plan:
         members = len(self.models)
         kind = (members + point["kind"] * (self.kinds - members)) / self.kinds
         return super().decode({**point, "kind": kind})
 
-    def encode(
-        self, recipe: Recipe, rng: np.random.RandomState | None = None, *, nearest: bool = False
-    ) -> Point:
+    def encode(self, plan: Plan, rng: np.random.RandomState | None = None, *, nearest: bool = False) -> Point:
         """A random point without the same layers: what a search starts from selects."""
         point = self.random(rng or np.random.RandomState(0))
-        kept = set(plan(recipe).kept)
+        kept = set(plan.kept)
         point["removal"] = np.array([float(layer not in kept) for layer in range(self.depth)])
         return point
 
@@ -257,7 +256,7 @@ class Bench:
                 journal,
                 settings,
                 choice.method,
-                given=choice.subject(self.plans.family, self.plans.space),
+                subject=choice.subject(self.plans.family, self.plans.space),
                 hidden=self.session.hidden,
                 on_candidate=on_candidate,
             )

@@ -120,7 +120,7 @@ def held_out(session: Session, made: Plan) -> float:
 def gains(space: Space, session: Session, recipe: Recipe) -> dict[str, dict[str, float]]:
     """For each operation what its steps from a recipe change."""
     own = plan(recipe)
-    point = space.encode(recipe)
+    point = space.encode(own)
     (before,) = session.evaluator.score([own])
     here = loss(before.scores, session.settings.weights)
     found = {}

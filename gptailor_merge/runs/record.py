@@ -21,7 +21,7 @@ from gptailor_merge.scoring.gap import Gap
 from gptailor_merge.scoring.gates import PREFIX
 from gptailor_merge.scoring.measures import Items
 from gptailor_merge.search.candidates import Candidate, Counts
-from gptailor_merge.search.front import FrontPoint, front, pick
+from gptailor_merge.search.front import FrontCandidate, front, pick
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Record:
     repairs: tuple[Candidate, ...]
     counts: Counts
     axes: tuple[str, ...]
-    front: tuple[FrontPoint, ...]
+    front: tuple[FrontCandidate, ...]
     best: Candidate | None
     done: bool
     baseline: str | None
@@ -143,7 +143,7 @@ def _settings(document: Mapping[str, Any], directory: Directory) -> SearchConfig
 
 
 def _chosen(
-    directory: Directory, points: tuple[FrontPoint, ...], axes: tuple[str, ...], settings: SearchConfig
+    directory: Directory, points: tuple[FrontCandidate, ...], axes: tuple[str, ...], settings: SearchConfig
 ) -> Candidate:
     """Returns the candidate of best.yml; while there is none, the one that the run would choose now."""
     if directory.best.exists():

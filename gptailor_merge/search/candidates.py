@@ -18,7 +18,7 @@ from gptailor_merge.recipe.recipe import Recipe
 
 
 class Status(str, Enum):
-    """What became of a candidate; see Candidate."""
+    """Names what became of a candidate; see Candidate."""
 
     SCORED = "scored"
     DROPPED = "dropped"

@@ -29,7 +29,7 @@ def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
 
 
 @dataclass(frozen=True)
-class FrontPoint:
+class FrontCandidate:
     """A candidate that no candidate dominates.
 
     Attributes:
@@ -50,11 +50,11 @@ class FrontPoint:
         return f"{self.layers:02d}-layers-{self.candidate.digest[:8]}"
 
 
-def front(candidates: Iterable[Candidate], axes: Sequence[str]) -> list[FrontPoint]:
+def front(candidates: Iterable[Candidate], axes: Sequence[str]) -> list[FrontCandidate]:
     """Return the candidates that no other dominates, the smallest first; of equal ones the first."""
-    points: dict[tuple[float, ...], FrontPoint] = {}
+    points: dict[tuple[float, ...], FrontCandidate] = {}
     for candidate in candidates:
-        point = FrontPoint(candidate, losses(candidate.scores, axes))
+        point = FrontCandidate(candidate, losses(candidate.scores, axes))
         points.setdefault(point.losses, point)
     best = [p for p in points.values() if not any(dominates(rival, p.losses) for rival in points)]
     return sorted(best, key=lambda point: (point.layers, point.losses))
@@ -78,7 +78,7 @@ def check_rule(rule: str, axes: Sequence[str], sizes: Sequence[int]) -> None:
         raise ConfigError(Problem(("search", "pick"), f"{message}, found {rule!r}"))
 
 
-def pick(points: Sequence[FrontPoint], rule: str, axes: Sequence[str]) -> FrontPoint:
+def pick(points: Sequence[FrontCandidate], rule: str, axes: Sequence[str]) -> FrontCandidate:
     """Return the point of a front that a rule chooses.
 
     Args:

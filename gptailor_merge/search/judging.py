@@ -1,4 +1,4 @@
-"""What a search decides about new plans: a gate keeps some out, the others are scored, at times in a race.
+"""Judges new plans: a gate keeps bad ones out, and the others are scored, at times in a race.
 
 In a race a plan that cannot be among those the optimiser keeps leaves before it is scored on everything. It
 becomes a `dropped` candidate, whose loss is an estimate that is never as good as what is kept. Plans that
@@ -34,7 +34,7 @@ class Gate(Protocol):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What was found out about a plan.
+    """The gate's verdict on a plan, and its outcome.
 
     Attributes:
         verdict: the gate's; None where there is no gate, or the plan is a probe of another size.

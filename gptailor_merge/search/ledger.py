@@ -1,4 +1,4 @@
-"""What a search remembers: every candidate, by number and by digest, also across a resumption.
+"""Remembers every candidate of a search, by number and by digest, also across a resumption.
 
 A resumed search proposes the same again. Candidates that the journal knows are answered from it; no pickled
 state is stored or trusted.

@@ -1,4 +1,4 @@
-"""Merges of a space: which members take part, which of them is the base, and with what weights."""
+"""Merges of a space: the members that take part, the base among them, and their weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class MemberMerge:
 
     @property
     def operation(self) -> Operation:
-        """What a slot does with the members' layers, in the order of `members`."""
+        """The plan's operation on the members' layers, in the order of `members`."""
         inputs = [(("weight", self.weights[m]),) if m in self.weights else () for m in self.members]
         shared = () if self.t is None else (("t", self.t),)
         position = None if self.base is None else self.members.index(self.base)

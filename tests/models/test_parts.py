@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_parts_are_those_of_their_members_to_the_bit(name: str, tmp_path: Path) 
     family = write_family(tmp_path / "family", name)
     read = Family.load(family["base"], {"math": family["math"], "code": family["code"]})
     filters = mlp_filters(read.base.architecture.layers)
-    (mixed,) = slices_of([parts((family["math"], 1), (family["code"], 1), filters)], family["base"])
+    mixed = mixed_slice(family["base"], (family["math"], 1), (family["code"], 1), filters)
     others = [[0, 1], [2, 8]]
     kept = [
         {"sources": [{"model": family["base"], "layer_range": r}], "parameters": {"op": "select"}}
@@ -61,7 +62,7 @@ def test_parts_are_those_of_their_members_to_the_bit(name: str, tmp_path: Path) 
         {
             **document,
             "out_dtype": "bfloat16",
-            "slices": [kept[0], mixed.model_dump(exclude_defaults=True), kept[1]],
+            "slices": [kept[0], mixed, kept[1]],
         }
     )
     composed = assert_three_equal(recipe, tmp_path / "out").state_dict()
@@ -88,6 +89,12 @@ def alone(model: str) -> Recipe:
     )
 
 
+def mixed_slice(base: str, *choice: Any) -> dict[str, Any]:
+    """The slice of a slot with two layers' parts, as a document has it."""
+    (part,) = slices_of([parts(*choice)], base)
+    return part.model_dump(exclude_defaults=True)
+
+
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
@@ -98,7 +105,8 @@ def test_parts_of_two_layers_in_every_dtype(
 ) -> None:
     """The attention of layer 2 of one member, the MLP of layer 3 of another."""
     family = make_family(dtype=stored)
-    mixed = parts((family["math"], 2), (family["code"], 3), ("mlp.", "post_attention_layernorm."))
+    filters = ("mlp.", "post_attention_layernorm.")
+    mixed = mixed_slice(family["base"], (family["math"], 2), (family["code"], 3), filters)
     kept = {"sources": [{"model": family["base"], "layer_range": [0, 1]}], "parameters": {"op": "select"}}
     document = {"merge_method": "tailor", "base_model": family["base"], "dtype": "float32"}
     out_dtype = str(stored).removeprefix("torch.")

@@ -24,7 +24,7 @@ values = st.one_of(numbers, st.sampled_from([[0.1, 0.9], FILTERED]))
 
 
 def takes(method: str, count: int) -> bool:
-    """Tells whether a method merges so many models, the base included."""
+    """Tells whether a method merges this many models, the base included."""
     contract = method_spec(method).contract  # type: ignore[union-attr]
     return count <= (contract.max_inputs or 9) and count >= max(2, contract.min_inputs)
 

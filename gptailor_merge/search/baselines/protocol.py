@@ -1,4 +1,4 @@
-"""What a baseline is given, and what it gives."""
+"""The protocol of baselines, and the problem that one is given."""
 
 from __future__ import annotations
 

@@ -55,12 +55,12 @@ def baseline(name: str, path: KeyPath = ()) -> Baseline:
         raise ConfigError([Problem(path, problem.message) for problem in error.problems]) from error
     missing = [key for key in ("in_space", "candidates", "find") if not hasattr(method, key)]
     if isinstance(method, type):
-        found = f"the class {method.__name__}"
+        description = f"the class {method.__name__}"
     elif missing:
-        found = f"an object without {', '.join(missing)}"
+        description = f"an object without {', '.join(missing)}"
     else:
         return method
-    message = f"the baseline {name!r} is {found}; expected an object with in_space, candidates and find"
+    message = f"the baseline {name!r} is {description}; expected an object with in_space, candidates and find"
     raise ConfigError(Problem(path, message))
 
 

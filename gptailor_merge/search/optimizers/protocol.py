@@ -1,4 +1,4 @@
-"""What the search asks of an optimiser, whichever library it comes from."""
+"""The protocol of optimisers, whichever library they come from."""
 
 from __future__ import annotations
 
