@@ -16,10 +16,8 @@ from gptailor_merge.errors import SearchError
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.executor import Executor
 from gptailor_merge.scoring.hidden import HiddenStates
-from gptailor_merge.search.baselines.one_shot import OneShot
-from gptailor_merge.search.baselines.protocol import Baseline, PruningProblem
-from gptailor_merge.search.baselines.registry import STARTING_GENERATIONS
-from gptailor_merge.search.baselines.subject import Subject, base_of
+from gptailor_merge.search.baselines.protocol import Baseline
+from gptailor_merge.search.baselines.subject import Subject
 from gptailor_merge.search.candidates import Candidate, Log, Status
 from gptailor_merge.search.first_generation import first_generation
 from gptailor_merge.search.front import losses
@@ -29,11 +27,8 @@ from gptailor_merge.search.optimizers.protocol import Optimizer, OptimizerFactor
 from gptailor_merge.search.optimizers.registry import cannot_race, create
 from gptailor_merge.search.runner import RememberingRunner
 from gptailor_merge.search.settings import SearchSettings
+from gptailor_merge.search.warm_start import pruning_problem, warm_start
 from gptailor_merge.space.space import Space
-
-PROBE_SHARE = 0.25
-"""The start is probed where that takes no more than this share of the budget."""
-
 
 FAILED_LOSS = 1e6
 """The loss that the optimiser is told of a candidate that failed or is gated: worse than any real one."""
@@ -82,7 +77,7 @@ def search(
     if settings.racing and not settings.axes and optimizer.keeps is None:
         raise cannot_race(settings.optimizer)
     keep = None if settings.racing is False or settings.axes else optimizer.keeps
-    warm_plans = _warm_start(space, runner, settings, warm, hidden)
+    warm_plans = warm_start(space, runner, settings, warm, hidden)
     rng = np.random.RandomState(settings.seed)
     optimizer.suggest(first_generation(space, warm_plans, settings.population, rng, start))
     while ledger.count < settings.budget:
@@ -114,7 +109,9 @@ def prune(
         SearchError, ConfigError: see Baseline.find and `search`.
     """
     runner = _runner(space, executor, journal, settings, gate, on_candidate)
-    plans = method.find(_problem(space, runner, settings, settings.budget, subject, hidden))
+    plans = method.find(
+        pruning_problem(space, runner, settings, settings.budget, subject=subject, hidden=hidden)
+    )
     unscored = [plan for plan in plans if not _is_scored(runner.original(plan.digest))]
     if unscored:
         runner.score(unscored)
@@ -163,46 +160,3 @@ def _best(journal: Log) -> Candidate:
             f"the last: {cause}"
         )
     return best
-
-
-def _problem(
-    space: Space,
-    runner: RememberingRunner,
-    settings: SearchSettings,
-    budget: int,
-    subject: Subject | None,
-    hidden: HiddenStates | None,
-) -> PruningProblem:
-    return PruningProblem(
-        space=space,
-        runner=runner,
-        base=base_of(space),
-        budget=budget,
-        seed=settings.seed,
-        weights=settings.weights,
-        racing=settings.racing is not False and not settings.axes,
-        model=subject,
-        hidden=hidden,
-    )
-
-
-def _warm_start(
-    space: Space,
-    runner: RememberingRunner,
-    settings: SearchSettings,
-    warm: Sequence[Baseline] | None,
-    hidden: HiddenStates | None,
-) -> list[Plan]:
-    """Return the baselines' plans, each once; where none are named, those of the probes, if affordable."""
-    # The share does not depend on the budget, which may grow when a run is resumed.
-    share = STARTING_GENERATIONS * settings.population
-    problem = _problem(space, runner, settings, share, None, hidden)
-    if warm is None:
-        probes = OneShot().probes(space, problem.base)
-        is_affordable = len(probes) <= settings.budget * PROBE_SHARE
-        first = runner.ledger.first_known
-        if first is not None:  # a resumed run does as it did, also under a larger budget
-            is_affordable = first.digest == probes[0].digest
-        warm = [OneShot()] if is_affordable else []
-    plans = [plan for method in warm for plan in method.find(problem)]
-    return list({plan.digest: plan for plan in plans}.values())
