@@ -1,0 +1,17 @@
+"""The libraries' own output, switched off."""
+
+from __future__ import annotations
+
+import logging
+
+
+def quiet_libraries() -> None:
+    """Switches off progress bars and notices of transformers, mergekit, lm-eval and the Hub's client."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    for library in ("mergekit", "lm_eval"):
+        logging.getLogger(library).setLevel(logging.ERROR)
