@@ -6,7 +6,7 @@ The names here are those of the modules that own them; they change when the engi
 
 from __future__ import annotations
 
-from gptailor_merge.api.live import means_of
+from gptailor_merge.api.live import means_of, plan_of, point_of
 from gptailor_merge.calibration.batches import RUNGS, Batch, layout
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.bank import Bank, Precision
@@ -86,6 +86,8 @@ __all__ = [
     "natural",
     "path_of",
     "pick_device",
+    "plan_of",
+    "point_of",
     "predictions_alone",
     "register",
     "takes_trees",

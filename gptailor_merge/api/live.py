@@ -160,7 +160,7 @@ class Session:
         Args:
             rng: draws the entries that the plan leaves open; default 1/2 everywhere.
         """
-        return self.space.encode(self.recipe(plan), rng)
+        return point_of(self.space, self.recipe(plan), rng)
 
     def select(self, member: int, removed: set[int]) -> Plan:
         """Returns the plan of one member without some of its layers."""
@@ -373,6 +373,11 @@ def space_of(config: AnyPath | SearchConfig) -> Space:
 def plan_of(recipe: Plan | Recipe) -> Plan:
     """Returns a plan as it is, and of a recipe its plan."""
     return recipe if isinstance(recipe, Plan) else plan(recipe)
+
+
+def point_of(space: Space, recipe: Recipe, rng: np.random.RandomState | None = None) -> Point:
+    """Returns a point of a space that decodes to a recipe; see Session.encode."""
+    return space.encode(recipe, rng)
 
 
 def recipe_of(candidate: Candidate) -> Recipe:

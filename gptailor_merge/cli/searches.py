@@ -31,13 +31,20 @@ def evolve(
     config: Config,
     out: Out,
     budget: Annotated[
-        int | None, typer.Option(min=1, help="Number of candidates to try; replaces search.budget.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Candidates to try; replaces search.budget of CONFIG."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the search; replaces seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed of the search; replaces seed of CONFIG.")
+    ] = None,
     device: Device = "auto",
     bank: Annotated[
         Literal["device", "host", "auto"],
-        typer.Option(help="Where the family's weights are kept; auto takes the device if they fit there."),
+        typer.Option(
+            metavar="PLACE",
+            help="Where the family's weights are kept: device, host, or auto, which takes the device if "
+            "they fit there.",
+        ),
     ] = "auto",
     executor: Annotated[
         str, typer.Option(metavar="NAME", help="Who scores the candidates; local is this process.")
@@ -142,9 +149,15 @@ def baseline(
     out: Out,
     budget: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of candidates for evopress and random; replaces search.budget."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Candidates that evopress and random try; replaces search.budget of CONFIG.",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the method; replaces seed.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Seed of the method; replaces seed of CONFIG.")
+    ] = None,
     device: Device = "auto",
     member: Annotated[
         str | None, typer.Option(help="Name of the member to prune. Default: the base.")
