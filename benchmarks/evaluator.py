@@ -419,9 +419,9 @@ def compare_racing(setup: Setup, count: int, candidates: int) -> dict[str, Any]:
     }
 
 
-def watch_memory(budget: int) -> list[dict[str, float]]:
+def watch_memory(budget: int, *, tiny: bool) -> list[dict[str, float]]:
     """Reads the resident memory in the course of a search on the built-in family."""
-    session = open_session(read_config(SEARCH), device="cpu")
+    session = open_session(read_config(SEARCH, tiny=tiny), device="cpu")
     readings = []
 
     def on_candidate(candidate: Candidate) -> None:
@@ -494,7 +494,7 @@ def main(
             report["racing"] = compare_racing(setup, races, candidates)
             print(f"\nracing: {report['racing']}")
     if memory and shape == "demo":
-        report["memory"] = watch_memory(memory)
+        report["memory"] = watch_memory(memory, tiny=tiny)
         print("\nresident memory of a search: " + ", ".join(f"{r['mib']:.0f}" for r in report["memory"]))
     if json_file:
         json_file.write_text(json.dumps(report, indent=1) + "\n")

@@ -175,8 +175,8 @@ def main(
 ) -> None:
     quiet_libraries()
     torch.set_num_threads(1)
-    if tiny:  # as many candidates as it takes to try more than the first removals
-        seeds, budget, arm = 1, budget or 32, arm or ["parts", "1 parent", "DE"]
+    if tiny:
+        seeds, arm = 1, arm or ["parts", "1 parent", "DE"]
     arms = GROUPS[group]
     names = [name for name in arms if not arm or name == DEFAULT or name in arm]
     search_config = read_config(config, tiny=tiny)
@@ -190,7 +190,8 @@ def main(
             if str(seed) in runs.setdefault(name, {}):
                 continue
             chosen = arms[name]
-            tokens = None if name == DEFAULT else runs[DEFAULT][str(seed)]["tokens"]
+            # Few tokens would all go into probes: tiny arms propose as many candidates as the default.
+            tokens = None if tiny or name == DEFAULT else runs[DEFAULT][str(seed)]["tokens"]
             section = Operations(**{**dict(search_config.operations), **chosen.operations})
             space = space_of(search_config.model_copy(update={"operations": section}))
             proposed = budget_of(chosen, session, candidates, tokens)

@@ -80,7 +80,7 @@ class Job:
     Attributes:
         config: the search config, as YAML.
         ablate: also searches smaller spaces.
-        tiny: runs few baselines, and the paper's search only if SMAC3 is installed.
+        tiny: runs few methods, and the paper's search only if SMAC3 is installed.
     """
 
     config: str
@@ -167,15 +167,17 @@ class Bench:
         limit = spent.tokens
         for name in TINY_BASELINES if self.job.tiny else BASELINES:
             self.note(name, *self.baseline(name, limit))
-        variants = [{"member": name} for name in self.config.family.variants]
+        most = 1 if self.job.tiny else None
+        variants = [{"member": name} for name in self.config.family.variants][:most]
         self.note("best member", *self.best_of(variants, limit))
-        self.note("best merge", *self.best_of([{"merge": name} for name in MERGES], limit))
+        self.note("best merge", *self.best_of([{"merge": name} for name in MERGES][:most], limit))
         if not self.job.tiny or find_spec("smac"):
             self.note(PAPER, *self.as_in_the_paper(limit))
         if self.job.ablate:
-            for name, space in zip(ABLATION, self.smaller_spaces(), strict=True):
+            spaces = dict(zip(ABLATION, self.smaller_spaces(), strict=True))
+            for name in ABLATION[-1:] if self.job.tiny else ABLATION:
                 budget = ENDLESS_BUDGET * self.config.search.budget
-                trace = self.session.search(space=space, budget=budget, tokens=limit)
+                trace = self.session.search(space=spaces[name], budget=budget, tokens=limit)
                 self.note(name, *traced(trace, limit))
         return self.results
 

@@ -182,6 +182,8 @@ def of_outcomes(outcomes: Sequence[Outcome]) -> list[Accuracies | None]:
 
 def fastest(work: Callable[[int], object], batch_sizes: Sequence[int]) -> int:
     """Returns the batch size with which work takes the least time of the processor, after a warm-up."""
+    if len(batch_sizes) == 1:
+        return batch_sizes[0]
     work(batch_sizes[0])
     return min(batch_sizes, key=lambda size: timed(lambda: work(size))[1])
 

@@ -20,10 +20,11 @@ TailorError, see errors.py. The engine's parts, for people who measure it, are i
 """
 
 import sys
-from types import ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from gptailor_merge.api.building import check, compose, materialize
     from gptailor_merge.api.live import Session, Trace, open_session, recipe_of, space_of
     from gptailor_merge.api.measuring import TextScores, evaluate, score
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
     from gptailor_merge.scoring.benchmarks import Evaluation
     from gptailor_merge.search.candidates import Candidate, Status
     from gptailor_merge.space.space import Space
+else:
+    ModuleType = type(sys)
 
 __version__ = "0.1.0"
 

@@ -381,7 +381,11 @@ def point_of(space: Space, recipe: Recipe, rng: np.random.RandomState | None = N
 
 
 def recipe_of(candidate: Candidate) -> Recipe:
-    """Returns the recipe of a candidate."""
+    """Returns the recipe of a candidate.
+
+    trace = session.search(budget=32)
+    print(recipe_of(trace.candidates[-1]).to_yaml())
+    """
     return candidate.parsed
 
 

@@ -6,7 +6,11 @@ import logging
 
 
 def quiet_libraries() -> None:
-    """Switches off progress bars and notices of transformers, mergekit, lm-eval and the Hub's client."""
+    """Switches off progress bars and notices of transformers, mergekit, lm-eval and the Hub's client.
+
+    quiet_libraries()
+    run = search("search.yml", "runs/first")
+    """
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging as transformers_logging
 
