@@ -20,7 +20,12 @@ def names_for_type_checkers() -> set[str]:
         for node in ast.parse(INIT.read_text()).body
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name)
     )
-    return {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return {
+        alias.name
+        for node in block.body
+        if isinstance(node, ast.ImportFrom) and node.module != "types"
+        for alias in node.names
+    }
 
 
 def run(code: str) -> str:
