@@ -1,4 +1,4 @@
-"""What stock mergekit and what `tailor` make of a depth-pruned model, architecture by architecture.
+"""Stock mergekit and `tailor` make depth-pruned models, architecture by architecture.
 
 Tiny random families (tests/zoo.py) lose layers 1 and 4 of 8, once by a plain stack of layers, once with
 every layer merged of two members. Stock mergekit runs in a process that knows nothing of this package.
@@ -37,7 +37,7 @@ def plain(family: dict[str, str], kind: str) -> dict[str, Any]:
 
 
 def run_stock(root: Path) -> None:
-    """Runs each configuration below root, in its own process, and writes what mergekit said beside it."""
+    """Runs each configuration below root, in its own process, and writes mergekit's message beside it."""
     import torch
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
@@ -45,26 +45,26 @@ def run_stock(root: Path) -> None:
 
     torch.set_num_threads(1)
     for file in sorted(root.glob("*/*.json")):
-        said = ""
+        message = ""
         try:
             configuration = MergeConfiguration.model_validate(json.loads(file.read_text()))
             run_merge(
                 configuration, str(file.with_suffix("")), MergeOptions(quiet=True, write_model_card=False)
             )
         except Exception as error:  # whatever mergekit raises is the result
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        file.with_suffix(".said").write_text(said)
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        file.with_suffix(".said").write_text(message)
     assert not any(name.startswith("gptailor_merge") for name in sys.modules)
 
 
-def judge(directory: Path, said: str, reference: Any) -> str:
+def judge(directory: Path, message: str, reference: Any) -> str:
     """Says in a few words what became of a model."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
-    if said:
+    if message:
         when = "after writing the weights" if list(directory.glob("*.safetensors")) else "before writing"
-        return f"crashes {when}: {shortened(said)}"
+        return f"crashes {when}: {shortened(message)}"
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory, dtype="auto", output_loading_info=True
@@ -88,8 +88,8 @@ def same_logits(model: Any, reference: Any) -> bool:
         if not torch.equal(model.eval()(ids).logits, reference(ids).logits):
             return False
     options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-    made = [model.generate(ids, use_cache=cached, **options) for cached in (True, False)]
-    return torch.equal(*made)
+    generated = [model.generate(ids, use_cache=cached, **options) for cached in (True, False)]
+    return torch.equal(*generated)
 
 
 def shortened(text: str) -> str:
@@ -129,7 +129,7 @@ def examine(root: Path, name: str) -> dict[str, Any]:
 
 
 def refused(root: Path) -> dict[str, str]:
-    """Returns what is said of models that are refused."""
+    """Returns the messages that models are refused with."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM
@@ -161,18 +161,18 @@ def refused(root: Path) -> dict[str, str]:
         ),
         "quantised checkpoints": quantised,
     }
-    said = {}
+    messages = {}
     for name, case in cases.items():
         try:
             lint(from_mergekit(case()).recipe)
         except InputError as error:
-            said[name] = str(error).replace(str(root) + "/", "")
+            messages[name] = str(error).replace(str(root) + "/", "")
         else:
             raise SystemExit(f"{name} was to be refused, and was not")
-    return said
+    return messages
 
 
-def table(rows: dict[str, dict[str, Any]], said: dict[str, str]) -> str:
+def table(rows: dict[str, dict[str, Any]], refusals: dict[str, str]) -> str:
     """Returns the table of the README."""
 
     def cell(results: dict[str, str]) -> str:
@@ -187,7 +187,7 @@ def table(rows: dict[str, dict[str, Any]], said: dict[str, str]) -> str:
         f"| {n} | {cell(r['stock'])} | {cell(r['tailor'])} | {cell(r['plain'])} |" for n, r in rows.items()
     ]
     lines += ["", "| refused | because |", "|---|---|"]
-    lines += [f"| {name} | {text} |" for name, text in said.items()]
+    lines += [f"| {name} | {text} |" for name, text in refusals.items()]
     return "\n".join(lines)
 
 
@@ -224,11 +224,11 @@ def main() -> None:
             command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         rows = {name: examine(root, name) for name in names}
-        said = refused(root / "refused")
-    text = table(rows, said)
+        refusals = refused(root / "refused")
+    text = table(rows, refusals)
     print(text)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"architectures": rows, "refused": said}, indent=1))
+        arguments.json.write_text(json.dumps({"architectures": rows, "refused": refusals}, indent=1))
     if arguments.readme:
         readme = arguments.readme.read_text(encoding="utf-8")
         before, rest = readme.split(BEGIN)

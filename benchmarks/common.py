@@ -1,4 +1,4 @@
-"""The built-in family for all benchmarks: its search configs, and settings small enough to try things out."""
+"""Gives all benchmarks the built-in family, its search configs, and settings small enough to try things."""
 
 from __future__ import annotations
 

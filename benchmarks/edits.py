@@ -1,4 +1,4 @@
-"""What edits of layers are worth on the built-in family: repairs, and layers without attention or MLP.
+"""Edits of layers on the built-in family and their worth: repairs, and layers without attention or MLP.
 
     python benchmarks/edits.py --run RUN [--tokens N …] [--json FILE] [--tiny]
 

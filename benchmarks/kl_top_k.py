@@ -1,4 +1,4 @@
-"""What it costs to store only the teacher's k likeliest tokens: KL at several k against the full KL.
+"""The cost of storing only the teacher's k likeliest tokens: KL at several k against the full KL.
 
     python benchmarks/kl_top_k.py [--recipes N] [--json FILE] [--tiny]
 

@@ -36,7 +36,7 @@ UNLIMITED = 100_000
 
 @dataclass(frozen=True)
 class Arm:
-    """A search.
+    """One of the searches that are compared.
 
     Attributes:
         operations: settings of the section `operations` that differ from the default's.

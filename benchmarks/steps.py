@@ -1,4 +1,4 @@
-"""How far one step goes: each operation of the search space, tried at every slot of a recipe that was found.
+"""One step of each operation of the search space, tried at every slot of a recipe that was found.
 
     python benchmarks/steps.py --runs FILE [--json FILE] [--tiny]
 

@@ -1,1 +1,1 @@
-"""The functions behind the commands and the public names of the package; see gptailor_merge/__init__.py."""
+"""Holds the functions behind the commands and the public names; see gptailor_merge/__init__.py."""

@@ -1,4 +1,4 @@
-"""Models: written to disk, composed in memory, checked."""
+"""Writes models to disk, composes them in memory, and checks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine's parts, in one place for people who measure or extend it.
+"""Gathers the engine's parts in one place, for people who measure or extend it.
 
 The names here are those of the modules that own them; they change when the engine does, unlike the names of
 `gptailor_merge` itself. The benchmarks in benchmarks/ are built of them and of nothing further inside.

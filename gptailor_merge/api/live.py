@@ -1,11 +1,13 @@
-"""A search config opened for people who measure: its family, its space, and what scores plans.
+"""Opens a search config for people who measure: its family, its space, and the evaluators of plans.
 
-A session is what a search works with, without a run directory: points become plans, plans become scores or
-live models, and whole searches and baselines run in a scratch journal under other settings.
+A session has all that a search works with but the run directory: points become plans, plans become scores
+or live models, and whole searches and baselines run in a scratch journal under other settings.
 """
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +65,7 @@ class _Settings(driver.Settings):
 
 @dataclass(frozen=True)
 class Trace:
-    """What a search in a session proposed.
+    """The candidates that a search in a session proposed.
 
     Attributes:
         candidates: in the order of proposal; repaired ones come last.
@@ -316,6 +318,7 @@ class Session:
 
         # The maps of repaired recipes stay as long as the process: recipes of the trace name them.
         directory = Path(tempfile.mkdtemp(prefix="gptailor-session-"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
         with Journal(directory / "journal.db") as journal:
             with suppress(_SpentError):
                 work(journal, directory / "repair", listen)

@@ -1,4 +1,4 @@
-"""Models measured: on texts, and on lm-eval's tasks."""
+"""Measures models on texts, and on lm-eval's tasks."""
 
 from __future__ import annotations
 

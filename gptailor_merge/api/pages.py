@@ -1,4 +1,4 @@
-"""A run as a page: one file, or served while the search goes on."""
+"""Shows a run as a page: in one file, or served while the search goes on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def report(run: AnyPath | RunDirectory, *, baselines: Sequence[AnyPath | RunDire
     Raises:
         InputError: a directory holds no run, or a run that was scored on something else.
     """
-    return write_report(run_in(run), [run_in(other) for other in baselines])
+    return write_report(run_in(run), [run_in(baseline) for baseline in baselines])
 
 
 def watch(
@@ -42,6 +42,6 @@ def watch(
         InputError: the directory holds no run, not even one that has just begun.
         ConfigError: the port is taken.
     """
-    watched = Watched(run_in(run), [run_in(other) for other in baselines])
+    watched = Watched(run_in(run), [run_in(baseline) for baseline in baselines])
     watched.state()  # tells what is wrong with the run here, and not in the browser
     return Server(watched, port)

@@ -1,4 +1,4 @@
-"""The Hub: a run's model is published, and a published model is built again and compared."""
+"""Publishes the model of a run on the Hub, and builds a published model again to compare the two."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The libraries' own output, switched off."""
+"""Switches the libraries' own output off."""
 
 from __future__ import annotations
 

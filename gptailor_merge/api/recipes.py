@@ -1,4 +1,4 @@
-"""Recipe files: checked, imported from foreign configurations, exported as plain mergekit."""
+"""Checks recipes, imports them from foreign configurations, and exports them as plain mergekit."""
 
 from __future__ import annotations
 

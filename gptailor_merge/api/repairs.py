@@ -1,4 +1,4 @@
-"""Repair: what removed layers leave behind, made up for by linear maps."""
+"""Repairs recipes: linear maps make up for removed layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run, opened to be read."""
+"""Opens a run and reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches and baselines: a config in, a run directory out."""
+"""Runs searches and baselines: a config goes in, a run directory comes out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs `gptailor` and `gptailor-evolve`."""
+"""Runs the programs `gptailor` and `gptailor-evolve`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that take several values: `--data a b` means `--data a --data b`.
+"""Spreads options that take several values: `--data a b` means `--data a --data b`.
 
 Click takes one value for an option. An option of a list type whose metavar ends with "..." takes all values
 that follow it; the command itself is asked which those are.

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how commands talk while they work."""
+"""Declares the options that several commands share, and prints their steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands print for people: tables in the terminal."""
+"""Prints results for people, as tables in the terminal."""
 
 from __future__ import annotations
 

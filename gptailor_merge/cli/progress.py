@@ -1,4 +1,4 @@
-"""How a search reports while it runs: a live bar on a terminal, plain lines elsewhere."""
+"""Reports on a search while it runs: by a live bar on a terminal, by plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Reporter(Protocol):
 
 
 class Tally:
-    """The best loss and the speed, as candidates come in."""
+    """Keeps the best loss and the speed as candidates come in."""
 
     def __init__(self) -> None:
         self.best = float("inf")
