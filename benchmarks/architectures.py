@@ -105,13 +105,12 @@ def shortened(text: str) -> str:
 
 def examine(root: Path, name: str) -> dict[str, Any]:
     """Returns the row of one architecture."""
-    from gptailor_merge import TailorError, compose, export_recipe, materialize
-    from gptailor_merge.api.engine import from_mergekit
+    from gptailor_merge import TailorError, compose, export_recipe, import_recipe, materialize
 
     row: dict[str, Any] = {"stock": {}, "tailor": {}, "plain": {}}
     for kind in KINDS:
         stem = root / name / kind
-        recipe = from_mergekit(json.loads(stem.with_suffix(".json").read_text())).recipe
+        recipe = import_recipe(stem.with_suffix(".json")).recipe
         reference = compose(recipe, device="cpu")
         row["stock"][kind] = judge(stem, stem.with_suffix(".said").read_text(), reference)
         out = root / name / f"{kind}-tailor"
@@ -134,8 +133,7 @@ def refused(root: Path) -> dict[str, str]:
     import transformers
     from transformers import AutoModelForCausalLM
 
-    from gptailor_merge import InputError, lint
-    from gptailor_merge.api.engine import from_mergekit
+    from gptailor_merge import InputError, import_recipe, lint
     from tests.zoo import config_of
 
     def write(name: str, config: Any) -> dict[str, Any]:
@@ -164,9 +162,10 @@ def refused(root: Path) -> dict[str, str]:
     messages = {}
     for name, case in cases.items():
         try:
-            lint(from_mergekit(case()).recipe)
+            (root / "refused.json").write_text(json.dumps(case()))
+            lint(import_recipe(root / "refused.json").recipe)
         except InputError as error:
-            messages[name] = str(error).replace(str(root) + "/", "")
+            messages[name] = str(error).removeprefix(f"{root}/refused.json: ").replace(f"{root}/", "")
         else:
             raise SystemExit(f"{name} was to be refused, and was not")
     return messages

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ from rich.table import Table
 from scipy.stats import ttest_rel
 
 from gptailor_merge import Session, Space, Status, open_session, quiet_libraries, recipe_of, space_of
-from gptailor_merge.api.engine import Operations
+from gptailor_merge.api.engine import Operations, Optimizer, OptimizerFactory, adapted
 
 DEFAULT = "default"
 UNLIMITED = 100_000
@@ -78,17 +79,18 @@ OPTIMIZERS = {
 GROUPS = {"operations": OPERATIONS, "optimizers": OPTIMIZERS}
 
 
-def optimizer_of(arm: Arm) -> str:
-    """Returns the name of an arm's optimiser; an evolution strategy is made known to nevergrad."""
+def make_optimizer(arm: Arm) -> OptimizerFactory | None:
+    """Returns a factory of an arm's evolution strategy; None where it takes an optimiser by name."""
     if arm.parents is None:
-        return arm.optimizer
+        return None
     strategy = ng.optimizers.EvolutionStrategy(
         popsize=arm.parents, offsprings=arm.population, recombination_ratio=arm.recombination
     )
-    name = f"{arm.parents} of {arm.population}, {arm.recombination}"
-    if name not in ng.optimizers.registry:
-        strategy.set_name(name, register=True)
-    return name
+
+    def make(space: Space, *, budget: int, population: int, seed: int, axes: Sequence[str] = ()) -> Optimizer:
+        return adapted(strategy, space, budget=budget, population=population, seed=seed, keeps=arm.parents)
+
+    return make
 
 
 def run(
@@ -102,9 +104,9 @@ def run(
     begun = time.perf_counter()
     trace = session.search(
         space=space,
-        optimizer=optimizer_of(arm),
+        optimizer=arm.optimizer,
         population=arm.population,
-        keep=arm.parents,
+        make_optimizer=make_optimizer(arm),
         budget=budget,
         seed=seed,
         tokens=tokens,

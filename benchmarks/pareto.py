@@ -154,7 +154,7 @@ def main(
     session = open_session(settings, device="cpu")
     record = run.record()
     finished = record.finished
-    front = [point.candidate for point in record.points]
+    front = [point.candidate for point in record.front]
     searched = Counter(len(candidate.plan.slots) for candidate in finished)
     comparisons = compare(session, front, {size: per_size or n for size, n in searched.items()}, seed)
     Console(width=180).print(table_of(comparisons))

@@ -55,7 +55,7 @@ from gptailor_merge.api.engine import (
     TaskSettings,
     encoder,
     layout,
-    likelihood,
+    likelihood_objective,
     load_items,
     load_model,
     load_tokenizer,
@@ -130,7 +130,7 @@ def set_up(config: SearchConfig, name: str, count: int, tokens: int | None) -> S
     items = tuple(load_items(settings, encoder(directory, tokenizer)))
     base = load_model(directory, torch.float32, CPU)
     trees = takes_trees(items, lambda batch: predictions_alone(base, batch), CPU)
-    objectives = [likelihood(items, metric, trees=trees) for metric in (METRIC, CHOICE_LOSS)]
+    objectives = [likelihood_objective(items, metric, trees=trees) for metric in (METRIC, CHOICE_LOSS)]
 
     def passes(scored: Sequence[TaskLikelihood], shares: Sequence[float]) -> Passes:
         sets = objectives[0].sets

@@ -27,15 +27,14 @@ if TYPE_CHECKING:
 
     from gptailor_merge.api.building import check, compose, materialize
     from gptailor_merge.api.live import Session, Trace, open_session, recipe_of, space_of
-    from gptailor_merge.api.measuring import TextScores, evaluate, score
+    from gptailor_merge.api.measuring import evaluate, score
     from gptailor_merge.api.pages import report, watch
     from gptailor_merge.api.publishing import prepare_push, preview_push, push, reproduce
     from gptailor_merge.api.quiet import quiet_libraries
     from gptailor_merge.api.recipes import ExportedRecipe, export_recipe, import_recipe, lint
     from gptailor_merge.api.repairs import repair
-    from gptailor_merge.api.run import Run
     from gptailor_merge.api.searching import baseline, search
-    from gptailor_merge.checking.soundness import Report
+    from gptailor_merge.checking.soundness import SoundnessReport
     from gptailor_merge.config import SearchConfig
     from gptailor_merge.errors import (
         ConfigError,
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
         SearchError,
         TailorError,
     )
-    from gptailor_merge.host.imported import Imported
+    from gptailor_merge.host.completion import Imported
     from gptailor_merge.hub.client import Pushed
     from gptailor_merge.hub.publication import Publication
     from gptailor_merge.hub.reproduce import Comparison
@@ -58,9 +57,11 @@ if TYPE_CHECKING:
     from gptailor_merge.planning.resolve import plan
     from gptailor_merge.recipe.plan import Edit, Operation, Plan, Slot
     from gptailor_merge.recipe.recipe import Recipe
-    from gptailor_merge.repair.repairer import Result
+    from gptailor_merge.repair.repaired_recipe import RepairedRecipe
+    from gptailor_merge.runs.run import Run
     from gptailor_merge.runs.summary import Summary
-    from gptailor_merge.scoring.benchmarks import Evaluation
+    from gptailor_merge.scoring.task_scores import TaskScores
+    from gptailor_merge.scoring.text_scores import TextScores
     from gptailor_merge.search.candidates import Candidate, Status
     from gptailor_merge.space.space import Space
 else:
@@ -76,18 +77,17 @@ _ERRORS = (
 _NAMES = {
     "api.building": ("check", "compose", "materialize"),
     "api.live": ("Session", "Trace", "open_session", "recipe_of", "space_of"),
-    "api.measuring": ("TextScores", "evaluate", "score"),
+    "api.measuring": ("evaluate", "score"),
     "api.pages": ("report", "watch"),
     "api.publishing": ("prepare_push", "preview_push", "push", "reproduce"),
     "api.quiet": ("quiet_libraries",),
     "api.recipes": ("ExportedRecipe", "export_recipe", "import_recipe", "lint"),
     "api.repairs": ("repair",),
-    "api.run": ("Run",),
     "api.searching": ("baseline", "search"),
-    "checking.soundness": ("Report",),
+    "checking.soundness": ("SoundnessReport",),
     "config": ("SearchConfig",),
     "errors": _ERRORS,
-    "host.imported": ("Imported",),
+    "host.completion": ("Imported",),
     "hub.client": ("Pushed",),
     "hub.publication": ("Publication",),
     "hub.reproduce": ("Comparison",),
@@ -95,9 +95,11 @@ _NAMES = {
     "planning.resolve": ("plan",),
     "recipe.plan": ("Edit", "Operation", "Plan", "Slot"),
     "recipe.recipe": ("Recipe",),
-    "repair.repairer": ("Result",),
+    "repair.repaired_recipe": ("RepairedRecipe",),
+    "runs.run": ("Run",),
     "runs.summary": ("Summary",),
-    "scoring.benchmarks": ("Evaluation",),
+    "scoring.task_scores": ("TaskScores",),
+    "scoring.text_scores": ("TextScores",),
     "search.candidates": ("Candidate", "Status"),
     "space.space": ("Space",),
 }
@@ -111,7 +113,6 @@ __all__ = [
     "ConfigError",
     "DataError",
     "Edit",
-    "Evaluation",
     "ExportedRecipe",
     "Family",
     "FamilyError",
@@ -125,8 +126,7 @@ __all__ = [
     "Pushed",
     "Recipe",
     "RecipeError",
-    "Report",
-    "Result",
+    "RepairedRecipe",
     "Run",
     "RunError",
     "ScoringError",
@@ -134,10 +134,12 @@ __all__ = [
     "SearchError",
     "Session",
     "Slot",
+    "SoundnessReport",
     "Space",
     "Status",
     "Summary",
     "TailorError",
+    "TaskScores",
     "TextScores",
     "Trace",
     "__version__",

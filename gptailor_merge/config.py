@@ -1,4 +1,4 @@
-"""The search config: what a user writes for gptailor-evolve, and what a run records of it."""
+"""The search config, which a user writes for gptailor-evolve and a run records."""
 
 from __future__ import annotations
 
@@ -14,26 +14,19 @@ import yaml
 from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from gptailor_merge.documents import explain, read_yaml
-from gptailor_merge.errors import ConfigError, KeyPath, Problem
-from gptailor_merge.objectives.configs import (
-    CostConfig,
-    Data,
-    Gates,
-    ObjectiveConfig,
-    Objectives,
-    Positive,
-    RepetitionConfig,
-    Section,
-    TaskConfig,
-    TextConfig,
-)
-from gptailor_merge.recipe.recipe import ModelName, Recipe
+from gptailor_merge.errors import ConfigError, Problem
+from gptailor_merge.objectives.config_types import Data, Positive, Section, absolute_files, missing_files
+from gptailor_merge.objectives.kinds import ObjectiveConfig
+from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
+from gptailor_merge.recipe.fields import ModelName
+from gptailor_merge.recipe.recipe import Recipe
 
 VERSIONED = ("gptailor-merge", "mergekit", "torch", "transformers", "nevergrad", "numpy", "lm-eval")
+"""Libraries that a result depends on."""
 
 
 class FamilyConfig(Section):
-    """The models: each a directory, or a Hub id with an optional @revision."""
+    """The models, each a directory or a Hub id with an optional @revision."""
 
     base: ModelName
     variants: dict[str, ModelName] = Field(default_factory=dict)
@@ -41,69 +34,77 @@ class FamilyConfig(Section):
 
 def _read_size(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        if len(value) != 2 or not all(type(one) in (int, float) for one in value) or value[0] >= value[1]:
+        if len(value) != 2 or not all(type(size) in (int, float) for size in value) or value[0] >= value[1]:
             raise ValueError(f"expected one size or a range [smallest, largest], found {list(value)!r}")
         return tuple(value)
     return value
 
 
 def _form_of_size(value: Any) -> str:
+    """Returns a union's branch; brackets mark what is in no document, see documents.explain."""
     return "[range]" if isinstance(value, tuple) else "[one]"
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
-
 
 Layers = Annotated[
     Annotated[Positive, Tag("[one]")] | Annotated[tuple[Positive, Positive], Tag("[range]")],
     Discriminator(_form_of_size),
     BeforeValidator(_read_size),
 ]
-
+"""A number of layers, or a range of them."""
 
 Shares = Annotated[
     Annotated[Share, Tag("[one]")] | Annotated[tuple[Share, Share], Tag("[range]")],
     Discriminator(_form_of_size),
     BeforeValidator(_read_size),
 ]
+"""A share of the base model's parameters, or a range of them."""
 
 
 class Target(Section):
-    """The size of the pruned model, in one of three ways; a range asks for the front of its sizes."""
+    """The size of the pruned model, given in one of three ways; a range asks for the front of its sizes.
+
+    Attributes:
+        layers: how many the pruned model has.
+        remove: how many the base model loses.
+        parameters: share that the pruned model keeps.
+    """
 
     layers: Layers | None = None
     remove: Layers | None = None
     parameters: Shares | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> Target:
-        given = [name for name, value in self if value is not None]
-        if len(given) != 1:
-            raise ValueError(f"expected one of layers, remove, parameters, found {given or 'none'}")
+    def _has_one_size(self) -> Target:
+        names = [name for name, value in self if value is not None]
+        if len(names) != 1:
+            raise ValueError(f"expected one of layers, remove, parameters, found {names or 'none'}")
         return self
 
     @property
     def is_range(self) -> bool:
-        """Whether several sizes are asked for."""
+        """True where several sizes are asked for."""
         return any(isinstance(value, tuple) for _, value in self)
 
 
 class Protect(Section):
-    """How many of the first and last layers are never removed."""
+    """The number of first and last layers that are never removed."""
 
     first: Annotated[int, Field(ge=0)] = 1
     last: Annotated[int, Field(ge=0)] = 1
 
 
 class Operations(Section):
-    """What may happen to a layer, and to embeddings and head.
+    """The operations that the search may use on layers, and on embeddings and head.
 
     Attributes:
         merge: mergekit methods; an empty list searches removal and selection only.
+        protect: layers that stay.
         removable: layers that may be removed; default all but the protected ones.
-        outer: what embeddings and head are: the base's, selected from a member, or selected or merged.
-        neighbours: how far from its own layer a slot may take one, of any member.
-        parts: whether a slot may have the attention of one member and the MLP of another.
+        outer: source of embeddings and head: the base, any member, or a merge of members.
+        neighbours: how many layers away from its own a slot may take its layer, of any member.
+        parts: True lets a slot have the attention of one member and the MLP of another.
     """
 
     merge: tuple[str, ...] = Field(default=("task_arithmetic", "slerp"), strict=False)
@@ -115,19 +116,20 @@ class Operations(Section):
 
 
 class StartRecipe(Section):
-    """A recipe that the search starts from, whole, so that a run holds all that it depends on."""
+    """A recipe that the search starts from; it is recorded whole, so that a run holds all it depends on."""
 
     file: str
     recipe: dict[str, Any]
 
 
 KNEE = "knee"
-
+"""The rule that picks the bend of the front."""
 
 RULE = re.compile(rf"{KNEE}|best:(\S+)|layers=([1-9]\d*)")
-
+"""Ways to pick one recipe of a front, see search.front."""
 
 RULES = f"{KNEE}, best:OBJECTIVE or layers=N"
+"""The same, for messages."""
 
 
 def _read_rule(value: Any) -> Any:
@@ -137,18 +139,19 @@ def _read_rule(value: Any) -> Any:
 
 
 class SearchSection(Section):
-    """How the space is searched.
+    """Settings of the search.
 
     Attributes:
-        start: recipe files that the first generation begins with.
+        optimizer: name of the optimiser.
         budget: candidates that are proposed, duplicates included.
         population: candidates in a generation.
-        max_failures: so many failed candidates in a row stop the run.
+        max_failures: failed candidates in a row that stop the run.
         racing: drop candidates that cannot win before they are scored on everything; default where
             it is known how many candidates the optimiser keeps.
         pareto: find the front of several objectives, instead of the best weighted sum; default where
             the target is a range, or a cost has no weight.
         pick: which recipe of the front is the run's best, see search.front.
+        start: recipe files that the first generation begins with.
         warm_start: baselines whose recipes the first generation begins with, see search.baselines;
             default one_shot, where it takes no more than a quarter of the budget.
     """
@@ -165,14 +168,15 @@ class SearchSection(Section):
 
 
 class RepairSection(Section):
-    """How the best recipes are repaired when the search is over, see search.finalists.
+    """Repair of the best recipes when the search is over, see runs.finalists.
 
     Attributes:
-        finalists: so many recipes, the best for each choice of layers, are repaired; of a front all its
-            recipes are. 0 repairs none.
-        everywhere: also behind slots where no layer is missing.
+        finalists: recipes that are repaired, the best for each choice of layers; of a front all recipes
+            are. 0 repairs none.
+        everywhere: repair also behind slots where no layer is missing.
         data: texts that maps are fitted to; default those of the objectives.
-        tokens, sequence_length: of these, as of an objective's.
+        tokens: taken of these texts in all.
+        sequence_length: tokens that a model sees at once.
     """
 
     finalists: Annotated[int, Field(ge=0)] = 8
@@ -183,24 +187,32 @@ class RepairSection(Section):
 
 
 class SearchConfig(Section):
-    """The whole config. `directory` is where relative paths start; it is not written by users.
+    """The whole config.
 
     Attributes:
+        family: the models.
+        target: size of the pruned model.
+        objectives: the numbers that are minimised.
+        operations: allowed to happen to layers.
+        gates: bounds that a candidate must keep to; one that does not is out.
+        held_out: the numbers that are reported, on data that the search has not seen.
+        search: settings of the search.
+        repair: settings of the repair of the best recipes.
+        seed: of all random choices.
         dtype: of merge arithmetic.
         out_dtype: of the written model; default the base's.
+        batch_tokens: tokens that go through the model at once, approximately.
         allow_test_split: search on tasks' test splits, which then tell nothing about other models.
-        gates: what a candidate must keep to besides; one that does not is out.
-        drop_leaks: leave items of tasks that are searched on out of what is held out, instead of
-            refusing the config.
-        batch_tokens: about so many tokens go through the model at once.
+        drop_leaks: leave items that are searched on out of the held-out set, instead of refusing the
+            config.
     """
 
     family: FamilyConfig
     target: Target
-    objectives: Objectives = Field(min_length=1, strict=False)
+    objectives: ObjectiveConfigs = Field(min_length=1, strict=False)
     operations: Operations = Operations()
-    gates: Gates = Field(default=(), strict=False)
-    held_out: Objectives = Field(default=(), strict=False)
+    gates: GateConfigs = Field(default=(), strict=False)
+    held_out: ObjectiveConfigs = Field(default=(), strict=False)
     search: SearchSection = SearchSection()
     repair: RepairSection = RepairSection()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -212,20 +224,20 @@ class SearchConfig(Section):
 
     @property
     def pareto(self) -> bool:
-        """Whether a front is searched for."""
-        asked = self.search.pareto
-        return self.target.is_range or self._has_free_cost if asked is None else asked
+        """True where a front is searched for."""
+        pareto = self.search.pareto
+        return self.target.is_range or self._has_free_cost if pareto is None else pareto
 
     @property
     def _has_free_cost(self) -> bool:
-        return any(isinstance(one, CostConfig) and one.weight is None for one in self.objectives)
+        return any(objective.is_cost and objective.weight is None for objective in self.objectives)
 
     @classmethod
     def load(cls, file: Path) -> SearchConfig:
-        """Read a config; relative paths become absolute.
+        """Reads a config and makes its relative paths absolute.
 
         Raises:
-            ConfigError: unknown keys, wrong types, missing files, with the file's lines.
+            ConfigError: unknown keys, wrong types or missing files, each with its line in the file.
         """
         document = read_yaml(file, ConfigError)
         if not isinstance(document, Mapping):
@@ -253,37 +265,42 @@ class SearchConfig(Section):
         allow_test_split: bool = False,
         repair: bool = True,
     ) -> SearchConfig:
-        """The config with what the command line says otherwise.
+        """Returns the config with the options of the command line.
 
         Args:
+            budget, seed, racing, pick: take the place of the config's, unless they are None.
+            start: recipe files, instead of the config's.
+            allow_test_split: True allows it, whatever the config says.
             repair: False repairs nothing.
 
         Raises:
             RecipeError: a start that is no recipe.
             ConfigError: a pick that is no rule.
         """
-        read = tuple(_start(file) for file in start) or None
+        recipes = tuple(_start(file) for file in start) or None
         if pick is not None:
             try:
                 _read_rule(pick)
             except ValueError as error:
                 raise ConfigError(f"--pick: {error}") from None
-        options = {"budget": budget, "racing": racing, "start": read, "pick": pick}
-        given = {name: value for name, value in options.items() if value is not None}
-        search = self.search.model_copy(update=given)
-        allowed = self.allow_test_split or allow_test_split
-        update: dict[str, Any] = {"search": search, "allow_test_split": allowed}
-        if not repair:
-            update["repair"] = self.repair.model_copy(update={"finalists": 0})
-        return self.model_copy(update=update if seed is None else {**update, "seed": seed})
+        options = {"budget": budget, "racing": racing, "start": recipes, "pick": pick}
+        chosen = {name: value for name, value in options.items() if value is not None}
+        update = {
+            "search": self.search.model_copy(update=chosen),
+            "allow_test_split": self.allow_test_split or allow_test_split,
+            "seed": self.seed if seed is None else seed,
+            "repair": self.repair if repair else self.repair.model_copy(update={"finalists": 0}),
+        }
+        return self.model_copy(update=update)
 
     def to_yaml(self) -> str:
-        """Everything resolved, with the versions of the libraries, as `load` reads it back."""
-        document = {**self._document(), "environment": environment()}
-        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
+        """Returns the resolved config with the versions of the libraries; `load` reads it back."""
+        return yaml.safe_dump(
+            {**self._document(), "environment": environment()}, sort_keys=False, allow_unicode=True
+        )
 
     def differences(self, other: SearchConfig) -> list[str]:
-        """The top-level keys that differ, but for what a resumed run may change: the budget and the pick."""
+        """Returns the top-level keys that differ, except for budget and pick, which a resume may change."""
         ours, theirs = self._document(), other._document()
         for document in (ours, theirs):
             for key in ("budget", "pick"):
@@ -295,7 +312,9 @@ class SearchConfig(Section):
         return document
 
     def _problems(self, directory: Path) -> list[Problem]:
-        found = []
+        """Returns what is wrong with the values, apart from their types."""
+        problems = []
+        members = ("base", *self.family.variants)
         sections: dict[str, Sequence[ObjectiveConfig]] = {
             "objectives": self.objectives,
             "gates": self.gates,
@@ -303,55 +322,39 @@ class SearchConfig(Section):
         }
         for section, objectives in sections.items():
             for index, objective in enumerate(objectives):
-                found += self._problems_of((section, index), objective, directory)
+                problems += objective.problems((section, index), directory, members)
         if self.search.pareto is False and (self.target.is_range or self._has_free_cost):
-            message = (
-                "a range of sizes, and a cost without a weight, are of use for a front only, found false"
-            )
-            found.append(Problem(("search", "pareto"), message))
+            message = "a range of sizes, and a cost without a weight, are of use for a front only"
+            problems.append(Problem(("search", "pareto"), f"{message}, found false"))
         if self.pareto and self.search.racing:
             message = "candidates of a front cannot be raced: each may be the best in something, found true"
-            found.append(Problem(("search", "racing"), message))
+            problems.append(Problem(("search", "racing"), message))
         if self.search.pareto and len(self.objectives) < 2 and not self.target.is_range:
             message = "a front is one of several objectives, or of a range of sizes, found one objective"
-            found.append(Problem(("search", "pareto"), message))
+            problems.append(Problem(("search", "pareto"), message))
         if "base" in self.family.variants:
-            found.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
-        found += _missing(("repair", "data"), self.repair.data or {}, directory)
-        return found
-
-    def _problems_of(self, path: KeyPath, objective: ObjectiveConfig, directory: Path) -> list[Problem]:
-        """What is wrong in one objective, gate or held-out measure."""
-        found = []
-        if isinstance(objective, TaskConfig):
-            where = objective.include_path
-            if where is not None and not (directory / where).is_dir():
-                message = f"no such directory, found {where!r}; looked for {directory / where}"
-                found.append(Problem((*path, "include_path"), message))
-        if isinstance(objective, (TextConfig, RepetitionConfig)):
-            found += _missing((*path, "data"), objective.data, directory)
-        if isinstance(objective, TextConfig):
-            members = {"base", *self.family.variants}
-            teachers = objective.teacher
-            by_name = teachers if isinstance(teachers, dict) else {"": teachers or "base"}
-            for name, teacher in by_name.items():
-                if teacher not in members:
-                    message = f"no such member, found {teacher!r}; known are {', '.join(sorted(members))}"
-                    found.append(Problem((*path, "teacher", *([name] if name else [])), message))
-        return found
+            problems.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
+        problems += missing_files(("repair", "data"), self.repair.data or {}, directory)
+        return problems
 
     def _repeated_members(self) -> list[Problem]:
         names = {self.family.base: "base"}
-        found = []
+        problems = []
         for name, model in self.family.variants.items():
             if model in names:
                 message = f"the same model as {names[model]}; members must differ"
-                found.append(Problem(("family", "variants", name), message))
+                problems.append(Problem(("family", "variants", name), message))
             names.setdefault(model, name)
-        return found
+        return problems
 
     def _resolved(self, directory: Path) -> dict[str, Any]:
-        document = self._document()
+        """Returns the document with absolute paths, whole start recipes, and a cost if a front needs one."""
+        repair = self.repair
+        if repair.data is not None:
+            repair = repair.model_copy(update={"data": absolute_files(repair.data, directory)})
+        sections = ("objectives", "gates", "held_out")
+        measured = {name: tuple(o.resolved(directory) for o in getattr(self, name)) for name in sections}
+        document = self.model_copy(update={**measured, "repair": repair})._document()
         family = document["family"]
         family["base"] = _absolute(family["base"], directory)
         family["variants"] = {n: _absolute(m, directory) for n, m in family["variants"].items()}
@@ -359,36 +362,18 @@ class SearchConfig(Section):
             _start(directory / start).model_dump() if isinstance(start, str) else start
             for start in document["search"]["start"]
         ]
-        if self.target.is_range and not any(isinstance(one, CostConfig) for one in self.objectives):
+        if self.target.is_range and not any(objective.is_cost for objective in self.objectives):
             document["objectives"].append({"kind": "parameters"})
-        measured = (*document["objectives"], *document["gates"], *document["held_out"])
-        for part in (*measured, document["repair"]):
-            if "data" in part:
-                part["data"] = {
-                    name: str(directory / source) if isinstance(source, str) else source
-                    for name, source in part["data"].items()
-                }
-            if "include_path" in part:
-                part["include_path"] = str(directory / part["include_path"])
         return document
 
 
-def _missing(path: KeyPath, data: Mapping[str, Any], directory: Path) -> list[Problem]:
-    """Files that are not there."""
-    return [
-        Problem((*path, name), f"no such file, found {source!r}; looked for {directory / source}")
-        for name, source in data.items()
-        if isinstance(source, str) and not (directory / source).is_file()
-    ]
-
-
 def environment() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Returns the versions of everything that a result depends on."""
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
 
 
 def _start(file: Path) -> StartRecipe:
-    """A recipe's file; its models are named as a search config's are."""
+    """Reads a recipe file; its models are named as a search config's are."""
     document = Recipe.load(file).to_mapping()
 
     def named(value: Any) -> Any:
@@ -396,14 +381,14 @@ def _start(file: Path) -> StartRecipe:
             return [named(item) for item in value]
         if not isinstance(value, Mapping):
             return value
-        is_model = ("model", "base_model")
-        return {k: _absolute(v, Path.cwd()) if k in is_model else named(v) for k, v in value.items()}
+        model_keys = ("model", "base_model")
+        return {k: _absolute(v, Path.cwd()) if k in model_keys else named(v) for k, v in value.items()}
 
     return StartRecipe(file=str(file), recipe=named(document))
 
 
 def _absolute(model: str, directory: Path) -> str:
-    """A model as the config names it; what exists beside the config is a path, each side of a plus."""
+    """Returns a model's name; what exists beside the config is a path, on each side of a plus."""
     path = Path(os.path.expanduser(model))
     candidate = path if path.is_absolute() else directory / path
     if candidate.exists() or (path.is_absolute() and "+" not in model):

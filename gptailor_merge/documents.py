@@ -1,26 +1,27 @@
-"""YAML documents: reading and writing them, and saying in our words what pydantic finds wrong in them."""
+"""Reads and writes YAML documents, and words what pydantic finds wrong in them."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from gptailor_merge.errors import InputError, KeyPath, Problem
 
 
 class Frozen(BaseModel):
-    """A hashable value that takes no unknown keys."""
+    """A hashable pydantic value that accepts no unknown keys and converts no types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Short lists and layer sources on one line, as people write recipes."""
+    """Writes short lists and layer sources on one line, as people write recipes."""
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
         super().increase_indent(flow, False)
@@ -45,12 +46,22 @@ _Dumper.add_representer(dict, _represent_dict)
 
 
 def write_yaml(*documents: Mapping[str, Any]) -> str:
-    """Documents as people write them; several are parted by `---`."""
+    """Returns documents as YAML text, separated by `---`.
+
+    >>> print(write_yaml({"op": "merge", "sources": [{"model": "base", "layer_range": [0, 2]}]}), end="")
+    op: merge
+    sources:
+      - {model: base, layer_range: [0, 2]}
+    """
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=160)
 
 
 def read_yaml(file: Path, error: type[InputError]) -> Any:
-    """Load a YAML file; whatever is wrong with it is an `error` that names it."""
+    """Loads a YAML file.
+
+    Raises:
+        error: the file is absent, cannot be read, or is not YAML.
+    """
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -64,7 +75,11 @@ def read_yaml(file: Path, error: type[InputError]) -> Any:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """pydantic's findings in our words: the key, what was found, what would be right."""
+    """Returns a validation error's findings as problems: key, value, and what would be right.
+
+    Args:
+        model: the class that was validated; its fields are suggested for unknown keys.
+    """
     problems = []
     findings = error.errors(include_url=False)
     places = {finding["loc"] for finding in findings}
@@ -76,17 +91,53 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
             part for part in finding["loc"] if part != "defaults" and not _is_internal(part)
         )
         if finding["type"] == "extra_forbidden":
-            known = _keys_at(model, finding["loc"][:-1])
+            known = finding.get("ctx", {}).get("known") or _keys_at(model, finding["loc"][:-1])
             message = f"unknown key{suggest(str(path[-1]), known)}"
         elif finding["type"] == "missing":
             message = "is missing"
         else:
             text = finding["msg"].removeprefix("Value error, ")
             text = _EXPECTED.get(finding["type"], text)
-            found = "" if "found" in text else f", found {finding['input']!r}"
-            message = text[0].lower() + text[1:] + found
+            value = "" if "found" in text else f", found {finding['input']!r}"
+            message = text[0].lower() + text[1:] + value
         problems.append(Problem(path, message))
     return problems
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], value: Any) -> Model:
+    """Reads a value as a model that another model's validator has chosen; `explain` then knows its keys.
+
+    Raises:
+        ValidationError: unknown keys carry the keys that the chosen model has.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        findings = [
+            InitErrorDetails(
+                type=PydanticCustomError(
+                    finding["type"],
+                    "{message}",
+                    {
+                        "message": finding["msg"],
+                        **finding.get("ctx", {}),
+                        **_known_keys(model, finding["type"], finding["loc"]),
+                    },
+                ),
+                loc=finding["loc"],
+                input=finding["input"],
+            )
+            for finding in error.errors(include_url=False)
+        ]
+        raise ValidationError.from_exception_data(error.title, findings) from None
+
+
+def _known_keys(model: type[BaseModel], kind: str, path: tuple[str | int, ...]) -> dict[str, Any]:
+    """Returns what an error about an unknown key carries, for `explain`."""
+    return {"known": _keys_at(model, path[:-1])} if kind == "extra_forbidden" else {}
 
 
 _EXPECTED = {
@@ -95,16 +146,16 @@ _EXPECTED = {
     "model_type": "expected a mapping",
     "string_too_short": "expected a name, not an empty text",
 }
-"""pydantic's words for what YAML calls otherwise."""
+"""Finding type -> our sentence, for findings that pydantic words in terms of Python."""
 
 
 def _is_internal(part: str | int) -> bool:
-    """Parts of a location that pydantic adds and no document has, e.g. a union's branch."""
-    return isinstance(part, str) and ("[" in part or part in ("Component", "GlobalParameters"))
+    """Tells whether pydantic added a part to a location that no document has, e.g. a union's branch."""
+    return isinstance(part, str) and ("[" in part or part in ("Origin", "GlobalParameters"))
 
 
 def _keys_at(model: type[BaseModel], path: Iterable[str | int]) -> list[str]:
-    """The keys that are allowed at a place in a document."""
+    """Returns the keys that are allowed at a place in a document."""
     fields: Any = model
     candidates: list[type[BaseModel]] = []
     for part in path:
@@ -124,10 +175,16 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [m for part in getattr(annotation, "__args__", ()) for m in _models_in(part)]
 
 
-def suggest(found: str, known: Iterable[str]) -> str:
-    """` (did you mean …?)` or `; known: …`, to put behind a message about an unknown name."""
+def suggest(unknown: str, known: Iterable[str]) -> str:
+    """Returns the end of a message about an unknown name: the nearest known name, or all of them.
+
+    >>> suggest("wieght", ["weight", "density"])
+    "; did you mean 'weight'?"
+    >>> suggest("x", ["weight", "density"])
+    '; known are density, weight'
+    """
     known = sorted(known)
-    close = difflib.get_close_matches(found, known, n=1)
+    close = difflib.get_close_matches(unknown, known, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
     return f"; known are {', '.join(known)}" if known else ""

@@ -1,7 +1,7 @@
-"""Every error that this package raises on purpose.
+"""The errors that this package raises on purpose.
 
 TailorError
-├── InputError             what the user gave is wrong; nothing was written     (exit code 2)
+├── InputError             the input is wrong; nothing was written              (exit code 2)
 │   ├── RecipeError          a recipe
 │   ├── ConfigError          a search config, or an option on the command line
 │   ├── FamilyError          models that do not fit together, or cannot be read
@@ -26,31 +26,41 @@ KeyPath = tuple[str | int, ...]
 
 
 class TailorError(Exception):
-    """Base of all errors of this package."""
+    """The base of all errors of this package."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: the key it is about, what was found, what would be right."""
+    """One mistake in an input.
+
+    Attributes:
+        path: keys and list indices that lead to the mistake; empty for the input as a whole.
+        message: a sentence that says what was found and what would be right.
+    """
 
     path: KeyPath
     message: str
 
     @property
     def where(self) -> str:
-        """The key path as people write it: `slices[2].parameters.method`."""
+        """The key path as people write it.
+
+        >>> Problem(("slices", 2, "parameters", "method"), "is missing").where
+        'slices[2].parameters.method'
+        """
         text = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in self.path)
         return text.removeprefix(".")
 
 
 class InputError(TailorError):
-    """What the user gave is wrong.
+    """The user's input is wrong.
 
     Args:
-        problems: one or more problems, or the sentence that says what is wrong.
-        file: the file they are in; with its text known, each problem gets its line.
+        problems: one or more problems, or a sentence that says what is wrong.
+        file: the YAML file that holds them; each message then begins with the file and, where the key can
+            be located, its line.
     """
 
     exit_code = 2
@@ -109,7 +119,7 @@ class SearchError(RunError):
 
 
 def _line_number(file: Path | str, path: KeyPath) -> int | None:
-    """The 1-based line of a key path in a YAML file; of its nearest parent where it is absent."""
+    """Returns the 1-based line of a key path in a YAML file; an absent key has its nearest parent's line."""
     try:
         node = yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -133,7 +143,7 @@ def _line_number(file: Path | str, path: KeyPath) -> int | None:
 
 @contextmanager
 def errors_in(file: Path | str | None) -> Iterator[None]:
-    """Errors in what a file says name it."""
+    """Adds the file's name to the input errors that are raised inside the block."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all."""
+"""Writes files and directories that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from gptailor_merge.errors import ConfigError
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise a ConfigError where writing a directory would overwrite something."""
+    """Raises a ConfigError if writing a directory would overwrite something."""
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not an empty directory; choose another or remove it")
 
 
 @contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A directory beside `out` that takes its name when the block ends well, and vanishes else."""
+    """Yields a directory beside `out`, which becomes `out` when the block ends without an error.
+
+    An existing `out` is replaced; after an error the new directory is removed and `out` is untouched.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         yield directory
-        # mkdtemp's 0700 is for its owner only; a model directory is like any other.
+        # mkdtemp grants access to the owner alone (0700); a model directory is like any other.
         mask = os.umask(0)
         os.umask(mask)
         directory.chmod(0o777 & ~mask)
@@ -42,7 +45,7 @@ def staging(out: Path) -> Iterator[Path]:
 
 
 def write_beside(file: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
+    """Writes a text file atomically: other processes see the old content or all of the new."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         with beside.open("w", encoding="utf-8") as stream:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from gptailor_merge.testing.tiny_models import DEPTH as DEPTH
+from gptailor_merge.testing.tiny_models import VOCABULARY as VOCABULARY
+from gptailor_merge.testing.tiny_models import write_member as write_member
 
 DEMO = Path(__file__).parent.parent / "recipes" / "demo"
-VOCABULARY = 64
-DEPTH = 5
 
 torch.set_num_threads(1)
 
@@ -48,41 +48,6 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 """A local task of each kind that lm-eval has, all over the same items."""
-
-
-def write_member(
-    directory: Path,
-    seed: int,
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    tied: bool = False,
-    vocabulary: int = VOCABULARY,
-    depth: int = DEPTH,
-    width: int = 16,
-) -> Path:
-    """A random Llama with a tokenizer of single characters."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=24,
-        num_hidden_layers=depth,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=tied,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    model = LlamaForCausalLM(config)
-    for parameter in model.parameters():
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    model.to(dtype).save_pretrained(directory)
-    core = Tokenizer(models.WordLevel({chr(32 + i): i for i in range(VOCABULARY)}, unk_token=" "))
-    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=core, bos_token=" ", eos_token=" ").save_pretrained(directory)
-    return directory
 
 
 MakeFamily = Callable[..., dict[str, str]]

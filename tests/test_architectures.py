@@ -20,14 +20,14 @@ from gptailor_merge.host.registration import register
 from gptailor_merge.planning.check import check
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.session import prepare
-from gptailor_merge.search.baselines.problem import removal
-from tests.test_three_models import IDS, assert_three_equal
+from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.search.baselines.layer_sets import removal
+from gptailor_merge.testing.three_models import IDS, assert_three_equal
 from tests.zoo import ZOO, write_family
 
 
 def by_stock_mergekit(recipe: Recipe, out: Path) -> None:
-    """What `mergekit-yaml` does with the recipe's file, through the pydantic plug-in."""
+    """Does what `mergekit-yaml` does with the recipe's file, through the pydantic plug-in."""
     configuration = MergeConfiguration.model_validate(recipe.to_mapping())
     run_merge(configuration, str(out), MergeOptions(write_model_card=False, quiet=True))
 
@@ -147,8 +147,8 @@ def test_a_search_offers_only_what_keeps_the_pattern(ernie: dict[str, str]) -> N
     rng = np.random.RandomState(0)
     seen = set()
     for _ in range(6):
-        recipe = space.decode(space.mutate(space.random(rng), rng))
-        seen.add(check(recipe).kept)
+        plan = space.decode(space.mutate(space.random(rng), rng))
+        seen.add(check(space.recipe(plan)).kept)
     assert len(seen) > 1
     assert removal(space, [-float(layer) for layer in range(8)], 6) in ({1, 2}, {2, 3})
     with pytest.raises(ConfigError, match="no 5 layers keep the pattern"):

@@ -1,3 +1,5 @@
+"""Search configs are read, checked, resolved and recorded."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -99,6 +101,10 @@ def test_what_a_run_records_is_read_back(write, tmp_path: Path) -> None:  # type
             {"objectives": [{"kind": "task", "tasks": ["t"], "include_path": "none"}]},
             "objectives[0].include_path: no such directory, found 'none'; looked for",
         ),
+        (
+            {"objectives": [{"kind": "bytes", "at_most": 3}]},
+            "objectives[0].at_most: unknown key; known are kind, tokens, weight",
+        ),
         ({"search": {"budgte": 3}}, "search.budgte: unknown key; did you mean 'budget'?"),
         ({"objectives": []}, "objectives: "),
         (
@@ -148,7 +154,7 @@ def test_a_range_of_sizes_is_searched_for_its_front(write) -> None:  # type: ign
     config = SearchConfig.load(write(target={"layers": [6, 9]}))
     assert config.pareto
     assert config.target.layers == (6, 9)
-    assert [one.kind for one in config.objectives] == ["kl", "parameters"]
+    assert [objective.kind for objective in config.objectives] == ["kl", "parameters"]
     assert not SearchConfig.load(write()).pareto
 
 

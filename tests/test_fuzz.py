@@ -1,4 +1,4 @@
-"""What the linter accepts merges and loads; what it refuses writes nothing."""
+"""Recipes that the linter accepts merge and load; those that it refuses write nothing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from mergekit.merge_methods.base import ParameterScope
 
 from gptailor_merge.errors import InputError
 from gptailor_merge.host.materialize import materialize
-from gptailor_merge.methods.specs import method_names, method_spec
+from gptailor_merge.methods.specs import ParameterScope, method_names, method_spec
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.planning.check import check
 from gptailor_merge.recipe.plan import SELECT
@@ -60,7 +59,7 @@ def sound(family: dict[str, str], rng: random.Random) -> Document:
         sources: list[Document] = [{"model": model} for model in rng.sample(list(family.values()), 3)]
         if op == "merge":
             parameters["method"] = spec.name
-            if spec.contract.max_inputs == 2:
+            if spec.most == 2:
                 sources = [{"model": family["base"]}, {"model": family["math"]}]
             for parameter in (p for p in spec.parameters if p.required):
                 shared = parameter.scope is ParameterScope.SHARED

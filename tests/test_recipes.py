@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.objectives.configs import RepetitionConfig, TaskConfig, TextConfig
-from gptailor_merge.objectives.tasks.documents import text_of
 from gptailor_merge.objectives.tasks.harness import load_tasks
-from gptailor_merge.objectives.tasks.task_items import SMOOTH
+from gptailor_merge.objectives.tasks.metric import SMOOTH
+from gptailor_merge.objectives.tasks.questions import text_of
+from gptailor_merge.objectives.tasks.task import TaskConfig
 from gptailor_merge.planning.check import check
 from gptailor_merge.recipe.recipe import Recipe
 
@@ -102,7 +102,7 @@ def known() -> Mapping[str, Any]:
 
 
 def tasks_of(section: tuple[Any, ...]) -> list[TaskConfig]:
-    return [one for one in section if isinstance(one, TaskConfig)]
+    return [objective for objective in section if isinstance(objective, TaskConfig)]
 
 
 def settings_of(name: str, known: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -120,11 +120,11 @@ def test_tasks_are_known_to_lm_eval_and_searched_on_what_is_no_test_split(
 ) -> None:
     """By their YAML; no data are loaded. What is climbed by a smooth metric is multiple choice."""
     config = SearchConfig.load(file)
-    for one in tasks_of((*config.objectives, *config.gates, *config.held_out)):
-        for task in (settings for name in one.tasks for settings in settings_of(name, known)):
-            split = one.split or task.get("validation_split") or task.get("training_split")
-            assert one in config.held_out or (split is not None and split != task.get("test_split"))
-            assert one.metric not in SMOOTH or task["output_type"] == "multiple_choice"
+    for objective in tasks_of((*config.objectives, *config.gates, *config.held_out)):
+        for task in (settings for name in objective.tasks for settings in settings_of(name, known)):
+            split = objective.split or task.get("validation_split") or task.get("training_split")
+            assert objective in config.held_out or (split is not None and split != task.get("test_split"))
+            assert objective.metric not in SMOOTH or task["output_type"] == "multiple_choice"
 
 
 @of_each_config
@@ -133,13 +133,8 @@ def test_no_text_is_both_searched_on_and_held_out(file: Path) -> None:
     config = SearchConfig.load(file)
     sections = ((*config.objectives, *config.gates), config.held_out)
     searched, reported = (
-        {
-            str(source)
-            for one in some
-            if isinstance(one, TextConfig | RepetitionConfig)
-            for source in one.data.values()
-        }
-        for some in sections
+        {str(source) for objective in section for source in objective.sources().values()}
+        for section in sections
     )
     assert searched
     assert reported

@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from gptailor_merge.composing.bank import Bank, Precision
-from gptailor_merge.composing.compose import Composer
-from gptailor_merge.host.materialize import materialize
-from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.testing.three_models import assert_three_equal, compose
 from tests.conftest import DEMO, MakeFamily, recipe_of
-
-IDS = torch.tensor([[3, 14, 15, 9, 2, 6, 5], [2, 7, 18, 28, 1, 8, 2]])
-
-
-def compose(recipe: Recipe) -> PreTrainedModel:
-    plan, family = check_with_family(recipe)
-    return Composer(Bank(family, Precision.of(recipe.dtype, recipe.out_dtype))).compose(plan)
-
-
-def assert_three_equal(
-    recipe: Recipe, out: Path, write: Callable[[Recipe, Path], Any] = materialize
-) -> PreTrainedModel:
-    write(recipe, out)
-    written = {k: v for file in out.glob("*.safetensors") for k, v in load_file(file).items()}
-    composed = compose(recipe)
-    loaded, report = AutoModelForCausalLM.from_pretrained(out, dtype="auto", output_loading_info=True)
-    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
-    live, back = composed.state_dict(), loaded.state_dict()
-    assert live.keys() == back.keys() >= written.keys()
-    for name, tensor in back.items():
-        assert live[name].dtype == tensor.dtype, name
-        assert torch.equal(live[name], tensor), name
-        if name in written:
-            assert torch.equal(live[name], written[name]), name
-    with torch.inference_mode():
-        assert torch.equal(composed(IDS).logits, loaded(IDS).logits)
-    return composed
 
 
 def merge_by(method: str, family: dict[str, str], first: int, last: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What mergekit 0.1.5 does silently wrong is an error here, or right. One test for each.
+"""Mistakes that mergekit 0.1.5 makes silently are errors here, or done right. One test for each.
 
 Depth-dependent configs, architectures that mergekit infers or misses, and layers of several kinds are in
 test_architectures.py; the head that loses sources in test_three_models.py; paths with @ and + in
-test_pydantic_hook.py; bad chat templates and adapters that changed in tests/recipe.
+tests/host; bad chat templates in tests/recipe; adapters that changed in tests/models.
 """
 
 from __future__ import annotations

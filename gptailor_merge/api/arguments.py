@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gptailor_merge.api.run import Run
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.run import Run
 
 AnyPath = str | Path
 
@@ -41,9 +40,9 @@ def file_of(model: AnyPath | Recipe) -> Iterator[Path]:
         yield file
 
 
-def run_in(run: AnyPath | RunDirectory) -> Run:
+def run_in(run: AnyPath | Run) -> Run:
     """Returns a run; whether its directory holds one is for its readers to tell."""
-    return Run(run.path if isinstance(run, RunDirectory) else Path(run))
+    return run if isinstance(run, Run) else Run(Path(run))
 
 
 def ignore(step: str) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from gptailor_merge.api.arguments import AnyPath, file_of, read_recipe
-from gptailor_merge.checking.soundness import Report, examine
+from gptailor_merge.api.arguments import AnyPath, read_recipe
+from gptailor_merge.checking.soundness import SoundnessReport, examine
 from gptailor_merge.host import materialize as host
 from gptailor_merge.models.devices import pick_device
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.model_scores import open_model
+from gptailor_merge.scoring.live_models import open_model, open_recipe
 
 
 def materialize(recipe: AnyPath | Recipe, out: AnyPath) -> Plan:
@@ -47,12 +47,13 @@ def compose(model: AnyPath | Recipe, *, device: str = "auto") -> PreTrainedModel
     Raises:
         RecipeError, FamilyError: the recipe is wrong, or its models do not fit together.
     """
-    with file_of(model) as path:
-        composed, _ = open_model(path, pick_device(device))
-    return composed
+    torch_device = pick_device(device)
+    if isinstance(model, Recipe):
+        return open_recipe(model, torch_device).model
+    return open_model(Path(model), torch_device).model
 
 
-def check(directory: AnyPath, *, gguf: bool = False) -> Report:
+def check(directory: AnyPath, *, gguf: bool = False) -> SoundnessReport:
     """Examines a model directory from every side: files, config, weights, tokenizer, running it.
 
         findings = check("models/first").findings

@@ -15,7 +15,6 @@ from gptailor_merge.composing.exits import exit_of
 from gptailor_merge.composing.prefixes import path_of
 from gptailor_merge.config import Operations
 from gptailor_merge.host.exporting import export
-from gptailor_merge.host.importing import from_mergekit
 from gptailor_merge.host.lowering import lower
 from gptailor_merge.host.registration import register
 from gptailor_merge.models.devices import compute_dtype, pick_device
@@ -24,17 +23,21 @@ from gptailor_merge.objectives.kl import build_kl
 from gptailor_merge.objectives.protocols import Objective, Prediction
 from gptailor_merge.objectives.scores import COSTS, Score, Scores, Weights, natural
 from gptailor_merge.objectives.tasks.harness import encoder, task_manager
-from gptailor_merge.objectives.tasks.likelihood import TaskLikelihood, likelihood, takes_trees
-from gptailor_merge.objectives.tasks.task_items import CHOICE_LOSS, TaskItems, TaskSettings, load_items
+from gptailor_merge.objectives.tasks.likelihood import TaskLikelihood, likelihood_objective, takes_trees
+from gptailor_merge.objectives.tasks.metric import CHOICE_LOSS
+from gptailor_merge.objectives.tasks.task_items import TaskItems, TaskSettings, load_items
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.recipe.plan import PARTS
-from gptailor_merge.repair.regression import with_edit
-from gptailor_merge.scoring.evaluator import Evaluator, Outcome
+from gptailor_merge.repair.cuts import with_edit
+from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.passes import Passes, Values, extend, predictions_alone
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.baselines.subject import MERGES
+from gptailor_merge.search.front import dominates
+from gptailor_merge.search.optimizers.nevergrad import adapted
+from gptailor_merge.search.optimizers.protocol import Optimizer, OptimizerFactory
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.ranking import dominates
 from gptailor_merge.space.points import Array, Point, at_offset, middle
 
 __all__ = [
@@ -50,6 +53,8 @@ __all__ = [
     "Evaluator",
     "Objective",
     "Operations",
+    "Optimizer",
+    "OptimizerFactory",
     "Outcome",
     "Passes",
     "Point",
@@ -64,6 +69,7 @@ __all__ = [
     "TokenSet",
     "Values",
     "Weights",
+    "adapted",
     "at_offset",
     "build_kl",
     "check_with_family",
@@ -73,9 +79,8 @@ __all__ = [
     "exit_of",
     "export",
     "extend",
-    "from_mergekit",
     "layout",
-    "likelihood",
+    "likelihood_objective",
     "load_items",
     "load_model",
     "load_tokenizer",

@@ -12,9 +12,10 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,38 +30,31 @@ from gptailor_merge.models.devices import compute_dtype, pick_device
 from gptailor_merge.models.family import Family
 from gptailor_merge.objectives.scores import Score, Scores, Weights
 from gptailor_merge.planning.resolve import plan
-from gptailor_merge.planning.rewriting import rewritten
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs import session as runs
-from gptailor_merge.runs.finalists import repair_finalists
+from gptailor_merge.repair.finalists import repair_finalists
+from gptailor_merge.runs.directory import Directory
+from gptailor_merge.runs.held_out import measure_members
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.session import BankMode, prepare, start
-from gptailor_merge.scoring.evaluator import Evaluator, Outcome
+from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.runs.session import RunSession, start
+from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.racing import Race
+from gptailor_merge.scoring.workplace import BankMode
 from gptailor_merge.search import driver
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate
+from gptailor_merge.search.driver import OnCandidate
+from gptailor_merge.search.optimizers.protocol import OptimizerFactory
 from gptailor_merge.search.outcomes import loss
+from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.space.points import Point
 from gptailor_merge.space.space import Space
-
-OnCandidate = Callable[[Candidate], None]
 
 
 class _SpentError(Exception):
     """As many tokens have been scored as a search may score."""
-
-
-@dataclass(frozen=True)
-class _Settings(driver.Settings):
-    """Settings of a search whose races keep a given number of candidates."""
-
-    kept: int | None = None
-
-    @property
-    def keep(self) -> int | None:
-        return super().keep if self.kept is None else self.kept
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,7 @@ class Session:
     device: torch.device
     family: Family
     space: Space
-    parts: runs.Session
+    parts: RunSession
 
     @property
     def weights(self) -> Weights:
@@ -123,7 +117,7 @@ class Session:
     @property
     def evaluator(self) -> Evaluator:
         """Scores plans on the calibration set."""
-        return self.parts.evaluator
+        return self.parts.workplace.evaluator("objectives")
 
     @property
     def held_out_evaluator(self) -> Evaluator:
@@ -134,12 +128,12 @@ class Session:
         """
         if self.parts.held_out is None:
             raise ValueError("the config has no held_out section")
-        return self.parts.held_out
+        return self.parts.workplace.evaluator("held_out")
 
     @property
     def composer(self) -> Composer:
         """Makes live models of plans."""
-        return self.parts.evaluator.composer
+        return self.parts.workplace.composer
 
     @property
     def precision(self) -> Precision:
@@ -150,7 +144,7 @@ class Session:
     @cached_property
     def tokens(self) -> int:
         """Counts the calibration tokens that go through a model to score it once."""
-        return self.parts.evaluator.passes.tokens
+        return self.parts.measures.searched.tokens
 
     def decode(self, point: Point, space: Space | None = None) -> Plan:
         """Returns the plan of a point of the session's space, or of another one."""
@@ -162,35 +156,15 @@ class Session:
         Args:
             rng: draws the entries that the plan leaves open; default 1/2 everywhere.
         """
-        return point_of(self.space, self.recipe(plan), rng)
+        return self.space.encode(plan, rng)
 
     def select(self, member: int, removed: set[int]) -> Plan:
         """Returns the plan of one member without some of its layers."""
         return plan_of(self.space.select(member, removed))
 
     def recipe(self, plan: Plan) -> Recipe:
-        """Returns a plan as a recipe.
-
-        Raises:
-            ValueError: its embeddings, head or tokenizer are not the base's.
-        """
-        depth = len(plan.slots)
-        layers = {"sources": [{"model": plan.base_model, "layer_range": [0, depth]}]}
-        document = {
-            "merge_method": "tailor",
-            "base_model": plan.base_model,
-            "slices": [{**layers, "parameters": {"op": "select"}}],
-        }
-        dtypes = {"dtype": plan.dtype, "out_dtype": plan.out_dtype}
-        stack = Recipe.from_mapping(
-            document | {key: name for key, name in dtypes.items() if name is not None}
-        )
-        recipe = rewritten(stack, plan.slots)
-        if plan_of(recipe).digest != plan.digest:
-            raise ValueError(
-                "a plan with embeddings, head or tokenizer of its own is not written as a recipe"
-            )
-        return recipe
+        """Returns a plan as a recipe."""
+        return self.space.recipe(plan)
 
     def score(self, plans: Sequence[Plan], race: Race | None = None) -> list[Outcome]:
         """Scores plans together on the calibration set and returns their outcomes in order.
@@ -198,7 +172,7 @@ class Session:
         Args:
             race: drops plans that cannot win before they are scored on everything.
         """
-        return list(self.parts.evaluator.score(plans, race))
+        return list(self.parts.executor.score(plans, race))
 
     def loss(self, scores: Scores) -> float:
         """Returns the number that the search minimises."""
@@ -214,10 +188,9 @@ class Session:
 
     def members(self) -> dict[str, Scores]:
         """Returns the held-out scores of the whole members by name, the base first."""
-        evaluator, dtype = self.held_out_evaluator, self.precision.compute
-        assert dtype is not None
-        measured = runs.measure_members(evaluator, self.family, self.device, dtype)
-        return {name: evaluator.passes.scores(units) for name, units in measured.items()}
+        passes = self.held_out_evaluator.passes
+        measured = measure_members(passes, self.family, self.device, self.parts.workplace.compute)
+        return {name: passes.scores(units) for name, units in measured.items()}
 
     def compose(self, plan: Plan) -> PreTrainedModel:
         """Returns the live model of a plan; it shares its tensors with other models, so do not train it."""
@@ -229,7 +202,7 @@ class Session:
         space: Space | None = None,
         optimizer: str | None = None,
         population: int | None = None,
-        keep: int | None = None,
+        make_optimizer: OptimizerFactory | None = None,
         budget: int | None = None,
         seed: int | None = None,
         tokens: int | None = None,
@@ -241,25 +214,26 @@ class Session:
         Args:
             space: another space over the same family.
             optimizer, population, budget, seed: replace those of the config.
-            keep: how many candidates a race leaves; default what is known of the optimiser.
+            make_optimizer: makes the optimiser, instead of the one that is named.
             tokens: ends the search when that many tokens have been scored.
             finalists: repairs the best recipes afterwards, as the config's section `repair` says.
         """
         changed = {"optimizer": optimizer, "population": population, "budget": budget, "seed": seed}
-        settings = self._settings(kept=keep, **changed)
+        settings = self._settings(**changed)
 
         def work(journal: Journal, directory: Path, listen: OnCandidate) -> None:
             whole = space or self.space
             driver.search(
                 whole,
-                self.parts.evaluator,
+                self.parts.executor,
                 journal,
                 settings,
+                make_optimizer=make_optimizer,
                 hidden=self.parts.hidden,
                 on_candidate=listen,
             )
             if finalists:
-                repair_finalists(self.family, self.parts, journal, self.config.repair, directory)
+                repair_finalists(self.parts.workplace, self.parts.finalist_judge, journal, directory)
 
         return self._traced(work, tokens, on_candidate)
 
@@ -284,20 +258,19 @@ class Session:
         def work(journal: Journal, directory: Path, listen: OnCandidate) -> None:
             driver.prune(
                 self.space,
-                self.parts.evaluator,
+                self.parts.executor,
                 journal,
                 settings,
                 choice.method,
-                given=choice.subject(self.family, self.space),
+                subject=choice.subject(self.family, self.space),
                 hidden=self.parts.hidden,
                 on_candidate=listen,
             )
 
         return self._traced(work, tokens, lambda candidate: None)
 
-    def _settings(self, kept: int | None = None, **changed: object) -> driver.Settings:
-        values = {**vars(self.parts.settings), **{k: v for k, v in changed.items() if v is not None}}
-        return _Settings(**values, kept=kept)
+    def _settings(self, **changed: Any) -> SearchSettings:
+        return replace(self.parts.settings, **{k: v for k, v in changed.items() if v is not None})
 
     def _traced(
         self,
@@ -319,7 +292,7 @@ class Session:
         # The maps of repaired recipes stay as long as the process: recipes of the trace name them.
         directory = Path(tempfile.mkdtemp(prefix="gptailor-session-"))
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
-        with Journal(directory / "journal.db") as journal:
+        with Journal(Directory(directory).journal) as journal:
             with suppress(_SpentError):
                 work(journal, directory / "repair", listen)
             candidates = list(journal.candidates())[: len(stamps)]
@@ -380,7 +353,7 @@ def plan_of(recipe: Plan | Recipe) -> Plan:
 
 def point_of(space: Space, recipe: Recipe, rng: np.random.RandomState | None = None) -> Point:
     """Returns a point of a space that decodes to a recipe; see Session.encode."""
-    return space.encode(recipe, rng)
+    return space.encode(plan(recipe), rng)
 
 
 def recipe_of(candidate: Candidate) -> Recipe:

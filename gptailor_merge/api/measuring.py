@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from gptailor_merge.api.arguments import AnyPath, file_of, ignore
 from gptailor_merge.models.devices import pick_device
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring import benchmarks
-from gptailor_merge.scoring.benchmarks import Evaluation, EvaluationSettings
-from gptailor_merge.scoring.model_scores import score_path
-
-
-@dataclass(frozen=True)
-class TextScores:
-    """Scores of one model on texts: nll and kl in nats per predicted token, perplexity, tokens.
-
-    Attributes:
-        files: name of a text -> measure -> value.
-        total: measure -> value over all tokens; kl is there only with a reference.
-    """
-
-    files: Mapping[str, Mapping[str, float]]
-    total: Mapping[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns what `gptailor score --json` prints."""
-        return {"files": self.files, "total": self.total}
+from gptailor_merge.scoring.task_scores import LmEvalSettings, TaskScores, score_on_tasks
+from gptailor_merge.scoring.text_scores import TextScores, score_on_texts
 
 
 def score(
@@ -45,7 +25,7 @@ def score(
     """Scores a recipe or a written model on texts: nats per token, perplexity, KL to a reference.
 
         scores = score("runs/first/best.yml", ["stories.jsonl", "code=sources.txt"])
-        print(scores.files["code"]["perplexity"])
+        print(scores.files["code"].perplexity)
 
     Args:
         model: a recipe, its file, or a model directory.
@@ -60,7 +40,7 @@ def score(
         InputError: the model, the texts or the reference cannot be used.
     """
     with file_of(model) as path:
-        result = score_path(
+        return score_on_texts(
             path,
             data,
             tokens=tokens,
@@ -69,7 +49,6 @@ def score(
             top_k=top_k,
             device=pick_device(device),
         )
-    return TextScores(result["files"], result["total"])
 
 
 def evaluate(
@@ -83,7 +62,7 @@ def evaluate(
     batch_size: int = 16,
     device: str = "auto",
     on_step: Callable[[str], None] = ignore,
-) -> Evaluation:
+) -> TaskScores:
     """Runs lm-eval's tasks on a model; for a recipe also on its members, with what it retains of them.
 
         evaluation = evaluate("runs/first/best.yml", ["arc_easy"], limit=100)
@@ -102,6 +81,6 @@ def evaluate(
         ScoringError: lm-eval could not run a task.
     """
     directory = None if include_path is None else Path(include_path)
-    settings = EvaluationSettings(tuple(tasks), directory, limit, few_shot, chat_template, batch_size)
+    settings = LmEvalSettings(tuple(tasks), directory, limit, few_shot, chat_template, batch_size)
     with file_of(model) as path:
-        return benchmarks.evaluate(path, settings, pick_device(device), progress=on_step)
+        return score_on_tasks(path, settings, pick_device(device), progress=on_step)

@@ -8,10 +8,10 @@ from pathlib import Path
 from gptailor_merge.api.arguments import AnyPath, run_in
 from gptailor_merge.report.page import write_report
 from gptailor_merge.report.watch import Server, Watched
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.run import Run
 
 
-def report(run: AnyPath | RunDirectory, *, baselines: Sequence[AnyPath | RunDirectory] = ()) -> Path:
+def report(run: AnyPath | Run, *, baselines: Sequence[AnyPath | Run] = ()) -> Path:
     """Writes RUN/report.html, a page on the run that needs nothing else, and returns it.
 
         print(report("runs/first", baselines=["runs/shortgpt"]))
@@ -26,9 +26,7 @@ def report(run: AnyPath | RunDirectory, *, baselines: Sequence[AnyPath | RunDire
     return write_report(run_in(run), [run_in(baseline) for baseline in baselines])
 
 
-def watch(
-    run: AnyPath | RunDirectory, *, port: int = 0, baselines: Sequence[AnyPath | RunDirectory] = ()
-) -> Server:
+def watch(run: AnyPath | Run, *, port: int = 0, baselines: Sequence[AnyPath | Run] = ()) -> Server:
     """Returns a server of the run's page, which shows the search as it goes on; to this machine alone.
 
         with watch("runs/first", port=8765) as server:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from gptailor_merge.api.arguments import AnyPath, ignore, run_in
 from gptailor_merge.files import refuse_existing
-from gptailor_merge.hub.client import Pushed, Target
+from gptailor_merge.hub.client import Destination, Pushed
 from gptailor_merge.hub.publication import Publication
 from gptailor_merge.hub.reproduce import Comparison, compare, fetch, members_given, rebuild
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.run import Run
 
 
 def prepare_push(
@@ -35,11 +35,11 @@ def prepare_push(
     Raises:
         ConfigError: no name of a repository, or options that do not go together.
     """
-    return Publication(Target(repo, private, create_pr, revision, overwrite, commit_message), licence)
+    return Publication(Destination(repo, private, create_pr, revision, overwrite, commit_message), licence)
 
 
 def push(
-    run: AnyPath | RunDirectory,
+    run: AnyPath | Run,
     repo: str,
     *,
     private: bool = False,
@@ -83,7 +83,7 @@ def push(
 
 
 def preview_push(
-    run: AnyPath | RunDirectory,
+    run: AnyPath | Run,
     repo: str,
     *,
     licence: str | None = None,

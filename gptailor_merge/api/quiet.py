@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from gptailor_merge.host.mentions import LIBRARY
+
 
 def quiet_libraries() -> None:
     """Switches off progress bars and notices of transformers, mergekit, lm-eval and the Hub's client.
@@ -17,5 +19,5 @@ def quiet_libraries() -> None:
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    for library in ("mergekit", "lm_eval"):
+    for library in (LIBRARY, "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)

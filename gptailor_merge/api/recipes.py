@@ -9,9 +9,10 @@ from pathlib import Path
 from gptailor_merge.api.arguments import AnyPath, read_recipe
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.files import refuse_existing, staging, write_beside
+from gptailor_merge.host.completion import Imported
 from gptailor_merge.host.exporting import RECIPE, export
-from gptailor_merge.host.imported import Imported
 from gptailor_merge.host.importing import load
+from gptailor_merge.host.mentions import plain_command
 from gptailor_merge.planning.check import check, check_with_family
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -86,9 +87,5 @@ def export_recipe(recipe: AnyPath | Recipe, out: AnyPath) -> ExportedRecipe:
     refuse_existing(directory)
     with staging(directory) as staged:
         in_parts = export(resolved, family, staged, chat_template=whole.chat_template)
-    command = (
-        f"mergekit-multi {RECIPE} --out-path MODEL --intermediate-dir ./parts"
-        if in_parts
-        else f"mergekit-yaml {RECIPE} MODEL"
-    )
+    command = plain_command(RECIPE, in_parts=in_parts)
     return ExportedRecipe(directory, command)

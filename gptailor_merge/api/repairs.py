@@ -9,10 +9,9 @@ from gptailor_merge.api.arguments import AnyPath, ignore, read_recipe
 from gptailor_merge.files import refuse_existing, staging
 from gptailor_merge.models.devices import pick_device
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair import repairer
-from gptailor_merge.repair.repairer import RECIPE as RECIPE
-from gptailor_merge.repair.repairer import Result
-from gptailor_merge.scoring.model_scores import named
+from gptailor_merge.repair.repaired_recipe import RECIPE as RECIPE
+from gptailor_merge.repair.repaired_recipe import RepairedRecipe, repair_recipe
+from gptailor_merge.scoring.text_scores import named_files
 
 
 def repair(
@@ -25,7 +24,7 @@ def repair(
     sequence_length: int = 512,
     device: str = "auto",
     on_step: Callable[[str], None] = ignore,
-) -> Result:
+) -> RepairedRecipe:
     """Fits a linear map in the last layer before each cut; no training.
 
         repaired = repair("runs/first/best.yml", ["calibration/stories.jsonl"], "repaired")
@@ -50,9 +49,9 @@ def repair(
     refuse_existing(directory)
     whole, file = read_recipe(recipe)
     with staging(directory) as staged:
-        result = repairer.repair(
+        result = repair_recipe(
             whole,
-            named(data),
+            named_files(data),
             directory,
             file=file,
             staged=staged,

@@ -6,22 +6,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gptailor_merge.api.arguments import AnyPath, ignore, read_config
-from gptailor_merge.api.run import Run
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.documents import suggest
-from gptailor_merge.errors import ConfigError, errors_in
+from gptailor_merge.errors import errors_in
 from gptailor_merge.host.materialize import is_of, materialize
 from gptailor_merge.hub.publication import Publication
 from gptailor_merge.models.devices import pick_device
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.report.page import write_report
 from gptailor_merge.runs.execution import execute
-from gptailor_merge.runs.session import BankMode, prepare
+from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.runs.run import Run
+from gptailor_merge.scoring.pools import LOCAL
+from gptailor_merge.scoring.workplace import BankMode
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate
-from gptailor_merge.tracking.trackers import chosen, telling
-
-LOCAL = "local"
+from gptailor_merge.tracking.feed import tracker_feed
+from gptailor_merge.tracking.registry import tracker_factories
 
 
 def search(
@@ -58,7 +58,7 @@ def search(
         seed: replaces `seed`.
         device: auto, cpu, cuda, cuda:N or mps.
         bank: where the family's weights live; auto keeps them on the device if they fit.
-        executor: who scores the candidates; "local" is this process.
+        executor: name of the executor that scores the candidates; "local" is this process.
         racing: replaces `search.racing`.
         start: recipe files to start from; replace `search.start`.
         pick: which recipe of a front is taken; replaces `search.pick`.
@@ -77,7 +77,7 @@ def search(
         InputError: the config, an option or a model is wrong; nothing was written.
         RunError: the search, the merge or the Hub failed.
     """
-    trackers = chosen(report_to)
+    trackers = tracker_factories(report_to)
     whole, file = read_config(config)
     settings = whole.override(
         budget=budget,
@@ -88,23 +88,23 @@ def search(
         allow_test_split=allow_test_split,
         repair=repair,
     )
-    _check_executor(executor)
     run, torch_device = Run(Path(out)), pick_device(device)
     if publication is not None:
         publication.check(settings)
     on_begin(settings.search.budget)
-    with telling(trackers, run, settings) as told:
+    with tracker_feed(trackers, run.path, settings) as feed:
         execute(
             settings,
             run,
             torch_device,
             resume=resume,
             bank=bank,
+            executor=executor,
             file=file,
             on_step=on_step,
-            on_candidate=told.after(on_candidate),
+            on_candidate=feed.after(on_candidate),
         )
-        told.summary(run.summary())
+        feed.keep_results(run.summary())
         if model and not is_of(run.model, run.best):
             on_step("writing the model")
             materialize(Recipe.load(run.best), run.model, file=run.best, replace=True)
@@ -163,9 +163,3 @@ def baseline(
         on_candidate=on_candidate,
     )
     return run
-
-
-def _check_executor(name: str) -> None:
-    """Raises a ConfigError where no executor has this name."""
-    if name != LOCAL:
-        raise ConfigError(f"--executor: unknown executor, found {name!r}{suggest(name, [LOCAL])}")

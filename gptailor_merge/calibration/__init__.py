@@ -1,1 +1,1 @@
-"""Texts and task items become batches of tokens."""
+"""Turns texts and task items into batches of tokens."""

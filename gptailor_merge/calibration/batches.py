@@ -1,4 +1,4 @@
-"""Token sets become batches: rungs of growing share, rows of about one length."""
+"""Lays out token sets as batches: rungs of growing share, rows of about one length."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from itertools import groupby
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from gptailor_merge.calibration.packing import Pack, branches, packed
 from gptailor_merge.calibration.texts import TokenSet
-from gptailor_merge.calibration.token_trees import ItemSet, Pack, Row, branches, packed
+from gptailor_merge.calibration.token_trees import ItemSet, TokenRow
 from gptailor_merge.composing.prefixes import Branches
 
 RUNGS = (0.125, 0.25, 0.5, 1.0)
-"""Share of every set's sequences that is scored at the end of each rung."""
+"""The share of every set's sequences that is scored at the end of each rung."""
 
 
 PADDING = 1 / 64
-"""Share of a full batch that padding may waste before sequences of items get a batch of their own."""
+"""The share of a full batch that padding may waste before sequences of items get a batch of their own."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Segment:
 
     Attributes:
         digest: of the set.
-        rows: which sequences of the set they are.
-        at: where in the batch they are; of items in which part of it, together with others.
+        rows: numbers of the rows in the set.
+        at: sequences of the batch that hold them; items share sequences with others.
     """
 
     digest: str
@@ -37,7 +38,7 @@ class Segment:
     at: range
 
     def part(self, start: int, stop: int) -> Segment:
-        """Its rows from `start` to `stop`, counted from its first."""
+        """Returns the segment of its rows from `start` to `stop`, counted from its first."""
         return Segment(self.digest, self.rows[start:stop], self.at[start:stop])
 
 
@@ -45,13 +46,13 @@ class Segment:
 class Batch:
     """Sequences that go through a model together.
 
-    Texts are of one length and every token but the first is asked for. Sequences of items hold one row
-    or more, are padded on the right, where a causal model does not look, and say what is asked.
+    Texts have one length, and every token but the first is asked for. Sequences of items hold one row or
+    more, are padded on the right, where a causal model does not look, and say what is asked.
 
     Attributes:
         ids: token ids [sequences, length].
-        segments: which sequences they are, in order.
-        packs: of items, as many as sequences; none for texts.
+        segments: say which rows of which sets the batch holds, in order.
+        packs: for items, the rows of each sequence; empty for texts.
     """
 
     ids: torch.Tensor
@@ -60,19 +61,19 @@ class Batch:
     _cut: dict[int, list[Batch]] = field(default_factory=dict, repr=False)
 
     @property
-    def rows(self) -> tuple[Row, ...]:
-        """Of items, what each sequence holds."""
+    def rows(self) -> tuple[TokenRow, ...]:
+        """The sequences of items as rows; empty for texts."""
         return tuple(pack.row for pack in self.packs)
 
     @cached_property
     def branches(self) -> Branches | None:
-        """What each token follows, where the rows are no plain texts."""
-        made = branches(self.rows, self.ids.shape[1])
-        return made and Branches(*(part.to(self.ids.device) for part in made))
+        """The tokens that each token follows; None where all rows are plain texts."""
+        followed = branches(self.rows, self.ids.shape[1])
+        return followed and Branches(*(part.to(self.ids.device) for part in followed))
 
     @cached_property
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of items: (sequence, position) of everything that predicts a token, in order."""
+        """(sequence, position) of everything that predicts a token of items, in order."""
         counts = torch.tensor([len(row.places) for row in self.rows])
         sequences = torch.arange(len(self.rows)).repeat_interleave(counts)
         places = torch.cat([row.places for row in self.rows])
@@ -80,7 +81,7 @@ class Batch:
 
     @cached_property
     def questions(self) -> list[tuple[Segment, torch.Tensor, torch.Tensor]]:
-        """Of items, for each segment: index into `places` of each token asked for, and the token."""
+        """Each segment of items, with index into `places` and id of each token asked for."""
         at: dict[str, list[torch.Tensor]] = {}
         asked: dict[str, list[torch.Tensor]] = {}
         start = 0
@@ -98,24 +99,24 @@ class Batch:
         ]
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
+        """Returns the batch on a device."""
         return Batch(self.ids.to(device), self.segments, self.packs)
 
     def halves(self) -> tuple[Batch, Batch]:
-        """Two batches with half of the sequences each; of a batch of two sequences or more."""
+        """Returns two batches with half of the sequences each; the batch has at least two."""
         middle = len(self.ids) // 2
         return self.part(0, middle), self.part(middle, len(self.ids))
 
     def cut(self, size: int) -> list[Batch]:
-        """Batches of no more sequences than `size`, remembered."""
+        """Returns batches of at most `size` sequences; they are remembered."""
         if size not in self._cut:
             self._cut[size] = [self.part(at, at + size) for at in range(0, len(self.ids), size)]
         return self._cut[size]
 
     def part(self, start: int, stop: int) -> Batch:
-        """Some of its sequences."""
+        """Returns the batch of the sequences from `start` to `stop`."""
         if self.packs:
-            return _of_packs(self.ids[start:stop], self.packs[start:stop])
+            return _item_batch(self.ids[start:stop], self.packs[start:stop])
         segments = []
         for segment in self.segments:
             low, high = max(segment.at.start, start), min(segment.at.stop, stop)
@@ -132,16 +133,17 @@ def layout(
     device: torch.device,
     rungs: Sequence[float] = RUNGS,
 ) -> list[list[Batch]]:
-    """For each rung the batches that it adds; together they hold every sequence once.
+    """Returns for each rung the batches that it adds; together they hold every sequence once.
 
     Args:
-        sets: those with equal content count once.
-        batch_tokens: about so many tokens go through the model at once.
+        sets: sets with equal content count once.
+        batch_tokens: tokens that go through a model at once, approximately.
+        device: the batches go there.
         rungs: see RUNGS; every set takes part in each rung, as far as it has sequences.
     """
     distinct = {token_set.digest: token_set for token_set in sets}
     ordered = sorted(distinct.values(), key=lambda s: len(s.sequences[0]))
-    made = []
+    layered = []
     begun = dict.fromkeys(distinct, 0)
     for share in rungs:
         rows = []
@@ -152,48 +154,53 @@ def layout(
             rows += [(token_set, row) for row in range(start, stop)]
         texts = [(s, row) for s, row in rows if not isinstance(s, ItemSet)]
         items = packed([(s, row) for s, row in rows if isinstance(s, ItemSet)])
-        batches = [*_batches_of_texts(texts, batch_tokens), *_batches_of_items(items, batch_tokens)]
-        made.append([batch.to(device) for batch in batches])
-    return made
+        batches = [*_text_batches(texts, batch_tokens), *_item_batches(items, batch_tokens)]
+        layered.append([batch.to(device) for batch in batches])
+    return layered
 
 
-_Row = tuple[TokenSet, int]
+SetRow = tuple[TokenSet, int]
 """A set and the number of one of its rows."""
 
 
-def _batches_of_texts(rows: Sequence[_Row], batch_tokens: int) -> Iterator[Batch]:
-    """Neighbouring rows of one length together."""
+def _text_batches(rows: Sequence[SetRow], batch_tokens: int) -> Iterator[Batch]:
+    """Puts neighbouring rows of one length together."""
     for length, group in groupby(rows, key=lambda row: len(row[0].sequences[row[1]])):
         members = list(group)
         size = max(1, batch_tokens // length)
         for start in range(0, len(members), size):
-            yield _of_texts(members[start : start + size])
+            yield _text_batch(members[start : start + size])
 
 
-def _of_texts(members: Sequence[_Row]) -> Batch:
+def _text_batch(members: Sequence[SetRow]) -> Batch:
     segments, at = [], 0
-    for digest, group in groupby(members, key=lambda item: item[0].digest):
+    for digest, group in groupby(members, key=lambda member: member[0].digest):
         numbers = [row for _, row in group]
         segments.append(Segment(digest, tuple(numbers), range(at, at + len(numbers))))
         at += len(numbers)
     return Batch(torch.stack([s.sequences[row] for s, row in members]), tuple(segments))
 
 
-def _batches_of_items(packs: Sequence[Pack], batch_tokens: int) -> Iterator[Batch]:
-    """Those of about one length together, longest first; plain texts apart from trees, which need a mask."""
-    kinds: dict[bool, list[Pack]] = {True: [], False: []}
-    for pack in sorted(packs, key=lambda one: -len(one.row.ids)):
-        kinds[pack.row.is_text].append(pack)
-    for some in kinds.values():
-        while some:
-            size = _together([len(pack.row.ids) for pack in some], batch_tokens)
-            ids = pad_sequence([pack.row.ids for pack in some[:size]], batch_first=True)
-            yield _of_packs(ids, tuple(some[:size]))
-            del some[:size]
+def _item_batches(packs: Sequence[Pack], batch_tokens: int) -> Iterator[Batch]:
+    """Puts packs of about one length together, longest first; texts apart from trees, which need a mask."""
+    texts: list[Pack] = []
+    trees: list[Pack] = []
+    for pack in sorted(packs, key=lambda pack: -len(pack.row.ids)):
+        (texts if pack.row.is_text else trees).append(pack)
+    for remaining in (texts, trees):
+        while remaining:
+            size = _together([len(pack.row.ids) for pack in remaining], batch_tokens)
+            ids = pad_sequence([pack.row.ids for pack in remaining[:size]], batch_first=True)
+            yield _item_batch(ids, tuple(remaining[:size]))
+            del remaining[:size]
 
 
 def _together(lengths: Sequence[int], batch_tokens: int) -> int:
-    """How many sequences, of these lengths from the longest on, the first batch gets."""
+    """Returns how many sequences the first batch gets.
+
+    Args:
+        lengths: of all sequences, longest first.
+    """
     wasted = 0
     for size, length in enumerate(lengths):
         wasted += lengths[0] - length
@@ -202,8 +209,8 @@ def _together(lengths: Sequence[int], batch_tokens: int) -> int:
     return len(lengths)
 
 
-def _of_packs(ids: torch.Tensor, packs: tuple[Pack, ...]) -> Batch:
-    """A batch of items; of each set one segment."""
+def _item_batch(ids: torch.Tensor, packs: tuple[Pack, ...]) -> Batch:
+    """Makes a batch of items, with one segment for each set."""
     rows: dict[str, list[int]] = {}
     for pack in packs:
         for member in pack.members:

@@ -1,8 +1,7 @@
-"""Text becomes token sequences, once per run, with a digest of what they are."""
+"""Turns texts into token sequences, once per run, and digests what they are."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -12,16 +11,20 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from gptailor_merge.digests import digest
 from gptailor_merge.errors import DataError
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where texts come from: a .jsonl or .txt file, or a data set of the `datasets` library.
+    """A source of texts: a .jsonl or .txt file, or a data set of the `datasets` library.
 
     Attributes:
         location: path of the file, or name of the data set.
-        config, split, column: of a data set; `column` also names the field of a .jsonl file.
+        is_dataset: tells the two apart.
+        config: configuration of a data set.
+        split: of a data set.
+        column: of a data set; also the field of a .jsonl file.
     """
 
     location: str
@@ -31,7 +34,7 @@ class TextSource:
     column: str = "text"
 
     def texts(self) -> Iterator[str]:
-        """The documents in their order.
+        """Yields the documents in their order.
 
         Raises:
             DataError: names the file, the line and what was expected there.
@@ -77,8 +80,8 @@ class TokenSet:
     """Token sequences of one text source.
 
     Attributes:
-        name: what the user calls it.
-        sequences: tensors of token ids, shape [length]; all of one length but for a short source.
+        name: the user's name for the source.
+        sequences: tensors of token ids, shape [length], all of one length.
         digest: of the ids; equal for equal content.
         documents: the texts that were taken, whole or in part, white space evened out.
     """
@@ -90,11 +93,11 @@ class TokenSet:
 
     @property
     def units(self) -> int:
-        """What is scored, one by one: tokens that are predicted, all but the first of each sequence."""
+        """The number of tokens that are predicted: all but the first of each sequence."""
         return sum(len(ids) - 1 for ids in self.sequences)
 
     def rows_until(self, share: float) -> int:
-        """How many sequences this share is, rounded up."""
+        """Returns how many sequences a share is, rounded up."""
         return math.ceil(share * len(self.sequences))
 
 
@@ -106,15 +109,15 @@ def tokenize(
     tokens: int,
     sequence_length: int,
 ) -> TokenSet:
-    """Cut a source's first tokens into sequences.
+    """Cuts a source's first tokens into sequences.
 
     Documents are tokenised as the tokenizer does by default (with its BOS, where it adds one),
     followed by EOS where the next document does not begin with BOS, joined, and cut.
 
     Args:
-        tokens: at most so many tokens are taken.
-        sequence_length: tokens in a sequence; what is left at the end of a source is dropped,
-            unless it is all there is.
+        tokens: most tokens taken.
+        sequence_length: tokens in a sequence; what is left at the end of a source is dropped, unless
+            the source is shorter than one sequence.
 
     Raises:
         DataError: a source with fewer than two tokens.
@@ -135,6 +138,5 @@ def tokenize(
     if length < 2:
         raise DataError(f"{source.location}: fewer than two tokens; nothing can be scored")
     starts = range(0, len(stream) - length + 1, length)
-    digest = hashlib.sha256(json.dumps([length, stream]).encode()).hexdigest()[:16]
     sequences = tuple(torch.tensor(stream[at : at + length]) for at in starts)
-    return TokenSet(name, sequences, digest, frozenset(documents - {""}))
+    return TokenSet(name, sequences, digest([length, stream]), frozenset(documents - {""}))

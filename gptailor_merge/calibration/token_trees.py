@@ -1,16 +1,13 @@
-"""Requests of task items become rows of tokens, so that what they have in common is computed once.
+"""Turns requests of task items into rows of tokens, so that what they have in common is computed once.
 
 A request is a text and its last tokens, whose likelihood is asked for. The options of a question begin
 with the same context: as a tree, the context and behind it each option, they are one row, in which
 each token sees those before it on its own branch. Options of one token need no branch: all are asked
-of the same position. Rows of several items that begin alike, with the same examples or just with the
-same word, are one sequence in the same way. A model that does not take trees gets each text by itself.
+of the same position. A model that does not take trees gets each text by itself.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -22,43 +19,37 @@ import torch
 from numpy.typing import NDArray
 
 from gptailor_merge.calibration.texts import TokenSet
-from gptailor_merge.composing.prefixes import Branches
+from gptailor_merge.digests import digest
 
 WORTHWHILE = 0.75
-"""A tree stands for its texts where it has no more than this share of their tokens."""
+"""Texts become a tree where it has no more than this share of their tokens."""
 
 
 LARGEST_TREE = 2048
-"""In tokens: what a token may see is as large as the square of it."""
-
-
-FILLED = 128
-"""Short rows are put together up to so many tokens: what they share is saved, and they need no padding."""
-
-
-EVEN = 512
-"""About so many tokens in its row make a token's attention as costly as the rest of a small model's layer."""
-
-
-OPEN = 8
-"""A row is put to one of so many sequences begun last; rows come in the order of their tokens."""
+"""Most tokens in a tree: the mask of what each token sees grows with the square."""
 
 
 class Request(NamedTuple):
-    """Token ids, and how many of the last are scored."""
+    """A text whose last tokens are scored.
+
+    Attributes:
+        ids: of all tokens.
+        scored: how many of the last ones are scored.
+    """
 
     ids: tuple[int, ...]
     scored: int
 
 
-class Row(NamedTuple):
-    """Tokens that go through a model together, and what is asked of them.
+class TokenRow(NamedTuple):
+    """Tokens that go through a model as one sequence, and what is asked of them.
 
     Attributes:
-        ids, parents: of each token itself and the place of the one before it, -1 for a first one.
-        places: where something is asked, ascending.
-        at: of each token asked for: index into `places`.
-        asked: the token ids asked for.
+        ids: token ids [length].
+        parents: for each token the place of the one before it, -1 for a first one [length].
+        places: positions at which something is asked, ascending [places].
+        at: index into `places` for each token asked for [asked].
+        asked: the token ids asked for [asked].
     """
 
     ids: torch.Tensor
@@ -69,62 +60,45 @@ class Row(NamedTuple):
 
     @property
     def is_text(self) -> bool:
-        """Whether each token follows the one before."""
+        """True where each token follows the one before."""
         return bool((self.parents == torch.arange(-1, len(self.ids) - 1)).all())
-
-
-class Member(NamedTuple):
-    """A row of a set: the set's digest, the row's number, and how many tokens it asks for."""
-
-    digest: str
-    number: int
-    asked: int
-
-
-class Pack(NamedTuple):
-    """Rows that go through a model as one sequence.
-
-    Attributes:
-        row: all of them as one.
-        members: in the order in which it asks for their tokens.
-    """
-
-    row: Row
-    members: tuple[Member, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class ItemSet(TokenSet):
-    """The requests of a task's items as rows.
+    """The requests of a task's items, laid out as rows.
 
     Attributes:
-        trees: whether texts that begin alike may share tokens.
-        rows: of the items in their order; `sequences` are their ids.
-        stops: rows up to the end of each item.
-        order: of each token asked for, in the order of the requests: its place in that of the rows.
-        tokens_of_requests: how many tokens each request asks for, item by item.
+        trees: True where texts that begin alike may share tokens.
+        rows: those of the first item, then of the second, and so on; `sequences` are their ids.
+        stops: number of rows up to the end of each item.
+        order: for each token asked for, in the order of the requests, its place in the order of the rows.
+        tokens_of_requests: for each item, how many tokens each of its requests asks for.
     """
 
     trees: bool = False
-    rows: tuple[Row, ...] = ()
+    rows: tuple[TokenRow, ...] = ()
     stops: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
     tokens_of_requests: tuple[tuple[int, ...], ...] = field(default=())
 
     @property
     def units(self) -> int:
-        """Items."""
+        """The number of items."""
         return len(self.stops)
 
     def items_of(self, first: int, stop: int) -> tuple[int, int]:
-        """The items (first, stop) whose rows are these."""
+        """Returns the items (first, stop) that the rows from `first` to `stop` belong to."""
         return bisect_right(self.stops, first), bisect_right(self.stops, stop - 1) + 1
 
     def asked(self, rows: Sequence[int], first: int, stop: int) -> NDArray[np.int64]:
-        """Where, among all that is asked of these rows in their order, each token asked for by items is.
+        """Returns where the tokens that items ask for stand among all tokens that rows ask for.
 
         Args:
-            rows: all rows of the items from `first` to `stop`, in any order.
+            rows: all rows of the items from `first` to `stop`, in the order in which they were scored.
+
+        Returns:
+            A place for each token, in the order of the requests [asked].
         """
         counts = np.array([len(row.asked) for row in self.rows])
         starts = np.concatenate([[0], np.cumsum(counts)])
@@ -137,27 +111,28 @@ class ItemSet(TokenSet):
         return places
 
     def rows_until(self, share: float) -> int:
-        """How many rows hold this share of the items, rounded up."""
+        """Returns how many rows hold a share of the items, rounded up."""
         return self.stops[math.ceil(share * len(self.stops)) - 1]
 
 
 def item_set(
     name: str, items: Sequence[Sequence[Request]], *, trees: bool, documents: frozenset[str] = frozenset()
 ) -> ItemSet:
-    """Lay out items, each of one request or more.
+    """Lays out items, each of one request or more.
 
     Args:
         trees: see ItemSet.
+        documents: texts of the items, white space evened out.
     """
-    rows: list[Row] = []
+    rows: list[TokenRow] = []
     stops: list[int] = []
     order: list[int] = []
     asked = 0
     for requests in items:
-        made, places = _layout(requests, trees)
+        item_rows, places = _rows_of(requests, trees)
         order += [asked + place for place in places]
         asked += len(places)
-        rows += made
+        rows += item_rows
         stops.append(len(rows))
     content = [
         [row.ids.tolist(), row.parents.tolist(), row.places.tolist(), row.asked.tolist()] for row in rows
@@ -165,7 +140,7 @@ def item_set(
     return ItemSet(
         name,
         tuple(row.ids for row in rows),
-        hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16],
+        digest(content),
         documents,
         trees,
         tuple(rows),
@@ -175,113 +150,53 @@ def item_set(
     )
 
 
-def packed(rows: Sequence[tuple[ItemSet, int]]) -> list[Pack]:
-    """Put rows together where that saves computation.
+def _rows_of(requests: Sequence[Request], trees: bool) -> tuple[list[TokenRow], list[int]]:
+    """Lays out one item.
 
-    Args:
-        rows: (set, number of one of its rows).
+    Returns:
+        The rows; and for each token asked for, request by request, its place among those of the rows.
     """
-    shared: list[_Pack] = []
-    alone: list[_Pack] = []
-    for items, number in sorted(rows, key=lambda one: one[0].rows[one[1]].ids.tolist()):
-        row = items.rows[number]
-        pack = _best(shared[-OPEN:], row) if items.trees else None
-        if pack is None:
-            pack = _Pack()
-            (shared if items.trees else alone).append(pack)
-        pack.add(Member(items.digest, number, len(row.asked)), row)
-    return [pack.made() for pack in (*shared, *alone)]
-
-
-def probe(items: ItemSet) -> list[int]:
-    """The items on which a model shows whether it takes the rows that texts share; none share one.
-
-    Those of the longest row, and of the one with the longest text: a model may look back less far than a
-    row is long, or than a text.
-    """
-    packs = packed([(items, number) for number in range(len(items.rows))])
-    shared = [pack for pack in packs if not pack.row.is_text]
-    if not shared:
-        return []
-    telling = [
-        max(shared, key=lambda pack: len(pack.row.ids)),
-        max(shared, key=lambda pack: _depth(pack.row)),
-    ]
-    return sorted({items.items_of(m.number, m.number + 1)[0] for pack in telling for m in pack.members})
-
-
-def _best(packs: Sequence[_Pack], row: Row) -> _Pack | None:
-    """The one to which a row adds the fewest tokens, if that saves computation."""
-    ids, parents = row.ids.tolist(), row.parents.tolist()
-    best, least = None, len(ids) + 1
-    for pack in packs:
-        new = pack.tree.missing(ids, parents)
-        if new < least and _saves(len(pack.tree.ids), new, len(ids)):
-            best, least = pack, new
-    return best
-
-
-def _saves(size: int, new: int, alone: int) -> bool:
-    """Whether a row of so many tokens costs less in a tree of `size` to which it adds `new`."""
-    if size + new <= FILLED:
-        return True
-    added = new * (1 + (2 * size + new) / EVEN)
-    return added < alone * (1 + alone / EVEN) and size + new <= LARGEST_TREE
-
-
-def _depth(row: Row) -> int:
-    """Tokens of the longest text in it."""
-    depths: list[int] = []
-    for parent in row.parents.tolist():
-        depths.append(depths[parent] + 1 if parent >= 0 else 1)
-    return max(depths)
-
-
-def branches(rows: Sequence[Row], length: int) -> Branches | None:
-    """What each token of padded rows follows; None where a plain causal model sees just that."""
-    if all(row.is_text for row in rows):
-        return None
-    positions = torch.zeros(len(rows), length, dtype=torch.int64)
-    # Padding sees itself: a softmax over nothing is not a number.
-    visible = torch.eye(length, dtype=torch.bool).repeat(len(rows), 1, 1)
-    for number, row in enumerate(rows):
-        for place, parent in enumerate(row.parents.tolist()):
-            if parent >= 0:
-                positions[number, place] = positions[number, parent] + 1
-                visible[number, place] |= visible[number, parent]
-    return Branches(positions, visible[:, None])
-
-
-def _layout(requests: Sequence[Request], trees: bool) -> tuple[list[Row], list[int]]:
-    """Rows, and for each token asked for, request by request, its place among those of the rows."""
     # What predicts a token is the one before it: the last token itself need not go through.
     texts = [request.ids[:-1] for request in requests]
-    distinct = list(dict.fromkeys(sorted(texts, key=len, reverse=True)))
-    whole = [t for n, t in enumerate(distinct) if not any(longer[: len(t)] == t for longer in distinct[:n])]
-    together = _Tree()
-    for text in whole:
-        together.add(text, range(-1, len(text) - 1))
-    size = len(together.ids)
-    one_row = trees and size <= WORTHWHILE * sum(map(len, whole)) and size <= LARGEST_TREE
-    grown = [together] if one_row else []
-    if not one_row:
-        for text in whole:
-            grown.append(_Tree())
-            grown[-1].add(text, range(-1, len(text) - 1))
-    asked: list[list[tuple[int, int]]] = [[] for _ in grown]
-    found: list[tuple[int, int]] = []
+    grown = _grown(texts, trees)
+    queries: list[list[tuple[int, int]]] = [[] for _ in grown]
+    asked_at: list[tuple[int, int]] = []
     for request, text in zip(requests, texts, strict=True):
         number, path = next((n, p) for n, tree in enumerate(grown) if (p := tree.path(text)) is not None)
         for place, token in zip(path[-request.scored :], request.ids[-request.scored :], strict=True):
-            found.append((number, len(asked[number])))
-            asked[number].append((place, token))
-    rows = [tree.row(queries) for tree, queries in zip(grown, asked, strict=True)]
-    starts = [sum(len(queries) for queries in asked[:number]) for number in range(len(grown))]
-    return rows, [starts[number] + index for number, index in found]
+            asked_at.append((number, len(queries[number])))
+            queries[number].append((place, token))
+    rows = [tree.row(asked) for tree, asked in zip(grown, queries, strict=True)]
+    starts = [sum(len(asked) for asked in queries[:number]) for number in range(len(grown))]
+    return rows, [starts[number] + index for number, index in asked_at]
 
 
-class _Tree:
-    """Texts that share the tokens they begin with."""
+def _grown(texts: Sequence[tuple[int, ...]], trees: bool) -> list[TreeBuilder]:
+    """Grows one tree of all texts where that is worthwhile, and else a row for each.
+
+    A text that another begins with needs no row of its own.
+    """
+    distinct = list(dict.fromkeys(sorted(texts, key=len, reverse=True)))
+    whole = [t for n, t in enumerate(distinct) if not any(longer[: len(t)] == t for longer in distinct[:n])]
+    together = TreeBuilder()
+    for text in whole:
+        together.add(text, range(-1, len(text) - 1))
+    size = len(together.ids)
+    if trees and size <= WORTHWHILE * sum(map(len, whole)) and size <= LARGEST_TREE:
+        return [together]
+    apart = []
+    for text in whole:
+        apart.append(TreeBuilder())
+        apart[-1].add(text, range(-1, len(text) - 1))
+    return apart
+
+
+class TreeBuilder:
+    """Texts that share the tokens they begin with.
+
+    Attributes:
+        ids: of all tokens, in the order in which they were added.
+    """
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -289,7 +204,7 @@ class _Tree:
         self._children: dict[tuple[int, int], int] = {}
 
     def add(self, ids: Sequence[int], parents: Sequence[int]) -> list[int]:
-        """Grow what is missing of another tree; the places of its tokens."""
+        """Adds what is missing of another tree and returns the places of all its tokens."""
         places: list[int] = []
         for token, parent in zip(ids, parents, strict=True):
             before = places[parent] if parent >= 0 else -1
@@ -301,7 +216,7 @@ class _Tree:
         return places
 
     def missing(self, ids: Sequence[int], parents: Sequence[int]) -> int:
-        """How many tokens `add` would grow."""
+        """Returns how many tokens `add` would add."""
         places: list[int | None] = []
         for token, parent in zip(ids, parents, strict=True):
             before = places[parent] if parent >= 0 else -1
@@ -309,7 +224,7 @@ class _Tree:
         return places.count(None)
 
     def path(self, text: Sequence[int]) -> list[int] | None:
-        """The places of a text's tokens, or None where it is not here."""
+        """Returns the places of a text's tokens, or None where the tree does not hold it."""
         places: list[int] = []
         place: int | None = -1
         for token in text:
@@ -320,34 +235,18 @@ class _Tree:
             places.append(place)
         return places
 
-    def row(self, queries: Sequence[tuple[int, int]]) -> Row:
-        """With what is asked: (place, token id)."""
+    def row(self, queries: Sequence[tuple[int, int]]) -> TokenRow:
+        """Returns the tree as a row.
+
+        Args:
+            queries: (place that predicts, token id asked for).
+        """
         places = sorted({place for place, _ in queries})
         index = {place: number for number, place in enumerate(places)}
-        return Row(
+        return TokenRow(
             torch.tensor(self.ids),
             torch.tensor(self._parents),
             torch.tensor(places),
             torch.tensor([index[place] for place, _ in queries]),
             torch.tensor([token for _, token in queries]),
         )
-
-
-class _Pack:
-    """Rows that are being put together."""
-
-    def __init__(self) -> None:
-        self.tree = _Tree()
-        self._members: list[Member] = []
-        self._queries: list[tuple[int, int]] = []
-
-    def add(self, member: Member, row: Row) -> None:
-        """A row whose digest and number this is."""
-        places = self.tree.add(row.ids.tolist(), row.parents.tolist())
-        wanted = row.places[row.at].tolist()
-        self._queries += [(places[at], token) for at, token in zip(wanted, row.asked.tolist(), strict=True)]
-        self._members.append(member)
-
-    def made(self) -> Pack:
-        """All of it."""
-        return Pack(self.tree.row(self._queries), tuple(self._members))

@@ -1,1 +1,1 @@
-"""Is a directory a sound model?"""
+"""Checks that a directory holds a sound causal language model."""

@@ -1,4 +1,4 @@
-"""One finding on a model directory."""
+"""A finding: the result of one check on a model directory."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from typing import Literal
 
 from gptailor_merge.errors import TailorError
 
-Verdict = Literal["ok", "warn", "fail"]
-
-
 SENTENCE = "THE MODEL WAS PRUNED FROM 24 LAYERS TO 18."
-"""What tokenizers and models are tried on."""
+"""The text that tokenizers and models are tried on."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, whether it is sound, and one sentence that says what was found."""
+    """The result of one check.
+
+    Attributes:
+        name: what was checked, as the table of `gptailor check` lists it.
+        verdict: "warn" does not make a model unsound; a check that was not tried warns.
+        sentence: what the check found.
+    """
 
     name: str
-    verdict: Verdict
+    verdict: Literal["ok", "warn", "fail"]
     sentence: str
 
 
 def not_tried(because: str, *names: str) -> list[Finding]:
-    """Findings that depend on something that failed."""
+    """Returns the findings of checks that cannot be tried because something else failed."""
     return [Finding(name, "warn", f"not tried: {because}") for name in names]
 
 
 def reason(error: Exception) -> str:
-    """The first line that says something; transformers' messages go on for pages."""
+    """Returns the first lines of an error that say something; transformers' messages go on for pages."""
     if isinstance(error, TailorError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""What the weight files of a model directory hold; headers only, no weight is loaded."""
+"""Reads the headers of a model directory's weight files, and compares them with its index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from gptailor_merge.checking.finding import Finding
 from gptailor_merge.models.checkpoint import INDEX, Header, headers_of
+from gptailor_merge.models.reload import not_finite
 
 SINGLE = "model.safetensors"
 
@@ -29,13 +31,13 @@ _FIRST_INDEX = re.compile(r"^((?:.*?\.)?)(\d+)\.")
 
 
 @dataclass(frozen=True)
-class Stored:
-    """The tensors of a model directory, by file.
+class StoredWeights:
+    """The tensors of a model directory, by file; headers only, no weight is loaded.
 
     Attributes:
-        headers: file name -> tensor name -> header; of the files that loading the model reads.
-        errors: what makes the files unusable or ambiguous, one sentence each.
-        remarks: what is sound and should still be mended, one sentence each.
+        headers: file name -> tensor name -> header, for the files that loading the model reads.
+        errors: what makes the files unusable or ambiguous, a sentence each.
+        remarks: what is sound but ought to be mended, a sentence each.
     """
 
     directory: Path
@@ -44,17 +46,17 @@ class Stored:
     remarks: tuple[str, ...]
 
     @classmethod
-    def read(cls, directory: Path) -> Stored:
-        """Read the index and the headers, and compare them."""
+    def read(cls, directory: Path) -> StoredWeights:
+        """Reads the index and the headers, and compares them."""
         present = sorted(file.name for file in directory.glob("*.safetensors"))
         errors: list[str] = []
         remarks: list[str] = []
         weight_map, total_size, problem = _read_index(directory / INDEX)
         if problem:
             errors.append(problem)
-        named = sorted(set(weight_map.values())) if weight_map else []
-        # transformers takes the single file where there are both
-        used = [SINGLE] if SINGLE in present else named
+        shards = sorted(set(weight_map.values())) if weight_map else []
+        # transformers takes the single file where a directory has both.
+        used = [SINGLE] if SINGLE in present else shards
         if not present:
             errors.append("no *.safetensors file; other formats are not read")
         elif not used:
@@ -69,10 +71,10 @@ class Stored:
             except (OSError, SafetensorError) as error:
                 errors.append(f"{name}: cannot be read: {error}")
         if weight_map is not None:
-            errors += _misplaced(weight_map, headers, named)
-            held = sum(_bytes(directory / name) for name in headers)
-            if total_size is not None and total_size != held and set(named) <= set(headers):
-                remarks.append(f"{INDEX}: total_size is {total_size:,}, the files hold {held:,} bytes")
+            errors += _misplaced(weight_map, headers, shards)
+            size = sum(_bytes(directory / name) for name in headers)
+            if total_size is not None and total_size != size and set(shards) <= set(headers):
+                remarks.append(f"{INDEX}: total_size is {total_size:,}, the files hold {size:,} bytes")
         unused = sorted(set(present) - set(used))
         if unused:
             remarks.append(f"{', '.join(unused)}: no part of the model; nothing loads it")
@@ -90,20 +92,23 @@ class Stored:
 
     @cached_property
     def tensors(self) -> dict[str, Header]:
-        """Tensor name -> header, of all files."""
-        return {name: header for part in self.headers.values() for name, header in part.items()}
+        """Tensor name -> header, over all files."""
+        return {name: header for by_name in self.headers.values() for name, header in by_name.items()}
 
     @cached_property
     def layers(self) -> dict[int, int]:
-        """Layer index -> number of parameters."""
-        found: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        """Layer index -> number of parameters.
+
+        The layers are the list that holds the most tensors; a model may have lists of other modules.
+        """
+        sizes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         tensors: Counter[str] = Counter()
         for name, header in self.tensors.items():
             match = _FIRST_INDEX.match(name)
             if match:
-                found[match[1]][int(match[2])] += math.prod(header.shape)
+                sizes[match[1]][int(match[2])] += math.prod(header.shape)
                 tensors[match[1]] += 1
-        return dict(found[tensors.most_common(1)[0][0]]) if tensors else {}
+        return dict(sizes[tensors.most_common(1)[0][0]]) if tensors else {}
 
     @property
     def parameters(self) -> int:
@@ -112,7 +117,7 @@ class Stored:
 
     @property
     def embeddings(self) -> int:
-        """Number of values in the matrices outside the layers: embeddings, and the head if it has its own."""
+        """Number of values in the matrices outside the layers: embeddings, and a head of its own."""
         return sum(
             math.prod(header.shape)
             for name, header in self.tensors.items()
@@ -122,11 +127,31 @@ class Stored:
     @property
     def dtypes(self) -> dict[str, list[str]]:
         """File name -> the dtypes in it."""
-        return {file: sorted({h.dtype for h in part.values()}) for file, part in self.headers.items()}
+        return {file: sorted({h.dtype for h in by_name.values()}) for file, by_name in self.headers.items()}
+
+
+def check_files(weights: StoredWeights) -> Finding:
+    """Checks that index and weight files agree."""
+    if weights.errors:
+        return Finding("files", "fail", "; ".join((*weights.errors, *weights.remarks)))
+    if weights.remarks:
+        return Finding("files", "warn", "; ".join(weights.remarks))
+    counts = f"{len(weights.tensors)} tensors in {len(weights.headers)} safetensors file(s)"
+    return Finding("files", "ok", counts)
+
+
+def check_values(weights: StoredWeights) -> Finding:
+    """Checks that all stored values are finite."""
+    name = not_finite(weights.directory / file for file in weights.headers)
+    if name:
+        return Finding("values", "fail", f"{name} holds values that are not finite")
+    if not weights.headers:
+        return Finding("values", "warn", "not tried: no weights can be read")
+    return Finding("values", "ok", f"{weights.parameters:,} parameters, all of them finite")
 
 
 def _read_index(file: Path) -> tuple[dict[str, str] | None, int | None, str | None]:
-    """Weight map, total size, and what keeps the index from being read."""
+    """Returns the weight map, the total size, and the problem that keeps the index from being read."""
     if not file.exists():
         return None, None, None
     try:
@@ -140,20 +165,22 @@ def _read_index(file: Path) -> tuple[dict[str, str] | None, int | None, str | No
 
 
 def _misplaced(
-    weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, Header]], named: list[str]
+    weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, Header]], shards: list[str]
 ) -> list[str]:
-    """Where an index and the headers of its shards disagree; the first of each kind tells the story."""
-    found = []
+    """Returns where an index and the headers of its shards disagree, naming the first tensor of each kind."""
+    problems = []
     astray = [n for n, shard in weight_map.items() if shard in headers and n not in headers[shard]]
     if astray:
-        found.append(f"{INDEX}: {astray[0]} is not in {weight_map[astray[0]]} ({len(astray)} such tensors)")
-    unlisted = [n for shard in named for n in headers.get(shard, {}) if weight_map.get(n) != shard]
+        problems.append(
+            f"{INDEX}: {astray[0]} is not in {weight_map[astray[0]]} ({len(astray)} such tensors)"
+        )
+    unlisted = [n for shard in shards for n in headers.get(shard, {}) if weight_map.get(n) != shard]
     if unlisted and not astray:
-        found.append(f"{INDEX}: {unlisted[0]} is stored and not listed ({len(unlisted)} such tensors)")
-    return found
+        problems.append(f"{INDEX}: {unlisted[0]} is stored and not listed ({len(unlisted)} such tensors)")
+    return problems
 
 
 def _bytes(file: Path) -> int:
-    """Size of the tensors in a safetensors file: all that is not its header."""
+    """Returns the size of the tensors in a safetensors file: everything behind its header."""
     with file.open("rb") as stream:
         return file.stat().st_size - 8 - int.from_bytes(stream.read(8), "little")

@@ -46,9 +46,9 @@ def push(
     ] = False,
 ) -> None:
     """Publish a run's model on the Hub, with a card that says how it was made."""
+    from gptailor_merge import Run
     from gptailor_merge.api.publishing import prepare_push
     from gptailor_merge.api.quiet import quiet_libraries
-    from gptailor_merge.api.run import Run
 
     quiet_libraries()
     publication = prepare_push(

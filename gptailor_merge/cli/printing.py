@@ -14,7 +14,15 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from gptailor_merge import Comparison, Evaluation, Pushed, Report, Result, Summary, TextScores
+    from gptailor_merge import (
+        Comparison,
+        Pushed,
+        RepairedRecipe,
+        SoundnessReport,
+        Summary,
+        TaskScores,
+        TextScores,
+    )
 
 TOTAL = "total"
 
@@ -39,8 +47,8 @@ def numbers(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[floa
 
 def text_scores(scores: TextScores) -> None:
     """Prints the scores of one model on texts."""
-    columns = list(scores.total)
-    rows = {**scores.files, TOTAL: scores.total}
+    rows = {name: score.to_json() for name, score in {**scores.files, TOTAL: scores.total}.items()}
+    columns = list(rows[TOTAL])
     numbers("", columns, {name: [row[column] for column in columns] for name, row in rows.items()})
 
 
@@ -94,7 +102,7 @@ def front(summary: Summary) -> None:
     _warnings(summary)
 
 
-def report(report: Report) -> None:
+def report(report: SoundnessReport) -> None:
     """Prints the findings on a model directory."""
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     table = Table(box=box.SIMPLE, show_header=False)
@@ -115,7 +123,7 @@ def report(report: Report) -> None:
     typer.echo(f"{report.directory}: {'sound' if report.sound else 'not sound'}")
 
 
-def evaluation(evaluation: Evaluation) -> None:
+def evaluation(evaluation: TaskScores) -> None:
     """Prints the scores of models on lm-eval's tasks."""
     table = _table(
         "model", "task", "metric", "score", "± s.e.", "items", "% of base", "% of best member", left=3
@@ -132,7 +140,7 @@ def evaluation(evaluation: Evaluation) -> None:
     show(table)
 
 
-def repairs(result: Result) -> None:
+def repairs(result: RepairedRecipe) -> None:
     """Prints what became of the cuts of a recipe."""
     table = _table("behind slot", "without layers", "ridge", "before", "after", title="nats per token")
     for cut in result.cuts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path, PurePath
@@ -11,10 +11,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from gptailor_merge import Edit, Operation, Recipe, Slot, plan
+from gptailor_merge import Recipe, Slot, plan
 from gptailor_merge.errors import errors_in
 from gptailor_merge.recipe.grouping import runs
-from gptailor_merge.recipe.plan import SELECT, Filtered, Scalar, Settings
+from gptailor_merge.recipe.plan import Component
+from gptailor_merge.recipe.wording import operation_text, range_text, source_text
 
 REMOVED = "removed"
 
@@ -184,45 +185,14 @@ def _slot_rows(slots: Sequence[Slot], first: int) -> Iterator[Row]:
         yield Row(label, cells, operation_text(slot.operation, slot.edits))
 
 
-def _component(label: str, component: tuple[tuple[str, ...], Operation]) -> Row:
-    models, operation = component
-    cells = {model: source_text("all", operation, position) for position, model in enumerate(models)}
+def _component(label: str, component: Component) -> Row:
+    operation = component.operation
+    cells = {
+        model: source_text("all", operation, position) for position, model in enumerate(component.models)
+    }
     return Row(label, cells, operation_text(operation))
 
 
-def _described(component: tuple[tuple[str, ...], Operation]) -> str:
+def _described(component: Component) -> str:
     row = _component("", component)
     return f"{row.how} of " + ", ".join(f"{model} {cell}" for model, cell in row.cells.items())
-
-
-def range_text(first: int, past: int) -> str:
-    """Words the layers from `first` up to, but not including, `past`."""
-    return str(first) if past == first + 1 else f"{first}-{past - 1}"
-
-
-def operation_text(operation: Operation, edits: Iterable[Edit] = ()) -> str:
-    """Words a method with its shared settings, and the edits that follow it."""
-    name = "select" if operation.method == SELECT else operation.method
-    done = (f"without {edit.part}" if edit.digest is None else "repaired" for edit in edits)
-    return " ".join([name, *_setting_texts(operation.shared), *done])
-
-
-def source_text(name: str, operation: Operation, position: int) -> str:
-    """Words one source of an operation: its name, its own settings, and if it is the method's base."""
-    texts = [name, *_setting_texts(operation.inputs[position])]
-    if position == operation.base and operation.method != SELECT:
-        texts.append("as base")
-    return " ".join(texts)
-
-
-def _setting_texts(settings: Settings) -> list[str]:
-    return [
-        f"× {_value_text(value)}" if name == "weight" else f"{name}={_value_text(value)}"
-        for name, value in settings
-    ]
-
-
-def _value_text(value: Scalar | Filtered) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(f"{v}" if f is None else f"{f}: {v}" for f, v in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

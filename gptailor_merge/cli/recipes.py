@@ -10,6 +10,7 @@ import typer
 from gptailor_merge.cli import printing
 from gptailor_merge.cli.options import RecipeFile
 from gptailor_merge.errors import ConfigError
+from gptailor_merge.host.mentions import FOREIGN, PLAIN
 
 recipe_app = typer.Typer(help="Check, draw, compare, import and export recipes.", no_args_is_help=True)
 
@@ -50,9 +51,7 @@ def diff(
 def import_(
     file: Annotated[
         Path,
-        typer.Argument(
-            metavar="FILE", help="A mergekit configuration, or one that the paper's authors published."
-        ),
+        typer.Argument(metavar="FILE", help=FOREIGN),
     ],
     out: Annotated[Path, typer.Option(help="The recipe file to write.")],
     base: Annotated[
@@ -83,7 +82,7 @@ def export(
     out: Annotated[Path, typer.Option(help="The directory to make.")],
     plain: Annotated[
         bool,
-        typer.Option("--plain", help="Write it for a mergekit without this package; required so far."),
+        typer.Option("--plain", help=f"Write it for {PLAIN}; required so far."),
     ] = False,
 ) -> None:
     """Write the same model as plain mergekit configurations, with the files that they need."""
@@ -91,7 +90,7 @@ def export(
     from gptailor_merge.api.recipes import export_recipe
 
     if not plain:
-        raise ConfigError("say what to export the recipe as: --plain, for a mergekit without this package")
+        raise ConfigError(f"say what to export the recipe as: --plain, for {PLAIN}")
     quiet_libraries()
     exported = export_recipe(recipe, out)
     typer.echo(f"{out}: run  cd {out} && {exported.command}")

@@ -12,6 +12,7 @@ from gptailor_merge.cli import printing
 from gptailor_merge.cli.options import Device, Json, License, Resume, RunDirectory, TestSplit, say
 from gptailor_merge.cli.progress import progress
 from gptailor_merge.errors import ConfigError
+from gptailor_merge.host.mentions import WRITTEN
 
 if TYPE_CHECKING:
     from gptailor_merge import Publication
@@ -134,7 +135,7 @@ def evolve(
     printing.summary(run.summary())
     typer.echo(f"recipe  {run.best}")
     if not no_model:
-        typer.echo(f"model   {run.model}  (written by mergekit, reloaded, every tensor in place)")
+        typer.echo(f"model   {run.model}  ({WRITTEN})")
     typer.echo(f"report  {run.report}")
     if publication is not None:
         printing.pushed(publication.publish(run, say))
@@ -203,7 +204,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show what a run has found so far."""
-    from gptailor_merge.api.run import Run
+    from gptailor_merge import Run
 
     summary = Run.open(run).summary(pick)
     if as_json:

@@ -1,1 +1,1 @@
-"""Plans become live models that share the tensors of the family."""
+"""Composes live models from plans; they share the tensors of the family."""

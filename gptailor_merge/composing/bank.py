@@ -1,4 +1,4 @@
-"""Every layer of a family, loaded once; merged layers, computed by mergekit and kept by content."""
+"""Loads every layer of a family once, and caches the layers that merging makes of them."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from gptailor_merge.composing.editing import Placed, edited
 from gptailor_merge.composing.exits import placed
 from gptailor_merge.methods.arithmetic import apply, name_in_layer
 from gptailor_merge.methods.conversion import convert
-from gptailor_merge.models.family import Family, Member
+from gptailor_merge.models.family import Family
+from gptailor_merge.models.member import Member
 from gptailor_merge.recipe.plan import SELECT, Operation, Slot
 
 DEFAULT_CACHE_BYTES = 2 * 1024**3
+"""Room for computed layers if no other size is given."""
 
 
 FREE_SHARE = 0.7
-"""A family that takes more than this share of a GPU's free memory stays in the host's."""
+"""A family that needs more than this share of a GPU's free memory stays in the host's memory."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtypes that a tensor passes through; None keeps what comes in.
+    """The dtypes that a tensor passes through; None changes nothing.
 
     Attributes:
-        merge: merge arithmetic, a recipe's `dtype`.
-        out: what the written model has, a recipe's `out_dtype`.
-        compute: what the forward pass runs in; widening from `out` changes no value.
+        merge: the dtype of merge arithmetic, a recipe's `dtype`.
+        out: the dtype of the written model, a recipe's `out_dtype`.
+        compute: the dtype of the forward pass; widening from `out` changes no value.
     """
 
     merge: torch.dtype | None = None
@@ -43,17 +45,17 @@ class Precision:
 
     @classmethod
     def of(cls, dtype: str | None, out_dtype: str | None, compute: torch.dtype | None = None) -> Precision:
-        """From the names that recipes use."""
+        """Returns the precision with dtypes by the names that recipes use."""
         merge, out = (None if name is None else getattr(torch, name) for name in (dtype, out_dtype))
         return cls(merge, out, compute)
 
 
 @dataclass(eq=False)
 class Layer:
-    """The tensors of one slot by their names inside the layer, and modules made around them.
+    """The tensors of one slot by their names inside the layer, and modules that hold them.
 
-    `modules` belongs to compose.py: one module per position, since attention modules carry their
-    position (`layer_idx`) for the KV cache.
+    compose.py fills `modules`: one module per position, since attention modules carry their position
+    (`layer_idx`) for the KV cache.
     """
 
     tensors: Mapping[str, torch.Tensor]
@@ -61,13 +63,18 @@ class Layer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """The bytes of the layer's tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
 @dataclass
 class _Cached:
-    """A layer that was made, what making it took, and its rank among those that may be dropped."""
+    """A cached layer.
+
+    Attributes:
+        cost: the seconds that it took to make.
+        rank: the layer of the lowest rank is dropped first.
+    """
 
     layer: Layer
     cost: float
@@ -75,16 +82,16 @@ class _Cached:
 
 
 class Bank:
-    """Gives the tensors of slots, embeddings and heads; the same object for the same content.
+    """Returns the tensors of slots, embeddings and heads; equal slots get the same object.
 
-    A selected layer shares the family's storage where the precision changes nothing. What had
-    to be made (merged, or a layer brought to the device from the host) is kept up to `cache_bytes`.
-    When room is needed the ones go first that are cheap to make again and were not asked for in a
-    while (GreedyDual: N. Young, Algorithmica 11, 1994).
+    A selected layer shares the family's storage if the precision changes nothing. Layers that were
+    merged, or moved to the device from the host, are cached up to `cache_bytes`. When room is needed,
+    those layers are dropped first that are cheap to make again and have not been used for a while
+    (GreedyDual: N. Young, Algorithmica 11, 1994).
 
     Args:
-        on_host: the family stays in host memory (pinned, for a GPU), and layers are brought to the
-            device when they are asked for.
+        on_host: keeps the family in host memory (pinned, for a GPU) and moves layers to the device when
+            they are asked for.
     """
 
     def __init__(
@@ -110,46 +117,46 @@ class Bank:
         self._outer: dict[tuple[tuple[str, ...], Operation, str], torch.Tensor] = {}
 
     def preload(self) -> None:
-        """Load every tensor of the family, so that no candidate has to wait for the disk."""
+        """Loads every tensor of the family, so that no candidate waits for the disk."""
         for member in self.family.members:
-            own = member.architecture
-            for name in (*own.before, *own.after):
+            architecture = member.architecture
+            for name in (*architecture.before, *architecture.after):
                 self._load(member, name, None)
-            for index, layer in enumerate(own.layers):
+            for index, layer in enumerate(architecture.layers):
                 for inner in layer:
-                    self._load(member, f"{own.prefix}{index}.{inner}", index)
+                    self._load(member, f"{architecture.prefix}{index}.{inner}", index)
 
     def layer(self, slot: Slot) -> Layer:
-        """The layer that a slot holds."""
+        """Returns the layer that a slot holds."""
         if slot.is_as_stored and not self.on_host:
             if slot not in self._shared:
                 self._shared[slot] = self._build(slot)
             return self._shared[slot]
-        return self._kept(slot, lambda: self._build(slot))
+        return self._cached_layer(slot, lambda: self._build(slot))
 
-    def _kept(self, key: Hashable, make: Callable[[], Layer]) -> Layer:
-        """What was made, or is made now, and kept as long as there is room."""
+    def _cached_layer(self, key: Hashable, make: Callable[[], Layer]) -> Layer:
+        """Returns the cached layer of a key; makes and caches it if there is none."""
         cached = self._made.get(key)
         if cached is None:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             layer = make()
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
-            cached = self._made[key] = _Cached(layer, time.perf_counter() - begun, 0.0)
+            cached = self._made[key] = _Cached(layer, time.perf_counter() - start, 0.0)
             self._used_bytes += layer.nbytes
         cached.rank = self._rank + cached.cost / cached.layer.nbytes
         while self._used_bytes > self._cache_bytes and len(self._made) > 1:
-            self._drop_one(key)
+            self._drop_lowest(except_for=key)
         return cached.layer
 
-    def _drop_one(self, wanted: Hashable) -> None:
-        lowest = min((key for key in self._made if key != wanted), key=lambda key: self._made[key].rank)
-        dropped = self._made.pop(lowest)
+    def _drop_lowest(self, except_for: Hashable) -> None:
+        keys = (key for key in self._made if key != except_for)
+        dropped = self._made.pop(min(keys, key=lambda key: self._made[key].rank))
         self._rank = dropped.rank
         self._used_bytes -= dropped.layer.nbytes
 
     def outer(self, models: tuple[str, ...], operation: Operation, name: str) -> torch.Tensor:
-        """A tensor outside the layers: of the embeddings, the final norm or the head."""
+        """Returns a tensor outside the layers, which belongs to embeddings, final norm or head."""
         key = (models, operation, name)
 
         def make() -> Layer:
@@ -157,18 +164,18 @@ class Bank:
             return Layer({name: self._combine(operation, sources, name)})
 
         if operation.method != SELECT:
-            return self._kept(key, make).tensors[name]
+            return self._cached_layer(key, make).tensors[name]
         if key not in self._outer:
             self._outer[key] = make().tensors[name]
         return self._outer[key]
 
     def _build(self, slot: Slot) -> Layer:
         members = [(self.family.by_model(model), index) for model, index in slot.layers]
-        own = self.family.base.architecture
+        architecture = self.family.base.architecture
         edits = placed(slot.edits, self.family.base.config, members[0][1])
         tensors = {}
-        for inner in own.layers[members[0][1]]:
-            sources = [(member, f"{own.prefix}{index}.{inner}", index) for member, index in members]
+        for inner in architecture.layers[members[0][1]]:
+            sources = [(member, f"{architecture.prefix}{index}.{inner}", index) for member, index in members]
             tensors[inner] = self._combine(slot.operation, sources, sources[0][1], edits)
         return Layer(tensors)
 
@@ -179,30 +186,30 @@ class Bank:
         name: str,
         edits: Sequence[Placed] = (),
     ) -> torch.Tensor:
-        """Exactly what mergekit's graph does: load, cast to dtype, merge, edit, cast to out_dtype."""
+        """Does what mergekit's graph does: load, cast to dtype, merge, edit, cast to out_dtype."""
         merge, out, compute = self.precision.merge, self.precision.out, self.precision.compute
         loaded = [self._load(*source) for source in sources]
         tensors = [_cast(tensor.to(self.device, non_blocking=True), merge) for tensor in loaded]
-        made = edited(edits, apply(operation, tensors, name), name_in_layer(name))
-        return _cast(_cast(made, out), compute)
+        result = edited(edits, apply(operation, tensors, name), name_in_layer(name))
+        return _cast(_cast(result, out), compute)
 
     def _load(self, member: Member, name: str, layer: int | None) -> torch.Tensor:
-        """A tensor as the model has it, which need not be as the checkpoint has it."""
+        """Returns a tensor as the model has it, converted if the checkpoint lays it out differently."""
         key = (member.model, name)
         if key not in self._loaded:
-            where = torch.device("cpu") if self.on_host else self.device
+            device = torch.device("cpu") if self.on_host else self.device
             sources = {
-                stored: partial(self._read, member.files[stored], stored, where)
+                stored: partial(self._read, member.files[stored], stored, device)
                 for stored in member.sources(name, layer)
             }
             if len(sources) == 1:
                 tensor = next(iter(sources.values()))()
             else:
                 converted = convert(str(member.config["model_type"]), sources, name)
-                assert converted is not None  # Family.load has looked
-                tensor = converted.to(where)
-            pinned = self.on_host and self.device.type == "cuda"
-            self._loaded[key] = tensor.pin_memory() if pinned else tensor
+                assert converted is not None  # Family.load has checked this
+                tensor = converted.to(device)
+            is_pinned = self.on_host and self.device.type == "cuda"
+            self._loaded[key] = tensor.pin_memory() if is_pinned else tensor
         return self._loaded[key]
 
     def _read(self, file: Path, name: str, device: torch.device) -> torch.Tensor:
@@ -214,12 +221,12 @@ class Bank:
 
 
 def family_bytes(family: Family, dtype: torch.dtype) -> int:
-    """What all members take in a dtype."""
+    """Returns the bytes that all members need in a dtype."""
     return len(family.members) * family.parameters(range(family.depth)) * dtype.itemsize
 
 
 def belongs_on_host(family: Family, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the family leaves too little of a GPU's memory to work in."""
+    """Tells whether the family would leave too little of a GPU's memory to work in."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
@@ -227,12 +234,12 @@ def belongs_on_host(family: Family, dtype: torch.dtype, device: torch.device) ->
 
 
 def cache_bytes(family: Family, dtype: torch.dtype, device: torch.device) -> int:
-    """Room for made layers: as much as the family takes, and of a GPU no more than half of what is free."""
-    wanted = family_bytes(family, dtype)
+    """Returns the room for cached layers: the family's size, but at most half of a GPU's free memory."""
+    size = family_bytes(family, dtype)
     if device.type != "cuda":
-        return wanted
+        return size
     free, _ = torch.cuda.mem_get_info(device)
-    return min(wanted, free // 2)
+    return min(size, free // 2)
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

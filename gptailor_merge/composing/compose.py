@@ -1,4 +1,4 @@
-"""A plan becomes a live transformers model that shares the bank's tensors."""
+"""Composes live transformers models from plans; they share the bank's tensors."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from gptailor_merge.composing.bank import Bank, Layer
 from gptailor_merge.models.architecture import INDEX_NAMES, layers_of, tokens_of
 from gptailor_merge.models.depth import changes
-from gptailor_merge.recipe.plan import SELECT, Operation, Plan
+from gptailor_merge.recipe.plan import SELECT, Component, Plan
 
 M = TypeVar("M", bound=nn.Module)
 
 
-Component = tuple[tuple[str, ...], Operation]
-"""The models that embeddings or head come from, and how they are merged; see Plan."""
-
-
 class Composer:
-    """Makes models of plans. Selecting a layer copies nothing; the model's own forward runs.
+    """Composes models from plans; a selected layer is not copied, and the model's own forward runs.
 
     Composed models share modules and tensors with each other: run them, do not train them.
     """
@@ -33,7 +29,7 @@ class Composer:
         self._bank = bank
         base = bank.family.base
         self._config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
-        # Parameters stay on the meta device, buffers (rotary frequencies) are computed.
+        # Parameters stay on the meta device; buffers (rotary frequencies) are computed.
         with init_empty_weights(include_buffers=False):
             self._template: PreTrainedModel = AutoModelForCausalLM.from_config(self._config)
         self._template.eval().requires_grad_(False)
@@ -49,19 +45,19 @@ class Composer:
 
     @property
     def device(self) -> torch.device:
-        """Where models run."""
+        """The device that models run on."""
         return self._bank.device
 
     @property
     def streams(self) -> bool:
-        """Whether layers are brought to the device one by one, see Bank."""
+        """True if layers are moved to the device one by one, see Bank."""
         return self._bank.on_host
 
     def compose(self, plan: Plan, only: Container[int] | None = None) -> PreTrainedModel:
-        """The model that a plan describes.
+        """Returns the model that a plan describes.
 
         Args:
-            only: positions that are filled; the other layers have no weights and cannot run.
+            only: the positions to fill; the other layers have no weights and cannot run. None fills all.
         """
         modules = [
             self._module(self._bank.layer(slot), slot.layers[0][1], position)
@@ -74,7 +70,7 @@ class Composer:
         config = copy.copy(self._config)
         for key, value in self._changes(plan).items():
             setattr(config, key, value)
-        body = _own(model, self._body_name)
+        body = _unshared(model, self._body_name)
         body.layers = nn.ModuleList(modules)
         for part in (model, body):
             part.config = config
@@ -82,7 +78,7 @@ class Composer:
         return model
 
     def _generation_config(self, plan: Plan, config: PreTrainedConfig) -> GenerationConfig:
-        """What from_pretrained finds in the written model: that of the tokenizer's donor, or the config's."""
+        """Returns what from_pretrained finds in the written model: the tokenizer donor's, or the config's."""
         if plan.tokenizer not in self._generation:
             directory = self._bank.family.by_model(plan.tokenizer).directory
             self._generation[plan.tokenizer] = (
@@ -93,13 +89,13 @@ class Composer:
         return self._generation[plan.tokenizer]
 
     def _changes(self, plan: Plan) -> dict[str, Any]:
-        """What the config of a plan's model says differently from the base's."""
+        """Returns the entries in which the config of a plan's model differs from the base's."""
         family = self._bank.family
         donor = {} if plan.tokenizer == plan.base_model else family.by_model(plan.tokenizer).config
         return {**changes(family.base.config, plan.kept), **tokens_of(donor)}
 
     def _shell(self, embeddings: Component, head: Component) -> PreTrainedModel:
-        """The template with embeddings, final norm and head; its layers are still empty."""
+        """Returns the template with embeddings, final norm and head; its layers are empty."""
         key = (embeddings, head)
         model = self._shells.get(key)
         if model is None:
@@ -110,8 +106,8 @@ class Composer:
                 output = model.get_output_embeddings()
                 weight = model.get_input_embeddings().weight
                 model.set_output_embeddings(_with_parameter(output, "weight", weight))
-            # Merges are without end; what they hold is the bank's to keep or to drop.
-            if all(operation.method == SELECT for _, operation in key):
+            # Merges are not cached here: there are endlessly many, and the bank caches their tensors.
+            if all(component.operation.method == SELECT for component in key):
                 self._shells[key] = model
         return model
 
@@ -131,12 +127,12 @@ class Composer:
             tensor = self._bank.outer(models, operation, name)
             path, _, leaf = name.rpartition(".")
             parent, _, child = path.rpartition(".")
-            owner = _own(model, parent)
+            owner = _unshared(model, parent)
             setattr(owner, child, _with_parameter(getattr(owner, child), leaf, tensor))
 
 
 def _shallow_copy(module: M) -> M:
-    """A module with its own tables of parameters, buffers and children, all entries shared."""
+    """Copies a module's tables of parameters, buffers and children; the entries are shared."""
     clone = copy.copy(module)
     for table in ("_parameters", "_buffers", "_modules"):
         clone.__dict__[table] = dict(clone.__dict__[table])
@@ -144,7 +140,7 @@ def _shallow_copy(module: M) -> M:
 
 
 def _copy_tree(module: M) -> M:
-    """A module whose submodules, too, are shallow copies; configs and tensors are shared."""
+    """Copies a module and its submodules; configs and tensors are shared."""
     clone = _shallow_copy(module)
     for name, child in clone._modules.items():
         if child is not None:
@@ -153,7 +149,7 @@ def _copy_tree(module: M) -> M:
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str = "") -> None:
-    """Set all that a tree of copies saves; load_state_dict does it too, ten times slower."""
+    """Sets all parameters and saved buffers of a tree of copies, ten times faster than load_state_dict."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
             module._parameters[name] = nn.Parameter(tensors[prefix + name], requires_grad=False)
@@ -164,10 +160,10 @@ def _fill(module: nn.Module, tensors: Mapping[str, torch.Tensor], prefix: str = 
             _fill(child, tensors, f"{prefix}{name}.")
 
 
-def _own(model: nn.Module, path: str) -> nn.Module:
-    """The submodule at `path`, after making it and what lies on the way the model's own.
+def _unshared(model: nn.Module, path: str) -> nn.Module:
+    """Returns the submodule at `path`, after replacing it and its parents by copies.
 
-    `model` itself must be a copy already. What another model holds stays as it is.
+    `model` must be a copy already; models that shared these submodules keep theirs.
     """
     for name in path.split(".") if path else ():
         child = _shallow_copy(cast(nn.Module, getattr(model, name)))

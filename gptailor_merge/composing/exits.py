@@ -1,9 +1,9 @@
-"""The linear map that the attention or the MLP of a layer ends with, found by watching it run.
+"""Finds the linear map that the attention or the MLP of a layer ends with, by watching the layer run.
 
-The model runs once without weights (on the meta device). The part of a layer whose result is the
-very tensor that one linear module inside gave ends with that module: where it is zero the part adds
-nothing, and a matrix product with its weight is one with the part's result. Mixtures of experts,
-whose result is a sum over experts, end with no such module.
+The model runs once without weights (on the meta device). If a part of a layer returns the very tensor
+that one of its linear modules returned, the part ends with that module: if the module is zero, the part
+adds nothing, and a matrix product with its weight multiplies the part's result. Mixtures of experts
+return a sum over experts, so they end with no such module.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from gptailor_merge.models.architecture import layers_of, on_meta
 from gptailor_merge.recipe.plan import ATTENTION, MLP, PARTS, Edit
 
 _NAMES = {ATTENTION: re.compile("attn|attention"), MLP: re.compile("mlp|feed_forward|ffn|moe")}
-"""What layers call their parts."""
+"""Part -> pattern of the names that layers give it."""
 
 
 _TOKENS = 2
+"""The length of the sequence that the model runs on."""
 
 
 @dataclass(frozen=True)
 class Exit:
-    """What a part of a layer ends with.
+    """The linear map that a part of a layer ends with.
 
     Attributes:
-        tensors: names, inside the layer, of the linear map's weight and, where it has one, its bias.
+        tensors: the names, inside the layer, of the map's weight and of its bias, if it has one.
         changed_by: the module that changes the result before it is added to the hidden state, e.g. a
-            norm, if there is one.
-        keeps_zero: whether that module makes zeros of zeros.
+            norm; None if there is no such module.
+        keeps_zero: True if that module returns zeros for zeros.
     """
 
     tensors: tuple[str, ...]
@@ -48,88 +49,95 @@ class Exit:
 
 
 def exit_of(config: Mapping[str, Any], layer: int, part: str) -> Exit:
-    """What a part of a layer ends with.
+    """Returns the exit of a part of a layer.
 
     Raises:
-        FamilyError: it cannot be told.
+        FamilyError: the part does not end with a linear map, or could not be watched.
     """
-    found = _exits(json.dumps(dict(config), sort_keys=True))[layer][part]
-    if isinstance(found, str):
-        raise FamilyError(f"the {part} of layer {layer} of {config['model_type']}: {found}")
-    return found
+    result = _exits(json.dumps(dict(config), sort_keys=True))[layer][part]
+    if isinstance(result, str):
+        raise FamilyError(f"the {part} of layer {layer} of {config['model_type']}: {result}")
+    return result
 
 
 def placed(edits: Sequence[Edit], config: Mapping[str, Any], layer: int) -> tuple[Placed, ...]:
-    """Edits with the names of the tensors that they are of.
+    """Adds to edits the names of the tensors that they change.
 
     Raises:
-        FamilyError: a part that does not end with a linear map, or whose result is changed behind it
-            in such a way that the edit would not do what it says.
+        FamilyError: a part does not end with a linear map, or a later module changes its result so that
+            the edit would not do what it says.
     """
-    found = []
+    placed_edits = []
     for edit in edits:
-        ends = exit_of(config, layer, edit.part)
+        end = exit_of(config, layer, edit.part)
         label = f"the {edit.part} of layer {layer} of {config['model_type']}"
-        if edit.digest is None and not ends.keeps_zero:
-            raise FamilyError(f"{label} cannot be left out: {ends.changed_by} makes no zeros of zeros")
-        if edit.digest is not None and ends.changed_by is not None:
-            raise FamilyError(f"{label} cannot be repaired: {ends.changed_by} changes what it gives")
-        found.append(Placed(edit, ends.tensors))
-    return tuple(found)
+        if edit.digest is None and not end.keeps_zero:
+            raise FamilyError(f"{label} cannot be left out: {end.changed_by} does not return zeros for zeros")
+        if edit.digest is not None and end.changed_by is not None:
+            raise FamilyError(f"{label} cannot be repaired: {end.changed_by} changes its result")
+        placed_edits.append(Placed(edit, end.tensors))
+    return tuple(placed_edits)
 
 
-class _Watched:
-    """What one part of a layer gave, and what became of it inside the layer."""
+class _PartWatch:
+    """Follows the output of one part of a layer while the layer runs.
+
+    Attributes:
+        outputs: path -> output of each linear module of the part.
+        last: the part's output, after the modules that have changed it.
+        result: the part's exit, or a sentence that says why there is none.
+    """
 
     def __init__(self, name: str, layer: nn.Module) -> None:
         self.name, self.layer = name, layer
-        self.given: dict[str, torch.Tensor] = {}
+        self.outputs: dict[str, torch.Tensor] = {}
         self.result: Exit | str = "did not run"
         self.last: torch.Tensor | None = None
 
-    def inner(self, path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        self.given[path] = output
+    def linear_ran(self, path: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self.outputs[path] = output
 
-    def whole(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    def part_ran(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self.last = output[0] if isinstance(output, tuple) else output
-        paths = [path for path, tensor in self.given.items() if tensor is self.last]
+        paths = [path for path, tensor in self.outputs.items() if tensor is self.last]
         if len(paths) != 1:
             self.result = "it does not end with a linear map (as mixtures of experts do not)"
             return
         linear = self.layer.get_submodule(paths[0])
         self.result = Exit(tuple(f"{paths[0]}.{name}" for name, _ in linear.named_parameters()))
 
-    def beside(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Another module of the layer ran; dropout does nothing in evaluation."""
+    def sibling_ran(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Notes a module of the layer that changes the part's output; dropout does not in evaluation."""
         if not any(tensor is self.last for tensor in inputs) or not isinstance(self.result, Exit):
             return
         self.last = output
         if not isinstance(module, nn.Dropout):
-            ends = self.result
-            self.result = Exit(ends.tensors, path, ends.keeps_zero and _keeps_zero(module))
+            end = self.result
+            self.result = Exit(end.tensors, path, end.keeps_zero and _keeps_zero(module))
 
 
 @lru_cache(maxsize=16)
 def _exits(text: str) -> tuple[Mapping[str, Exit | str], ...]:
     model = on_meta(text).to(torch.bfloat16).eval()
-    watched: list[dict[str, _Watched | str]] = [_watch(layer) for layer in layers_of(model)]
+    watches: list[dict[str, _PartWatch | str]] = [_watch(layer) for layer in layers_of(model)]
     ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
-    # A mask that is given needs no look at values, which are not there.
+    # Without a mask the model would look at values, which do not exist on the meta device.
     mask = torch.ones(1, 1, _TOKENS, _TOKENS, dtype=torch.bool, device="meta")
     try:
         with torch.no_grad():
             model.base_model(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False)
-    except Exception as error:  # a model's own code, which may look at values
+    except Exception as error:  # a model's own code may look at values
         reason = f"it cannot be watched without weights: {' '.join(str(error).split())}"
-        return tuple(dict.fromkeys(PARTS, reason) for _ in watched)
+        return tuple(dict.fromkeys(PARTS, reason) for _ in watches)
     return tuple(
-        {part: one if isinstance(one, str) else one.result for part, one in layer.items()}
-        for layer in watched
+        {part: watch if isinstance(watch, str) else watch.result for part, watch in of_layer.items()}
+        for of_layer in watches
     )
 
 
-def _watch(layer: nn.Module) -> dict[str, _Watched | str]:
-    found: dict[str, _Watched | str] = {}
+def _watch(layer: nn.Module) -> dict[str, _PartWatch | str]:
+    """Hooks watches into a layer, one for each part; a sentence says why a part has none."""
+    watches: dict[str, _PartWatch | str] = {}
     for part, pattern in _NAMES.items():
         fitting = [
             (name, child)
@@ -137,27 +145,27 @@ def _watch(layer: nn.Module) -> dict[str, _Watched | str]:
             if pattern.search(name) and "norm" not in name and any(True for _ in child.parameters())
         ]
         if len(fitting) != 1:
-            found[part] = f"expected one, found {', '.join(n for n, _ in fitting) or 'none'} in its layer"
+            watches[part] = f"expected one, found {', '.join(n for n, _ in fitting) or 'none'} in its layer"
             continue
         (name, block) = fitting[0]
-        one = found[part] = _Watched(name, layer)
+        watch = watches[part] = _PartWatch(name, layer)
         for path, module in block.named_modules(prefix=name):
             if isinstance(module, nn.Linear):
-                module.register_forward_hook(partial(one.inner, path))
-        block.register_forward_hook(one.whole)
+                module.register_forward_hook(partial(watch.linear_ran, path))
+        block.register_forward_hook(watch.part_ran)
         for path, sibling in layer.named_children():
             if path != name:
-                sibling.register_forward_hook(partial(one.beside, path))
-    return found
+                sibling.register_forward_hook(partial(watch.sibling_ran, path))
+    return watches
 
 
 def _keeps_zero(module: nn.Module) -> bool:
-    """Whether a small module makes zeros of zeros, tried with random weights."""
-    tried = copy.deepcopy(module).to_empty(device="cpu").float()
-    tried._forward_hooks.clear()
+    """Tells whether a small module returns zeros for zeros, by trying it with random weights."""
+    trial = copy.deepcopy(module).to_empty(device="cpu").float()
+    trial._forward_hooks.clear()
     width = 1
-    for parameter in tried.parameters():
+    for parameter in trial.parameters():
         nn.init.normal_(parameter)
         width = parameter.shape[-1]
     with torch.no_grad():
-        return not bool(tried(torch.zeros(1, 1, width)).any())
+        return not bool(trial(torch.zeros(1, 1, width)).any())

@@ -1,4 +1,4 @@
-"""When memory runs out: what it looks like, and how work goes on in smaller parts."""
+"""Recognises that memory has run out, and goes on in smaller parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ T = TypeVar("T")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch could help."""
+    """Tells whether a smaller batch could help.
+
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("out of memory"))
+    (True, False)
+    """
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # The CPU's allocator and MPS raise plain RuntimeError.
@@ -21,24 +25,24 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def free(device: torch.device) -> None:
-    """Give back what nothing holds any more. Not in a handler: its traceback holds on to tensors."""
+    """Gives unused memory back. Do not call it in an exception handler, whose traceback holds tensors."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 class BatchSize:
-    """How many sequences go through a model together: half as many whenever memory runs out.
+    """Limits how many sequences go through a model together; halves the limit when memory runs out.
 
     Attributes:
-        size: what memory has been found to hold so far.
+        size: the largest number of sequences that memory is known or hoped to hold.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def run(self, work: Callable[[int], T], device: torch.device) -> T:
-        """What `work` gives for a size that memory holds."""
+        """Calls `work` with the limit, again with half of it when memory runs out, and returns its result."""
         while True:
             try:
                 return work(self.size)

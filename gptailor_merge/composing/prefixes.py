@@ -1,12 +1,12 @@
-"""Recipes that start alike share the work of their common prefix.
+"""Computes common prefixes of plans once.
 
-The model's own forward runs, with the layers that need not be computed replaced by ones that compute
-nothing. Positions stay, so that masks and rotary embeddings that depend on a layer's index are the
-right ones. Nothing is approximated: the same operations see the same inputs.
+The model's own forward runs; layers that need not be computed are replaced by stand-ins that compute
+nothing. Layers keep their positions, so that masks and rotary embeddings that depend on a layer's index
+are right. Nothing is approximated: the same operations see the same inputs.
 
-There are two orders of work for a batch. `PrefixWalk` goes down one path after the other and
-remembers the states of one path; it suits layers that are all at hand. `levels` goes down all paths
-at once, layer by layer; it holds a state for every path, and asks for each layer once.
+A batch can be worked through in two orders. `PrefixWalk` goes down one path after the other and stores
+the states of one path; it suits layers that are all on the device. `levels` goes down all paths at once,
+layer by layer; it stores a state for every path and asks for each layer once.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from transformers import PreTrainedModel
 from gptailor_merge.recipe.plan import Plan
 
 Path = tuple[Hashable, ...]
+"""One step per slot; two plans with equal first steps have equal hidden states after these slots."""
 
 
 State = Any
-"""What a layer returns: hidden states [sequences, length, width]."""
+"""The output of a layer: hidden states [sequences, length, width]."""
 
 
 class Branches(NamedTuple):
-    """Where the rows of a batch hold token trees: what each token follows.
+    """Positions and attention mask of a batch whose rows hold token trees.
 
     Attributes:
-        positions: of each token in its text, int64 [sequences, length].
-        visible: which tokens each token sees, bool [sequences, 1, length, length].
+        positions: the position of each token in its text, int64 [sequences, length].
+        visible: True for the tokens that each token sees, bool [sequences, 1, length, length].
     """
 
     positions: torch.Tensor
@@ -41,23 +42,31 @@ class Branches(NamedTuple):
 
 
 def path_of(plan: Plan) -> Path:
-    """What the hidden state after each slot depends on, slot by slot, besides the input."""
+    """Returns a plan's path: all that the hidden state after each slot depends on, besides the input."""
     first, *rest = plan.slots
     return ((plan.embeddings, first), *rest)
 
 
 def trie_order(paths: Sequence[Path]) -> list[int]:
-    """The positions of the paths, those with a common prefix next to each other."""
+    """Returns the positions of the paths in an order that puts common prefixes next to each other.
+
+    >>> trie_order(["ab", "cd", "ac"])
+    [0, 2, 1]
+    """
     ordinals: dict[Hashable, int] = {}
     keys = [tuple(ordinals.setdefault(step, len(ordinals)) for step in path) for path in paths]
     return sorted(range(len(paths)), key=keys.__getitem__)
 
 
 def common(first: Sequence[Hashable], second: Sequence[Hashable]) -> int:
-    """How many steps two paths share from their start."""
+    """Returns the number of steps that two paths share from their start.
+
+    >>> common("abc", "abd")
+    2
+    """
     shared = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
+    for step, second_step in zip(first, second, strict=False):
+        if step != second_step:
             break
         shared += 1
     return shared
@@ -71,57 +80,58 @@ def advance(
     record: set[int],
     branches: Branches | None = None,
 ) -> list[State]:
-    """Run some of a model's layers.
+    """Runs consecutive layers of a model and returns the outputs of some of them.
 
     Args:
         ids: token ids [sequences, length].
-        state: what the layer before the first of `layers` gave; of no meaning from layer 0 on.
-        layers: consecutive layers; the others compute nothing.
-        record: the layers whose outputs are returned, in order; -1 beside 0 also returns what goes into
-            the first.
-        branches: None where each row is one text.
+        state: the output of the layer before `layers`; unused if they start at layer 0.
+        layers: the layers to run; the others compute nothing.
+        record: the layers whose outputs are returned, in order; -1 together with 0 also returns the
+            input of layer 0.
+        branches: positions and mask of token trees; None if each row is one text.
     """
-    named = {}
+    arguments = {}
     if branches is not None:
-        named = {"position_ids": branches.positions, "attention_mask": branches.visible}
+        arguments = {"position_ids": branches.positions, "attention_mask": branches.visible}
     body = model.base_model
-    kept: list[State] = []
-    with _replaced(body) as own:
+    outputs: list[State] = []
+    with _layers_restored(body) as body_layers:
         stand_ins: list[nn.Module] = []
-        for index, layer in enumerate(own):
+        for index, layer in enumerate(body_layers):
             if index in layers:
-                before = index == 0 and -1 in record
-                stand_ins.append(_Record(layer, kept, before=before) if index in record else layer)
+                with_input = index == 0 and -1 in record
+                is_recorded = index in record
+                stand_ins.append(_Record(layer, outputs, with_input=with_input) if is_recorded else layer)
             elif index == layers.start - 1:
                 stand_ins.append(_Replay(layer, state))
             else:
                 stand_ins.append(_Skip(layer))
         body.layers = nn.ModuleList(stand_ins)
         with torch.inference_mode():
-            body(input_ids=ids, use_cache=False, **named)
-    return kept
+            body(input_ids=ids, use_cache=False, **arguments)
+    return outputs
 
 
 def head(model: PreTrainedModel, ids: torch.Tensor, state: State) -> torch.Tensor:
-    """Logits [sequences, length, vocabulary] of what the last layer gave, by the model's own forward.
+    """Returns the logits [sequences, length, vocabulary] of the last layer's output.
 
-    `ids` and `state` may be any rows and positions of a batch: what follows the layers treats each
-    position by itself.
+    `ids` and `state` may be any rows and positions of a batch, since the modules after the layers treat
+    each position by itself.
     """
     body = model.base_model
-    with _replaced(body) as own, torch.inference_mode():
-        body.layers = nn.ModuleList([_Replay(own[0], state)])
+    with _layers_restored(body) as body_layers, torch.inference_mode():
+        body.layers = nn.ModuleList([_Replay(body_layers[0], state)])
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
 
 
 class PrefixWalk:
-    """Runs models on one batch; remembers the states along one path.
+    """Runs models on one batch and stores the states along one path.
 
     Memory is bounded by one path: at most one hidden state [sequences, length, width] per slot.
 
     Attributes:
-        layers_run: layers that were computed.
+        layers_run: the number of layers computed so far.
     """
 
     def __init__(self, ids: torch.Tensor, branches: Branches | None = None) -> None:
@@ -131,36 +141,37 @@ class PrefixWalk:
         self.layers_run = 0
 
     def run(self, model: PreTrainedModel, path: Path, keep: int) -> State:
-        """What the model's last layer gives.
+        """Returns the output of the model's last layer.
 
         Args:
-            path: see path_of.
-            keep: how many steps the next model shares with this one; deeper states are not kept.
+            path: the path of the model's plan, see path_of.
+            keep: the number of steps that the next path shares with this one; deeper states are not
+                stored.
         """
         known = common(self._steps, path)
         del self._steps[known:], self._states[known:]
         depth = len(path)
         if known == depth:
             return self._states[-1]
-        before = self._states[-1] if known else None
+        start = self._states[-1] if known else None
         record = {*range(known, keep), depth - 1}
-        states = advance(model, self._ids, before, range(known, depth), record, self._branches)
+        states = advance(model, self._ids, start, range(known, depth), record, self._branches)
         self.layers_run += depth - known
-        kept = max(keep - known, 0)
-        self._states += states[:kept]
-        self._steps += path[known : known + kept]
+        shared = max(keep - known, 0)
+        self._states += states[:shared]
+        self._steps += path[known : known + shared]
         return states[-1]
 
 
 def levels(paths: Sequence[Path], step: Callable[[int, int, State], State]) -> Iterator[tuple[int, State]]:
-    """Go down all paths together; yield each as soon as it has ended, with its last state.
+    """Goes down all paths together; yields (position, last state) for each path as soon as it ends.
 
-    At each depth the distinct steps follow each other, so that whoever fetches what a step needs
-    fetches it once. States of paths that have parted are held side by side.
+    At each depth equal steps follow each other, so that the layer of a step is fetched once. Paths that
+    have parted have a state each.
 
     Args:
-        step: (position of a path, depth, state before) -> state after; called once per distinct
-            prefix. None instead of a state ends all paths with this prefix.
+        step: (position of a path, depth, state before) -> state after; called once per distinct prefix.
+            If it returns None, all paths with this prefix end without a result.
     """
     states: dict[Path, State] = {(): None}
     for depth in range(max(map(len, paths), default=0)):
@@ -182,8 +193,8 @@ def levels(paths: Sequence[Path], step: Callable[[int, int, State], State]) -> I
 
 
 @contextmanager
-def _replaced(body: Any) -> Iterator[nn.ModuleList]:
-    """Give the list of layers back when done."""
+def _layers_restored(body: Any) -> Iterator[nn.ModuleList]:
+    """Yields a body's list of layers, and puts it back when the block ends."""
     layers = body.layers
     try:
         yield layers
@@ -192,7 +203,7 @@ def _replaced(body: Any) -> Iterator[nn.ModuleList]:
 
 
 class _StandIn(nn.Module):
-    """Stands in a layer's place; what a model asks a layer for, besides running it, is the layer's."""
+    """Stands in a layer's place; attributes that a model asks it for are the layer's."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -213,7 +224,7 @@ class _Skip(_StandIn):
 
 
 class _Replay(_StandIn):
-    """The last of the skipped layers: gives what it gave before."""
+    """Returns a stored state; stands for the last of the skipped layers."""
 
     def __init__(self, layer: nn.Module, state: State) -> None:
         super().__init__(layer)
@@ -224,15 +235,15 @@ class _Replay(_StandIn):
 
 
 class _Record(_StandIn):
-    """Runs the layer and keeps its output, and before it its input where that is wanted."""
+    """Runs the layer and appends its output, preceded by its input if asked to, to a list."""
 
-    def __init__(self, layer: nn.Module, kept: list[State], *, before: bool) -> None:
+    def __init__(self, layer: nn.Module, states: list[State], *, with_input: bool) -> None:
         super().__init__(layer)
-        self._kept, self._before = kept, before
+        self._states, self._with_input = states, with_input
 
     def forward(self, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> Any:
-        if self._before:
-            self._kept.append(hidden_states)
+        if self._with_input:
+            self._states.append(hidden_states)
         output = self._layer(hidden_states, *arguments, **named)
-        self._kept.append(output)
+        self._states.append(output)
         return output

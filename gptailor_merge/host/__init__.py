@@ -1,1 +1,1 @@
-"""Plans become what mergekit executes, and model directories; and what others wrote becomes recipes."""
+"""Hosts recipes in mergekit: lowers, materialises, exports and imports them."""

@@ -1,42 +1,44 @@
-"""How stock mergekit finds the `tailor` method: a pydantic plugin, named in pyproject.toml.
+"""The pydantic plugin, named in pyproject.toml, by which stock mergekit finds the `tailor` method.
 
-mergekit looks for no entry points, but it validates every configuration by pydantic, and pydantic
-does. The handler sees the raw dictionary of a MergeConfiguration before validation; where it is a
-recipe of ours, it registers the method and lowers the recipe in place. Everyone else's models and
-configurations pass untouched. pydantic loads this module into every process that uses pydantic, so
-it imports nothing. PYDANTIC_DISABLE_PLUGINS=gptailor switches it off.
+mergekit looks for no entry points, but it validates every configuration with pydantic, and pydantic does.
+The handler gets the dictionary of a MergeConfiguration before validation. If it is a recipe, the handler
+registers the method and lowers the recipe in place; all other models and configurations pass untouched.
+
+pydantic loads this module into every process that uses pydantic, so it imports nothing, not even typing.
+PYDANTIC_DISABLE_PLUGINS=gptailor switches it off.
 """
 
 from __future__ import annotations
 
-from typing import Any
 
+class _ConfigurationHandler:
+    """Lowers recipes before pydantic validates them as mergekit configurations."""
 
-class _Handler:
-    def on_enter(self, input: Any, **_: Any) -> None:
+    def on_enter(self, input: object, **_: object) -> None:
         if isinstance(input, dict) and input.get("merge_method") == "tailor":
             _lower_in_place(input)
 
-    def on_success(self, result: Any) -> None:
-        """Nothing to do."""
+    def on_success(self, result: object) -> None:
+        """Does nothing."""
 
     def on_error(self, error: Exception) -> None:
-        """Nothing to do: mergekit reports it."""
+        """Does nothing; mergekit reports the error."""
 
     def on_exception(self, exception: Exception) -> None:
-        """Nothing to do: mergekit reports it."""
+        """Does nothing; mergekit reports the exception."""
 
 
 class _Plugin:
     def new_schema_validator(
-        self, schema: Any, schema_type: Any, schema_type_path: Any, *_: Any, **__: Any
-    ) -> tuple[Any, None, None]:
-        module, name = getattr(schema_type_path, "module", None), getattr(schema_type_path, "name", None)
-        ours = module == "mergekit.config" and name == "MergeConfiguration"
-        return (_Handler() if ours else None), None, None
+        self, schema: object, schema_type: object, schema_type_path: object, *_: object, **__: object
+    ) -> tuple[object, None, None]:
+        """Returns the handlers of a validator; only mergekit's configurations get one."""
+        path = (getattr(schema_type_path, "module", None), getattr(schema_type_path, "name", None))
+        is_configuration = path == ("mergekit.config", "MergeConfiguration")
+        return (_ConfigurationHandler() if is_configuration else None), None, None
 
 
-def _lower_in_place(document: dict[str, Any]) -> None:
+def _lower_in_place(document: dict[str, object]) -> None:
     import click
 
     from gptailor_merge.errors import InputError

@@ -1,6 +1,6 @@
-"""Recipes made of what others wrote: plain mergekit configurations, the paper's published ones.
+"""Imports plain mergekit configurations, and those of the paper (paper_configs.py), as recipes.
 
-What cannot be said in a recipe, and what mergekit itself would silently ignore, is an error.
+A key that a recipe cannot express, or that mergekit itself would silently ignore, is an error.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergekit.merge_methods.base import BasePolicy, ParameterScope
-
 from gptailor_merge.documents import read_yaml, suggest
 from gptailor_merge.errors import KeyPath, Problem, RecipeError, errors_in
-from gptailor_merge.host.imported import Document, Imported, finish
-from gptailor_merge.host.paper import from_published, is_published
-from gptailor_merge.methods.specs import method_names, method_spec
+from gptailor_merge.host.completion import Document, Imported, complete
+from gptailor_merge.host.paper_configs import from_paper_config, is_paper_config
+from gptailor_merge.methods.specs import ParameterScope, method_names, method_spec
 from gptailor_merge.models.checkpoint import depth_on_disk
 from gptailor_merge.recipe.plan import SELECT
 from gptailor_merge.recipe.recipe import TAILOR
@@ -30,64 +28,64 @@ _OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 
 
 def load(file: Path, *, base: str | None = None, candidates: Sequence[str] = ()) -> Imported:
-    """Read a mergekit configuration, or a configuration that the paper's authors published.
+    """Imports a file: a mergekit configuration, or one that the paper's authors published.
 
     Args:
         base: the base model; overrides the file's.
-        candidates: what the paper's configurations call candidates 0, 1, …
+        candidates: the models that the paper's configurations call candidates 0, 1, …
 
     Raises:
-        RecipeError: what cannot be imported, with the key.
+        RecipeError: a key cannot be imported.
     """
     document = read_yaml(file, RecipeError)  # JSON is YAML
     if not isinstance(document, Mapping):
         raise RecipeError(f"expected a mapping, found {type(document).__name__}", file=file)
     with errors_in(file):
-        if is_published(document):
-            return from_published(document, base=base, candidates=candidates)
+        if is_paper_config(document):
+            return from_paper_config(document, base=base, candidates=candidates)
         if candidates:
             raise RecipeError("candidates are for the paper's configurations, whose keys are remove_idx_*")
         return from_mergekit(document, base=base)
 
 
 def from_mergekit(document: Mapping[str, Any], *, base: str | None = None) -> Imported:
-    """The recipe of a mergekit configuration that stacks layers.
+    """Imports a mergekit configuration that stacks layers.
 
-    mergekit takes the embeddings from the sources of the first slice, final norm and head from those
-    of the last, both at the start of gradients; the recipe says so.
+    mergekit takes the embeddings from the sources of the first slice, and final norm and head from those
+    of the last, both at the start of gradients; the recipe states this explicitly.
     """
     notes: list[str] = []
     method = _method(document)
     slices = _slices(document)
     models = [source["model"] for part in slices for source in part["sources"]]
-    chosen = base or document.get("base_model")
+    base = base or document.get("base_model")
     spec = method_spec(method)
     assert spec is not None
-    if chosen is None:
-        if spec.contract.base is not BasePolicy.IGNORED and spec.contract.base is not BasePolicy.FORBIDDEN:
+    if base is None:
+        if spec.takes_base:
             raise RecipeError(Problem(("base_model",), f"is missing; {method} calculates with a base"))
-        chosen = models[0]
-        notes.append(f"base_model is missing; {chosen} gives config and tokenizer")
+        base = models[0]
+        notes.append(f"base_model is missing; {base} gives config and tokenizer")
     defaults = dict(document.get("parameters") or {})
     layers = [part for part in slices if _length(part)]
     if not layers:
         raise RecipeError(Problem(("slices",), "hold no layers"))
-    written: Document = {"merge_method": TAILOR, "base_model": chosen}
-    written |= {key: document[key] for key in _COPIED if document.get(key) is not None}
+    recipe: Document = {"merge_method": TAILOR, "base_model": base}
+    recipe |= {key: document[key] for key in _COPIED if document.get(key) is not None}
     ends = {
-        "embeddings": _component(slices[0], method, chosen, defaults),
-        "head": _component(slices[-1], method, chosen, defaults),
+        "embeddings": _origin(slices[0], method, base, defaults),
+        "head": _origin(slices[-1], method, base, defaults),
     }
-    own = {name: value for name, value in ends.items() if value != chosen}
+    origins = {name: origin for name, origin in ends.items() if origin != base}
     if method == SELECT:
         _check_scale(slices, defaults)
-    made = [_slice(part, method) for part in layers]
-    if defaults | own:
-        written["parameters"] = {**own, **defaults}
-    return finish({**written, "slices": made}, notes)
+    if defaults | origins:
+        recipe["parameters"] = {**origins, **defaults}
+    return complete({**recipe, "slices": [_slice(part, method) for part in layers]}, notes)
 
 
 def _method(document: Mapping[str, Any]) -> str:
+    """Returns the method of a configuration whose top-level keys are all known."""
     unknown = [str(key) for key in document if key not in _KEYS]
     if unknown:
         raise RecipeError([Problem((key,), "cannot be imported" + suggest(key, _KEYS)) for key in unknown])
@@ -105,14 +103,14 @@ def _method(document: Mapping[str, Any]) -> str:
 
 
 def _slices(document: Mapping[str, Any]) -> list[Document]:
-    """The slices; `models` are one slice of all layers."""
+    """Returns the slices; `models` count as one slice of all layers."""
     if ("slices" in document) == ("models" in document):
         raise RecipeError("expected either slices or models")
     if "slices" in document:
-        found = document["slices"]
-        if not isinstance(found, list) or not found:
+        slices = document["slices"]
+        if not isinstance(slices, list) or not slices:
             raise RecipeError(Problem(("slices",), "expected a list of slices"))
-        return [_checked(part, ("slices", index)) for index, part in enumerate(found)]
+        return [_checked(part, ("slices", index)) for index, part in enumerate(slices)]
     sources = []
     for index, entry in enumerate(document["models"] or []):
         model = entry.get("model") if isinstance(entry, Mapping) else None
@@ -133,6 +131,7 @@ def _slices(document: Mapping[str, Any]) -> list[Document]:
 
 
 def _checked(part: Any, path: KeyPath) -> Document:
+    """Returns a slice whose keys and types are right."""
     if not isinstance(part, Mapping) or not isinstance(part.get("sources"), list) or not part["sources"]:
         raise RecipeError(Problem(path, "expected a mapping with sources"))
     for key in part:
@@ -166,19 +165,19 @@ def _slice(part: Document, method: str) -> Document:
     return {**part, "parameters": {"op": "merge", "method": method, **parameters}}
 
 
-def _component(part: Document, method: str, base: str, defaults: Mapping[str, Any]) -> Any:
-    """What embeddings or head are taken from, as a recipe says it."""
+def _origin(part: Document, method: str, base: str, defaults: Mapping[str, Any]) -> Any:
+    """Returns the origin of embeddings or head, which mergekit takes from the slice at their end."""
     sources = part["sources"]
     if method == SELECT:
         return sources[0]["model"]
     spec = method_spec(method)
     assert spec is not None
-    own_base = part.get("base_model", base)
+    slice_base = part.get("base_model", base)
     spared = [p.name for p in spec.input_parameters if p.scope is ParameterScope.NON_BASE]
-    members = [s for s in sources if not (spared and s["model"] == own_base)]
-    given = [dict(source.get("parameters") or {}) for source in members]
-    weights = [_at_start(parameters.pop("weight", None)) for parameters in given]
-    if any(given) or (
+    members = [s for s in sources if not (spared and s["model"] == slice_base)]
+    source_parameters = [dict(source.get("parameters") or {}) for source in members]
+    weights = [_at_start(parameters.pop("weight", None)) for parameters in source_parameters]
+    if any(source_parameters) or (
         any(w is not None for w in weights) and not all(type(w) in (int, float) for w in weights)
     ):
         raise RecipeError(
@@ -186,10 +185,11 @@ def _component(part: Document, method: str, base: str, defaults: Mapping[str, An
             "last slice, and a recipe knows only plain weights there; set embeddings and head by hand"
         )
     names = [source["model"] for source in members]
-    made: Document = {"method": method}
-    made |= {"weights": dict(zip(names, weights, strict=True))} if None not in weights else {"members": names}
-    if own_base != base:
-        made["base_model"] = own_base
+    origin: Document = {"method": method}
+    weighted = dict(zip(names, weights, strict=True))
+    origin |= {"weights": weighted} if None not in weights else {"members": names}
+    if slice_base != base:
+        origin["base_model"] = slice_base
     known = {parameter.name for parameter in spec.parameters}
     shared: Document = {}
     for scope in (part.get("parameters") or {}, defaults):
@@ -197,25 +197,26 @@ def _component(part: Document, method: str, base: str, defaults: Mapping[str, An
             if name in known:
                 shared[name] = _join(shared[name], value) if name in shared else value
     if shared:
-        made["parameters"] = {name: _at_start(value) for name, value in shared.items()}
-    return made
+        origin["parameters"] = {name: _at_start(value) for name, value in shared.items()}
+    return origin
 
 
 def _join(first: Any, second: Any) -> Any:
-    """Settings by falling precedence: the second is asked where no filter of the first matches."""
+    """Joins two settings by falling precedence: the second counts where no filter of the first matches."""
     first, second = (_conditions(value) for value in (first, second))
     catches_all = any(condition.get("filter") in (None, "*") for condition in first)
     return first if catches_all else [*first, *second]
 
 
 def _conditions(value: Any) -> list[Document]:
+    """Returns a setting as a list of conditional settings."""
     if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         return value
     return [dict(value) if isinstance(value, Mapping) else {"value": value}]
 
 
 def _at_start(value: Any) -> Any:
-    """The first value of gradients, which mergekit takes for embeddings and head."""
+    """Returns the first value of gradients, which mergekit takes for embeddings and head."""
     if isinstance(value, Mapping):
         return {**value, "value": _at_start(value["value"])}
     if isinstance(value, list) and value:
@@ -226,7 +227,7 @@ def _at_start(value: Any) -> Any:
 
 
 def _check_scale(slices: Sequence[Document], defaults: Mapping[str, Any]) -> None:
-    """passthrough's one parameter multiplies embeddings and head, too; a recipe's select does not."""
+    """Refuses scales that mergekit would apply to embeddings and head; a recipe's select does not."""
     for part in (slices[0], slices[-1]):
         scopes = (part["sources"][0].get("parameters") or {}, part.get("parameters") or {}, defaults)
         scales = [_at_start(scope["scale"]) for scope in scopes if "scale" in scope]

@@ -1,8 +1,8 @@
-"""A plan becomes the mergekit configuration that does the same.
+"""Lowers a plan to a mergekit configuration that makes the same model.
 
-Each slot becomes a slice of one layer. Embeddings and head become slices of no layers, the first
-and the last, because mergekit takes the embeddings from the sources of the first slice and the
-final norm and lm_head from those of the last.
+Each slot becomes a slice of one layer. Embeddings and head become the first and the last slice, of no
+layers, because mergekit takes the embeddings from the sources of the first slice, and final norm and
+lm_head from those of the last.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gptailor_merge.composing.editing import Placed, to_json
-from gptailor_merge.host.method import CONFIG, EDITS, SLOT
+from gptailor_merge.host.tailor_method import CONFIG, EDITS, SLOT
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.recipe.plan import Edit, Operation, Plan
 from gptailor_merge.recipe.recipe import TAILOR
@@ -22,13 +22,13 @@ from gptailor_merge.recipe.recipe import TAILOR
 def lower(
     plan: Plan, *, chat_template: str | None = None, directories: Mapping[str, Path] | None = None
 ) -> dict[str, Any]:
-    """The configuration as mergekit's MergeConfiguration reads it.
+    """Returns the configuration as mergekit's MergeConfiguration reads it.
 
-    Its base_model is the model that the tokenizer comes from; where the config is another's, that one
-    stands beside.
+    Its base_model is the model that gives the tokenizer; if another model gives the config, the parameter
+    `config` names that one.
 
     Args:
-        directories: model -> where its weights are, for models that mergekit is not to look for.
+        directories: model -> directory of its weights, for models that mergekit must not look for.
     """
 
     def reference(model: str) -> str | dict[str, Any]:
@@ -37,8 +37,8 @@ def lower(
     def slice_of(
         sources: list[tuple[str, int, int]], operation: Operation, edits: Sequence[Edit] = ()
     ) -> dict[str, Any]:
-        # Which tensors an edit is of is filled in when the models are there, see mergekit_model.py.
-        more = {EDITS: to_json([Placed(edit, ()) for edit in edits])} if edits else {}
+        # registration.py fills in the tensors of an edit once the models are on this machine.
+        edit_parameter = {EDITS: to_json([Placed(edit, ()) for edit in edits])} if edits else {}
         models = [model for model, _, _ in sources]
         return {
             "sources": [
@@ -48,12 +48,12 @@ def lower(
                 }
                 for position, (model, first, last) in enumerate(sources)
             ],
-            "parameters": {SLOT: operation.to_json(), **more},
+            "parameters": {SLOT: operation.to_json(), **edit_parameter},
         }
 
     embeddings, head = plan.embeddings, plan.head
-    # mergekit pairs the head's sources with the *first* slice's (plan.py, plan_module), dropping
-    # what exceeds them: pad the first slice. TailorMethod ignores sources its operation lacks.
+    # mergekit pairs the head's sources with those of the first slice (plan.py, plan_module) and drops the
+    # surplus, so the first slice is padded. TailorMethod ignores sources that its operation lacks.
     padding = [model for model in head[0] if model not in embeddings[0]]
     missing = max(0, len(head[0]) - len(embeddings[0]))
     slices = [slice_of([(m, 0, 0) for m in (*embeddings[0], *padding[:missing])], embeddings[1])]
@@ -71,7 +71,7 @@ def lower(
 
 
 def is_lowered(document: Mapping[str, Any]) -> bool:
-    """Whether a tailor configuration has been lowered already (mergekit-multi reads it twice)."""
+    """Tells whether a tailor configuration has been lowered already (mergekit-multi reads it twice)."""
     slices = document.get("slices")
     return bool(slices) and all(
         isinstance(part, Mapping) and SLOT in (part.get("parameters") or {}) for part in slices or ()
@@ -79,12 +79,12 @@ def is_lowered(document: Mapping[str, Any]) -> bool:
 
 
 def config_base(parameters: Mapping[str, Any] | None) -> str | dict[str, Any] | None:
-    """The model whose config a lowered configuration takes, as mergekit reads it; None is its base_model."""
+    """Returns the model whose config a lowered configuration takes; None stands for its base_model."""
     return json.loads(parameters[CONFIG]) if parameters and CONFIG in parameters else None
 
 
 def _reference(model: str) -> str | dict[str, Any]:
-    """A model as mergekit reads it: spelt out where mergekit would misread a path with @ or +."""
+    """Returns a model as mergekit reads it, spelt out if mergekit would misread a path with @ or +."""
     parsed = ModelId.parse(model)
     if not set(model) & set("@+"):
         return model
@@ -93,11 +93,11 @@ def _reference(model: str) -> str | dict[str, Any]:
 
 
 def _alias(reference: str | dict[str, Any], times: int) -> str | dict[str, Any]:
-    """The same model under another reference, for one that is in a slice already so many times.
+    """Returns another reference to a model that occurs `times` times before in the same slice.
 
-    mergekit keeps a slice's tensors by the references of their models. A reference may name another
-    architecture than config.json does, which tells it from the plain one and changes nothing else:
-    we take no notice of it (mergekit_model.py).
+    mergekit stores a slice's tensors by the references of their models. A reference may override the
+    architecture that config.json names, which makes it differ from the plain one and has no other effect,
+    since registration.py ignores it.
     """
     if not times:
         return reference

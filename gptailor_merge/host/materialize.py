@@ -1,4 +1,4 @@
-"""A recipe becomes a model directory, by mergekit, verified by loading it back."""
+"""Materialises a recipe: mergekit writes its model to a directory, which is verified by loading it back."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mergekit.options import MergeOptions
 from gptailor_merge.errors import MergeFailedError
 from gptailor_merge.files import refuse_existing, staging
 from gptailor_merge.host.lowering import lower
+from gptailor_merge.host.mentions import RECIPE
 from gptailor_merge.host.registration import register
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.models.family import Family
@@ -22,25 +23,22 @@ from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 
-RECIPE = "mergekit_config.yml"
-
-
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def materialize(recipe: Recipe, out: Path, *, file: Path | None = None, replace: bool = False) -> Plan:
-    """Write the model of a recipe to a new directory.
+    """Writes the model of a recipe to a new directory, and returns the recipe's plan.
 
-    The directory appears whole or not at all: it is written beside, verified, and renamed. It holds
-    weights, config, the base's tokenizer, and the recipe as mergekit_config.yml.
+    The directory appears whole or not at all. It holds weights, config, tokenizer, and the recipe as
+    mergekit_config.yml.
 
     Args:
-        file: the recipe's, copied as it is.
-        replace: a directory that is there is replaced when the new one is whole.
+        file: the recipe's file, which is copied as it is.
+        replace: replaces an existing directory once the new one is whole.
 
     Raises:
         ConfigError: `out` exists and is not an empty directory.
-        RecipeError, FamilyError: see recipe.check.
+        RecipeError, FamilyError: see planning.check.
         MergeFailedError: mergekit failed, or the written model does not load back as it should.
     """
     plan, family = check_with_family(recipe, file=file)
@@ -56,17 +54,17 @@ def materialize(recipe: Recipe, out: Path, *, file: Path | None = None, replace:
 
 
 def is_of(model: Path, recipe: Path) -> bool:
-    """Whether a directory holds the model of this recipe file."""
+    """Tells whether a directory holds the model of this recipe file."""
     written = model / RECIPE
     return written.is_file() and written.read_text(encoding="utf-8") == recipe.read_text(encoding="utf-8")
 
 
 def verify(directory: Path, plan: Plan) -> None:
-    """Load a written model as transformers does and compare it with its plan.
+    """Loads a written model as transformers does and compares it with its plan.
 
     Raises:
-        MergeFailedError: missing, unexpected or mismatched tensors, another depth, values that are
-            not finite.
+        MergeFailedError: tensors are missing, unexpected or mismatched, the depth is another, or values
+            are not finite.
     """
     try:
         reloaded = reload(directory)
@@ -90,7 +88,7 @@ def _merge(plan: Plan, recipe: Recipe, family: Family, directory: Path) -> None:
         quiet=True,
         copy_tokenizer=any((donor / name).exists() for name in _TOKENIZER_FILES),
     )
-    # mergekit would merge adapters again, and know the result again by the paths' names alone.
+    # mergekit would merge adapters again, and recognise the result by the names of the paths alone.
     adapted = {m.model: m.directory for m in family.members if ModelId.parse(m.model).adapter}
     lowered = lower(plan, chat_template=recipe.chat_template, directories=adapted)
     configuration = MergeConfiguration.model_validate(lowered)
@@ -100,11 +98,11 @@ def _merge(plan: Plan, recipe: Recipe, family: Family, directory: Path) -> None:
     except Exception as error:
         raise MergeFailedError(f"mergekit could not merge: {type(error).__name__}: {error}") from error
     else:
-        given = donor / "generation_config.json"
-        if given.exists() and not (directory / given.name).exists():
-            shutil.copy(given, directory)  # mergekit forgets it where it sets a chat template
+        generation_config = donor / "generation_config.json"
+        if generation_config.exists() and not (directory / generation_config.name).exists():
+            shutil.copy(generation_config, directory)  # mergekit omits it if it sets a chat template
         if options.copy_tokenizer and not any((directory / name).exists() for name in _TOKENIZER_FILES):
             raise MergeFailedError("mergekit merged the weights and failed to write the tokenizer")
     finally:
-        # mergekit keeps files open by path for the life of the process; they may be replaced.
+        # mergekit keeps files open by path for the life of the process, and they may be replaced.
         LoaderCache().loaders.clear()

@@ -1,9 +1,9 @@
-"""Tells mergekit what a tailored model looks like: its tensors and its config.
+"""Registers the `tailor` method, and tells mergekit the tensors and the config of tailored models.
 
-mergekit 0.1.5 knows architectures from lists of its own, which say that all layers hold the same
-tensors, and writes the base's config with another number of layers. Neither holds for models whose
-layers differ. `register` has `mergekit.merge` ask us instead, for configurations of the method
-`tailor` only; all others pass untouched.
+mergekit 0.1.5 has its own definitions of architectures, in which all layers hold the same tensors, and it
+writes the base's config with another number of layers. Both are wrong for models whose layers differ.
+`register` replaces the two functions of `mergekit.merge` that decide this, for configurations of the
+method `tailor` only; all others pass untouched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gptailor_merge.composing.editing import from_json, to_json
 from gptailor_merge.composing.exits import placed
 from gptailor_merge.errors import InputError, Problem, RecipeError
 from gptailor_merge.host.lowering import config_base
-from gptailor_merge.host.method import EDITS, TailorMethod
+from gptailor_merge.host.tailor_method import EDITS, TailorMethod
 from gptailor_merge.models.architecture import Architecture, Shape, pruned, shifted, unlike
 from gptailor_merge.recipe.recipe import TAILOR
 
@@ -31,23 +31,27 @@ class TailorModule(ModuleArchitecture):  # type: ignore[misc]  # mergekit has no
     """The tensors of a model as transformers builds it from a config, layer by layer."""
 
     def pre_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
-        """The embeddings."""
-        own = _of(config)
-        return [_weight(name, shape, own, config) for name, shape in own.before.items()]
+        """Returns the embeddings."""
+        architecture = _architecture(config)
+        return [_weight(name, shape, architecture, config) for name, shape in architecture.before.items()]
 
     def layer_weights(self, index: int, config: PreTrainedConfig) -> list[WeightInfo]:
-        """The tensors of one layer; layers of one kind list them in the same order."""
-        own = _of(config)
-        return [_weight(f"{own.prefix}{index}.{n}", s, own, config) for n, s in own.layers[index].items()]
+        """Returns the tensors of one layer; layers of one kind list them in the same order."""
+        architecture = _architecture(config)
+        prefix = f"{architecture.prefix}{index}."
+        return [
+            _weight(prefix + name, shape, architecture, config)
+            for name, shape in architecture.layers[index].items()
+        ]
 
     def post_weights(self, config: PreTrainedConfig) -> list[WeightInfo]:
-        """Final norm and head."""
-        own = _of(config)
-        return [_weight(name, shape, own, config) for name, shape in own.after.items()]
+        """Returns final norm and head."""
+        architecture = _architecture(config)
+        return [_weight(name, shape, architecture, config) for name, shape in architecture.after.items()]
 
 
 def register() -> None:
-    """Make `tailor` known to mergekit; a second call does nothing."""
+    """Makes `tailor` known to mergekit; a second call does nothing."""
     if TAILOR in {method.spec.name for method in registry.registered_methods()}:
         return
     registry.register(TailorMethod())
@@ -64,19 +68,19 @@ def register() -> None:
         module = ModuleDefinition(architecture=TailorModule())
         return ModelArchitecture(modules={"default": module}, architectures=[], model_type="")
 
-    def model_out_config(config: MergeConfiguration, *arguments: Any, **named: Any) -> PreTrainedConfig:
+    def model_out_config(config: MergeConfiguration, *arguments: Any, **options: Any) -> PreTrainedConfig:
         if config.merge_method != TAILOR:
-            return config_of(config, *arguments, **named)
+            return config_of(config, *arguments, **options)
         donor = config.base_model
         base = _config_model(config)
-        result = config_of(config.model_copy(update={"base_model": base}), *arguments, **named)
-        own = base.config().to_dict()
-        # The first and the last slice hold no layers, see lowering.py.
+        result = config_of(config.model_copy(update={"base_model": base}), *arguments, **options)
+        base_config = base.config().to_dict()
+        # The first and the last slice have no layers, see lowering.py.
         slots = [[(str(s.model), s.layer_range[0]) for s in part.sources] for part in config.slices[1:-1]]
         kept = [sources[0][1] for sources in slots]
-        _check(own, slots, kept)
-        for key, value in pruned(own, kept, donor.config().to_dict()).items():
-            if own.get(key) != value:
+        _check_kinds(base_config, slots, kept)
+        for key, value in pruned(base_config, kept, donor.config().to_dict()).items():
+            if base_config.get(key) != value:
                 setattr(result, key, value)
         return result
 
@@ -89,24 +93,25 @@ def _config_model(config: MergeConfiguration) -> ModelReference:
 
 
 def _place_edits(config: MergeConfiguration) -> None:
-    """Tell each edit its tensors, which takes the config of a model that may have come just now."""
-    own: dict[str, Any] | None = None
+    """Adds to each edit its tensors, for which the model's config must be on this machine."""
+    base_config: dict[str, Any] | None = None
     for part in config.slices or ():
         if EDITS in (part.parameters or {}):
-            own = own or _config_model(config).config().to_dict()
-            edits = [one.edit for one in from_json(part.parameters[EDITS])]
+            base_config = base_config or _config_model(config).config().to_dict()
+            edits = [placed_edit.edit for placed_edit in from_json(part.parameters[EDITS])]
+            layer = part.sources[0].layer_range[0]
             try:
-                part.parameters[EDITS] = to_json(placed(edits, own, part.sources[0].layer_range[0]))
+                part.parameters[EDITS] = to_json(placed(edits, base_config, layer))
             except InputError as error:
                 refuse(error)
 
 
-def _check(config: dict[str, Any], slots: list[list[tuple[str, int]]], kept: list[int]) -> None:
-    """What check.py could not see where the models were not on this machine yet."""
+def _check_kinds(config: dict[str, Any], slots: list[list[tuple[str, int]]], kept: list[int]) -> None:
+    """Checks the kinds of layers, which planning.check cannot do before the models are on this machine."""
     try:
         texts = [text for sources in slots if (text := unlike(config, sources))]
-        if not texts and (apart := shifted(config, kept)):
-            texts.append(apart[1])
+        if not texts and (misplaced := shifted(config, kept)):
+            texts.append(misplaced[1])
         if texts:
             raise RecipeError([Problem((), text) for text in texts])
     except InputError as error:
@@ -114,19 +119,19 @@ def _check(config: dict[str, Any], slots: list[list[tuple[str, int]]], kept: lis
 
 
 def refuse(error: InputError) -> NoReturn:
-    """mergekit's commands are click's: end them with one clear message and exit code 2."""
+    """Ends a command of mergekit, which is click's, with one message; elsewhere raises the error."""
     if click.get_current_context(silent=True) is None:
         raise error
     clean = type("RecipeException", (click.ClickException,), {"exit_code": error.exit_code})
     raise clean(str(error)) from None
 
 
-def _of(config: PreTrainedConfig) -> Architecture:
+def _architecture(config: PreTrainedConfig) -> Architecture:
     return Architecture.of(config.to_dict())
 
 
-def _weight(name: str, shape: Shape, own: Architecture, config: PreTrainedConfig) -> WeightInfo:
-    stored = own.stored.get(name)
+def _weight(name: str, shape: Shape, architecture: Architecture, config: PreTrainedConfig) -> WeightInfo:
+    stored = architecture.stored.get(name)
     return WeightInfo(
         name=name,
         aliases=(stored,) if stored else None,

@@ -1,1 +1,1 @@
-"""A run goes to the Hub, and a published model comes back."""
+"""Publishes a run's model on the Hugging Face Hub."""

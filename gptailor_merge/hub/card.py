@@ -1,23 +1,23 @@
-"""The model card: metadata as the Hub reads it, and the text of model_card_template.md.
+"""Writes the model card: fills in model_card_template.md.
 
-Every number comes from the run's journal, its config, or the headers of the model files. What is not
-known is left out.
+Every number comes from the journal of the run, its config, or the headers of the model files. The card
+leaves out what is not known.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from transformers import AutoConfig
 
 import gptailor_merge
 from gptailor_merge.checking.llama_cpp import hazards
 from gptailor_merge.config import SearchConfig
+from gptailor_merge.host.mentions import STOCK_COMMAND
+from gptailor_merge.hub.card_metadata import metadata
 from gptailor_merge.hub.card_tables import (
     held_out_tables,
     latency_table,
@@ -28,120 +28,56 @@ from gptailor_merge.hub.card_tables import (
     slots_table,
 )
 from gptailor_merge.hub.citations import CITATIONS
-from gptailor_merge.hub.measured_on import described, source_of
+from gptailor_merge.hub.measured_on import calibration_texts, described
 from gptailor_merge.hub.model_size import size_of
-from gptailor_merge.hub.parents import languages_of
 from gptailor_merge.hub.release import MAPS, Release
-from gptailor_merge.objectives.configs import CostConfig, ObjectiveConfig, TextConfig
+from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.scores import COSTS, Score
-from gptailor_merge.report.card_pictures import Picture
+from gptailor_merge.report.formatting import plain
+from gptailor_merge.report.pictures import Picture
 from gptailor_merge.runs.summary import FOUND
 from gptailor_merge.scoring.measures import reported
 
 TEMPLATE = "model_card_template.md"
 
 
-TAGS = ("mergekit", "merge", "pruned", "gptailor")
-
-
-TASK = "text-generation"
-
-
-CUSTOM = "custom"
-"""What a model-index calls the data set of a file."""
-
-
 PLACES = {"map": "removed", "held-out": "held_out"}
-"""Name of a picture's file, without its ending -> the section of the card; others stand with the search."""
+"""Stem of a picture's file -> the section of the card that shows it; the search section shows all others."""
 
 
 def template() -> Path:
-    """In a wheel it is beside the package's modules, in a checkout at the top."""
+    """Returns the template's file: inside the package in a wheel, at the top of a checkout."""
     package = Path(gptailor_merge.__file__).parent
     return next(file for file in (package / TEMPLATE, package.parent / TEMPLATE) if file.is_file())
 
 
 def card_of(release: Release, repo_id: str, pictures: Sequence[Picture] = ()) -> ModelCard:
-    """The card of a run's model.
+    """Writes the card of a run's model.
 
     Args:
-        repo_id: where it is published.
-        pictures: in the directory `pictures` beside the card; PLACES says which stands where.
+        repo_id: the repository of the model.
+        pictures: files in the directory `pictures` beside the card; PLACES tells where each is shown.
     """
     card: ModelCard = ModelCard.from_template(
         metadata(release, repo_id),
         template_path=str(template()),
-        **_text(release, repo_id),
-        pictures=_placed(pictures),
+        **_variables(release, repo_id),
+        pictures=_by_section(pictures),
     )
     return card
 
 
-def _placed(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
-    """Section -> its pictures."""
+def _by_section(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+    """Groups pictures by the section of the card that shows them."""
     placed: dict[str, list[Picture]] = {"removed": [], "held_out": [], "search": []}
     for picture in pictures:
         placed[PLACES.get(Path(picture.file).stem, "search")].append(picture)
     return placed
 
 
-def metadata(release: Release, repo_id: str) -> ModelCardData:
-    """What the Hub reads: the model-index is made of held-out scores only."""
-    parts = [part for parent in release.parents for part in parent.parts]
-    ids = list(dict.fromkeys(part.hub_id for part in parts if part.hub_id))
-    commits = {part.hub_id: part.revision for part in parts if part.hub_id and part.revision}
-    results = list(_results(release))
-    further: dict[str, Any] = {"base_model_revisions": commits} if commits else {}
-    if ids and len(release.parents) > 1:
-        further["base_model_relation"] = "merge"
-    return ModelCardData(
-        base_model=ids or None,
-        language=languages_of(release.parents) or None,
-        license=release.licence.key,
-        license_name=release.licence.name,
-        license_link=release.licence.link,
-        library_name="transformers",
-        pipeline_tag=TASK,
-        tags=list(TAGS),
-        model_name=repo_id.split("/")[-1] if results else None,
-        eval_results=results or None,
-        **further,
-    )
-
-
-def _results(release: Release) -> Iterator[EvalResult]:
-    """Held-out scores of the found model, in the units that users see."""
-    splits = {(one.objective, one.task): one.split for one in release.items if one.section == "held_out"}
-    configs = reported(release.settings)
-    for objective, by_set in release.held_out.get(FOUND, {}).items():
-        for name, score in by_set.items():
-            if score.unit in COSTS or not math.isfinite(score.natural):
-                continue
-            source = source_of(configs, name)
-            about: dict[str, Any] = {"dataset_type": CUSTOM, "dataset_config": name}
-            if (objective, name) in splits:
-                about = {"dataset_type": name, "dataset_split": splits[objective, name]}
-            elif source is not None and not isinstance(source, str):
-                about = {
-                    "dataset_type": source.dataset,
-                    "dataset_config": source.config,
-                    "dataset_split": source.split,
-                }
-            metric = _metric(objective)
-            yield EvalResult(
-                task_type=TASK,
-                dataset_name=name,
-                metric_type=metric,
-                metric_name=f"{metric} (held out)",
-                metric_value=float(f"{score.natural:.6g}"),
-                **about,
-            )
-
-
-def _text(release: Release, repo_id: str) -> dict[str, Any]:
-    """What the template has places for."""
+def _variables(release: Release, repo_id: str) -> dict[str, Any]:
+    """Returns the variables of the template."""
     settings, versions = release.settings, release.versions
-    harness = versions.get("lm-eval")
     summary = release.summary
     sizes = {"before": size_of(settings.family.base), "after": size_of(str(release.run.model))}
     tables = held_out_tables(release)
@@ -149,7 +85,7 @@ def _text(release: Release, repo_id: str) -> dict[str, Any]:
     return {
         "title": repo_id.split("/")[-1],
         "repo_id": repo_id,
-        "result": _result(release),
+        "result": _headline(release),
         "warnings": summary.warnings,
         "members": [f"`{parent.name}`" for parent in release.parents],
         "removed": removed_sentence(release),
@@ -161,12 +97,12 @@ def _text(release: Release, repo_id: str) -> dict[str, Any]:
         "kv_note": "" if sizes["after"].kv_cache is None else _KV_NOTE,
         "latency_table": latency_table(release),
         "held_out": tables,
-        "held_out_settings": described("held_out", _quality(settings), release.items, harness),
+        "held_out_settings": described("held_out", _quality(settings), release.items, versions),
         "has_errors": any(table.has_errors for table in tables),
         "gaps": list(_gaps(release)),
         "search": _search(release),
-        "searched_on": described("objectives", settings.objectives, release.items, harness),
-        "gates": described("gates", settings.gates, release.items, harness),
+        "searched_on": described("objectives", settings.objectives, release.items, versions),
+        "gates": described("gates", settings.gates, release.items, versions),
         "hazards": hazards(config.get_text_config().to_dict()),
         "has_chat_template": _has_chat_template(release.run.model),
         "digest": release.digest,
@@ -185,15 +121,15 @@ def _text(release: Release, repo_id: str) -> dict[str, Any]:
 
 
 def _quality(settings: SearchConfig) -> list[ObjectiveConfig]:
-    """What is held out, without costs."""
-    return [one for one in reported(settings) if not isinstance(one, CostConfig)]
+    """Returns the objectives that are held out, without costs."""
+    return [config for config in reported(settings) if not config.is_cost]
 
 
 _KV_NOTE = "KV cache: bytes per token of context, averaged over a context of 4,096 tokens."
 
 
-def _result(release: Release) -> str:
-    """One line: how much smaller, and at what price."""
+def _headline(release: Release) -> str:
+    """States in one line how much smaller the model is, and what it lost."""
     sizes = release.summary.sizes
     parts = [f"{len(release.plan.slots)} layers"]
     if "base" in sizes and FOUND in sizes:
@@ -201,19 +137,14 @@ def _result(release: Release) -> str:
         share = 100 * (1 - kept / parameters)
         parts = [f"{left} of {layers} layers, {kept:,} of {parameters:,} parameters ({share:.1f} % less)"]
     parts.append("no training")
-    found = release.held_out.get(FOUND, {})
-    measured = [name for name, by_set in found.items() if next(iter(by_set.values())).unit not in COSTS]
+    scores = release.held_out.get(FOUND, {})
+    measured = [name for name, by_set in scores.items() if next(iter(by_set.values())).unit not in COSTS]
     if measured:
         name = measured[0]
-        text = f"held-out {_metric(name)} on {', '.join(found[name])} {_total(found[name]):.4g}"
+        text = f"held-out {plain(name)} on {', '.join(scores[name])} {_total(scores[name]):.4g}"
         before = release.held_out.get("base", {}).get(name)
         parts.append(f"{text}, the base model's is {_total(before):.4g}" if before else text)
     return "; ".join(parts) + "."
-
-
-def _metric(objective: str) -> str:
-    """Its name without the number that tells several of one metric apart."""
-    return re.sub(r"-\d+$", "", objective)
 
 
 def _total(by_set: Mapping[str, Score]) -> float:
@@ -222,11 +153,11 @@ def _total(by_set: Mapping[str, Score]) -> float:
 
 def _search(release: Release) -> str:
     counts, search = release.summary.counts, release.settings.search
-    how = release.summary.baseline
-    begun = f"By the baseline {how}" if how else f"By gptailor-evolve (optimizer {search.optimizer})"
+    baseline = release.summary.baseline
+    method = f"the baseline {baseline}" if baseline else f"gptailor-evolve (optimizer {search.optimizer})"
     repaired = f"; {counts.repaired} of them repaired at the end" if counts.repaired else ""
     return (
-        f"{begun} with seed {release.settings.seed}: {counts.candidates:,} candidates "
+        f"Found by {method} with seed {release.settings.seed}: {counts.candidates:,} candidates "
         f"({counts.failures} failed, {counts.gated} kept out by gates, {counts.duplicates} duplicates, "
         f"{counts.dropped} dropped early{repaired}), "
         f"{counts.tokens:,} tokens scored in {counts.seconds:,.0f} s."
@@ -234,33 +165,29 @@ def _search(release: Release) -> str:
 
 
 def _repairs(release: Release) -> str:
-    """Which cuts are repaired, and from what."""
+    """States which slots are repaired, and on which data; empty where none is."""
     slots = release.plan.repaired
     if not slots:
         return ""
     layers = f"layer {slots[0]}" if len(slots) == 1 else f"layers {', '.join(map(str, slots))}"
-    data = release.settings.repair.data
-    if data is None:
-        texts = (one for one in release.settings.objectives if isinstance(one, TextConfig))
-        data = {name: source for one in texts for name, source in one.data.items()}
+    data = release.settings.repair.data or calibration_texts(release.settings.objectives)
     return (
-        f"In {layers} of this model the last weight of the MLP is multiplied with a linear map that makes up "
-        f"for the layers that are missing behind it. The maps (`{MAPS}/`) solve a regression on the "
-        f"calibration texts ({', '.join(data)}), without gradients; the idea is "
-        "[ReplaceMe](https://arxiv.org/abs/2505.02819)'s."
+        f"In {layers} of this model, the last weight of the MLP is multiplied by a linear map that makes up "
+        f"for the removed layers behind it. The maps (`{MAPS}/`) solve a regression on the calibration texts "
+        f"({', '.join(data)}) without gradients, as in [ReplaceMe](https://arxiv.org/abs/2505.02819)."
     )
 
 
 def _gaps(release: Release) -> Iterator[str]:
-    for one in release.summary.gaps:
+    for gap in release.summary.gaps:
         yield (
-            f"{one.objective} on {', '.join(one.sets)}: search score minus held-out score is "
-            f"{one.difference:+.4g} (95 % interval {one.low:+.4g} to {one.high:+.4g})"
+            f"{gap.objective} on {', '.join(gap.sets)}: search score minus held-out score is "
+            f"{gap.difference:+.4g} (95 % interval {gap.low:+.4g} to {gap.high:+.4g})"
         )
 
 
 def _licence_note(release: Release) -> str:
-    """Where it is not simply that of all members."""
+    """States that the publisher chose the licence, where the members do not all have it."""
     stated = {part.licence for parent in release.parents for part in parent.parts}
     if stated == {release.licence}:
         return ""
@@ -272,11 +199,9 @@ def _commands(release: Release, repo_id: str) -> str:
     members = "".join(f" --member {name}=PATH" for name in local)
     lines = [f"gptailor reproduce {repo_id}{members}"]
     if not local:
-        lines.append(
-            "mergekit-yaml mergekit_config.yml DIR   # here: stock mergekit, with gptailor-merge installed"
-        )
-    how = release.summary.baseline
-    lines.append("gptailor-evolve search.yml --out RUN" if not how else f"# baseline: {how}")
+        lines.append(STOCK_COMMAND)
+    baseline = release.summary.baseline
+    lines.append(f"# baseline: {baseline}" if baseline else "gptailor-evolve search.yml --out RUN")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The tables and sentences of a model card, in Markdown."""
+"""Writes the tables of a model card, and the sentences beside them, in Markdown."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from gptailor_merge.hub.model_size import Size
+from gptailor_merge.hub.model_size import ModelSize
 from gptailor_merge.hub.parents import LOCAL
 from gptailor_merge.hub.release import Release
 from gptailor_merge.objectives.scores import COSTS, TOTAL, Score
-from gptailor_merge.recipe.plan import SELECT, Operation, Plan, Slot
+from gptailor_merge.recipe.grouping import runs
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.recipe.wording import component_text, operation_text, range_text, source_text
 from gptailor_merge.runs.summary import FOUND
 
 THIS = "**this model**"
 
 
 HELD_OUT = "held_out"
-"""The section of a config."""
+"""The section of a search config."""
 
 
 @dataclass(frozen=True)
-class Table:
-    """Held-out scores of one objective.
+class HeldOutTable:
+    """The held-out scores of one objective.
 
     Attributes:
-        direction: "lower" or "higher" is better.
+        name: the objective.
+        direction: "lower" or "higher", whichever is better.
+        table: Markdown.
+        has_errors: whether the table holds standard errors.
     """
 
     name: str
@@ -35,13 +40,22 @@ class Table:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table; all columns but the first few to the right."""
+    """Writes a table.
+
+    Args:
+        left: number of columns, from the first, that are aligned to the left; numbers go to the right.
+
+    >>> print(markdown(["model", "ms"], [["base", "3.2"]]))
+    | model | ms |
+    | --- | ---: |
+    | base | 3.2 |
+    """
     rule = ["---" if place < left else "---:" for place in range(len(header))]
     return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in (header, rule, *rows))
 
 
 def removed_sentence(release: Release) -> str:
-    """By original index."""
+    """States which layers of the family no slot uses."""
     used = {layer for slot in release.plan.slots for _, layer in slot.layers}
     depth = release.summary.sizes.get("base", (0, 0))[0]
     gone = [layer for layer in range(depth) if layer not in used]
@@ -54,32 +68,31 @@ def removed_sentence(release: Release) -> str:
 
 
 def slots_table(plan: Plan) -> str:
-    """What is in each layer of the model, those alike together."""
+    """Lists what each layer of the model is made of; neighbours that are made alike share a row."""
     rows = []
-    begun = 0
-    for place in range(1, len(plan.slots) + 1):
-        first = plan.slots[begun]
-        if place == len(plan.slots) or not _continues(first, plan.slots[place], place - begun):
-            label = _range(begun, place)
-            sources = (
-                f"{public(model)} {_range(layer, layer + place - begun)}{_own(first.operation, position)}"
-                for position, (model, layer) in enumerate(first.layers)
+    for run in runs(plan.slots):
+        slot = plan.slots[run.start]
+        sources = (
+            source_text(
+                f"{shown_name(model)} {range_text(layer, layer + len(run))}", slot.operation, position
             )
-            rows.append([label, _how(first), ", ".join(sources)])
-            begun = place
+            for position, (model, layer) in enumerate(slot.layers)
+        )
+        how = operation_text(slot.operation, slot.edits)
+        rows.append([range_text(run.start, run.stop), how, ", ".join(sources)])
     return markdown(["layer", "operation", "from layer"], rows, left=3)
 
 
 def outer_sentence(plan: Plan) -> str:
-    """Where embeddings, head and tokenizer come from."""
+    """States where embeddings, head and tokenizer come from."""
     parts = [("embeddings", plan.embeddings), ("final norm and head", plan.head)]
-    said = [f"{name}: {_component(*component)}" for name, component in parts]
-    text = "; ".join([*said, f"tokenizer: {public(plan.tokenizer)}"]) + "."
+    sources = [f"{name}: {component_text(component, shown_name)}" for name, component in parts]
+    text = "; ".join([*sources, f"tokenizer: {shown_name(plan.tokenizer)}"]) + "."
     return text[0].upper() + text[1:]
 
 
 def members_table(release: Release) -> str:
-    """Models and adapters, with what their own cards say."""
+    """Lists the models and adapters of the members, with the licence on their own cards."""
     header = ["member", "model", "commit", "licence by its card"]
     rows = []
     for parent in release.parents:
@@ -92,28 +105,28 @@ def members_table(release: Release) -> str:
     return markdown(header, rows, left=len(header))
 
 
-def size_table(release: Release, before: Size, after: Size) -> str:
-    """Of the base and of this model."""
-    base, found = (release.summary.sizes.get(name) for name in ("base", FOUND))
+def size_table(release: Release, before: ModelSize, after: ModelSize) -> str:
+    """Compares the sizes of the base and of this model."""
+    base, pruned = (release.summary.sizes.get(name) for name in ("base", FOUND))
     rows = []
     numbers: list[tuple[str, float | None, float | None]] = [
         ("layers", before.layers, after.layers),
         (
             "parameters",
             base[1] if base else before.parameters,
-            found[1] if found else after.parameters,
+            pruned[1] if pruned else after.parameters,
         ),
         ("bytes of the weights", before.bytes, after.bytes),
         ("bytes of KV cache per token", before.kv_cache, after.kv_cache),
     ]
-    for name, one, other in numbers:
-        if one is not None and other is not None:
-            rows.append([name, f"{one:,.0f}", f"{other:,.0f}", f"{100 * (other / one - 1):+.1f} %"])
+    for name, old, new in numbers:
+        if old is not None and new is not None:
+            rows.append([name, f"{old:,.0f}", f"{new:,.0f}", f"{100 * (new / old - 1):+.1f} %"])
     return markdown(["", "base", "this model", "change"], rows)
 
 
 def latency_table(release: Release) -> str:
-    """Of what the search measured; empty where it measured none."""
+    """Lists the latencies that the run measured; empty where it measured none."""
     rows = []
     measured = set()
     for model, scores in release.held_out.items():
@@ -128,42 +141,44 @@ def latency_table(release: Release) -> str:
     return markdown(["model", "what", "ms"], rows, left=2) if rows else ""
 
 
-def held_out_tables(release: Release) -> list[Table]:
-    """A table for each measure of quality: models by sets, with standard errors where the run has them."""
-    found = release.held_out.get(FOUND, {})
+def held_out_tables(release: Release) -> list[HeldOutTable]:
+    """Writes a table for each measure of quality: models by sets, with standard errors where known."""
+    scores = release.held_out.get(FOUND, {})
     return [
         _held_out(release, name, list(by_set))
-        for name, by_set in found.items()
+        for name, by_set in scores.items()
         if next(iter(by_set.values())).unit not in COSTS
     ]
 
 
-def _held_out(release: Release, name: str, sets: Sequence[str]) -> Table:
+def _held_out(release: Release, name: str, sets: Sequence[str]) -> HeldOutTable:
     rows = []
     errors = False
     for model, scores in release.held_out.items():
         by_set = scores.get(name)
-        if by_set is None or not all(one in by_set for one in sets):
+        if by_set is None or not all(set_name in by_set for set_name in sets):
             continue
-        shown = list(_columns(by_set, sets))
-        errors = errors or any(score.natural_error is not None for score in shown)
-        rows.append([_with_layers(model, release), *map(_scored, shown)])
+        columns = list(_columns(by_set, sets))
+        errors = errors or any(score.natural_error is not None for score in columns)
+        rows.append([_model_label(model, release), *map(score_text, columns)])
     counts = [score.count for score in _columns(release.held_out[FOUND][name], sets)]
-    rows.append([_counted(release, name, sets), *(f"{count:,.0f}" for count in counts)])
+    rows.append([_count_label(release, name, sets), *(f"{count:,.0f}" for count in counts)])
     several = [TOTAL] if len(sets) > 1 else []
     unit = release.held_out[FOUND][name][sets[0]].unit
     direction = "higher" if unit == "negated" else "lower"
-    return Table(name, direction, markdown(["model", *sets, *several], rows), errors)
+    return HeldOutTable(name, direction, markdown(["model", *sets, *several], rows), errors)
 
 
 def _columns(by_set: Mapping[str, Score], sets: Sequence[str]) -> Iterator[Score]:
-    yield from (by_set[one] for one in sets)
-    if len(sets) > 1:
-        yield Score.total([by_set[one] for one in sets])
+    """Yields the score on each set, and the total where there are several."""
+    scores = [by_set[set_name] for set_name in sets]
+    yield from scores
+    if len(scores) > 1:
+        yield Score.total(scores)
 
 
-def _scored(score: Score) -> str:
-    """With a standard error as many digits as that has two of; without one as the commands print it."""
+def score_text(score: Score) -> str:
+    """Writes a score with its standard error to two digits; without an error, as the commands print it."""
     error = score.natural_error
     if error is None or not 0 < error < math.inf:
         return f"{score.natural:.4f}"
@@ -171,18 +186,20 @@ def _scored(score: Score) -> str:
     return f"{score.natural:.{places}f} ± {error:.{places}f}"
 
 
-def _counted(release: Release, name: str, sets: Sequence[str]) -> str:
-    """What the scores are means over."""
+def _count_label(release: Release, name: str, sets: Sequence[str]) -> str:
+    """Names what the scores are means over: items, tokens, or something else that is counted."""
     items = {
-        one.task: len(one.ids) for one in release.items if (one.section, one.objective) == (HELD_OUT, name)
+        item.task: len(item.ids)
+        for item in release.items
+        if (item.section, item.objective) == (HELD_OUT, name)
     }
     counts = release.held_out[FOUND][name]
-    if all(items.get(one) == counts[one].count for one in sets):
+    if all(items.get(set_name) == counts[set_name].count for set_name in sets):
         return "items"
     return "count" if items else "tokens"
 
 
-def _with_layers(model: str, release: Release) -> str:
+def _model_label(model: str, release: Release) -> str:
     sizes = release.summary.sizes
     layers = sizes.get(model, sizes.get("base"))
     return f"{_model(model)} ({layers[0]} layers)" if layers else _model(model)
@@ -192,41 +209,15 @@ def _model(name: str) -> str:
     return THIS if name == FOUND else name
 
 
-def public(model: str) -> str:
-    """A model of a published recipe, for people."""
+def shown_name(model: str) -> str:
+    """Returns the name of a model in a published recipe without its commit.
+
+    >>> shown_name("org/math@3f2a+./lora")
+    'org/math+lora'
+    """
     return "+".join(part.removeprefix(LOCAL).split("@")[0] for part in model.split("+"))
 
 
-def _continues(first: Slot, other: Slot, distance: int) -> bool:
-    shifted = tuple((model, layer + distance) for model, layer in first.layers)
-    return (other.layers, other.operation, other.edits) == (shifted, first.operation, first.edits)
-
-
-def _range(first: int, past: int) -> str:
-    return str(first) if past == first + 1 else f"{first}-{past - 1}"
-
-
-def _how(slot: Slot) -> str:
-    operation = slot.operation
-    name = "select" if operation.method == SELECT else f"merge: {operation.method}"
-    shared = [f"{key}={value}" for key, value in operation.shared]
-    edits = [f"without {edit.part}" if edit.digest is None else "repaired" for edit in slot.edits]
-    return " ".join([name, *shared, *edits])
-
-
-def _own(operation: Operation, position: int) -> str:
-    """What a source has of its own: its weight and the like, and that it is the method's base."""
-    own = [f"× {value}" if key == "weight" else f"{key}={value}" for key, value in operation.inputs[position]]
-    if position == operation.base and operation.method != SELECT:
-        own.append("(as base)")
-    return "".join(f" {text}" for text in own)
-
-
-def _component(models: Sequence[str], operation: Operation) -> str:
-    named = ", ".join(f"{public(model)}{_own(operation, place)}" for place, model in enumerate(models))
-    return named if operation.method == SELECT else f"{operation.method} of {named}"
-
-
 def _cell(text: str) -> str:
-    """Nothing in it ends a cell or a row."""
+    """Escapes what would end a cell or a row."""
     return " ".join(text.replace("|", "\\|").split())

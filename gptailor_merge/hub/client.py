@@ -1,4 +1,4 @@
-"""A directory becomes a repository on the Hub, by the Hub's own client."""
+"""Uploads a directory to a repository on the Hub, by the Hub's own client."""
 
 from __future__ import annotations
 
@@ -22,29 +22,31 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from gptailor_merge import __version__
 from gptailor_merge.errors import ConfigError, HubError
-from gptailor_merge.hub.bundle import PICTURES, WEIGHTS
+from gptailor_merge.hub.bundle import PICTURES
 from gptailor_merge.hub.client_errors import explained
 from gptailor_merge.hub.release import RECORD
 from gptailor_merge.models.checkpoint import INDEX
+from gptailor_merge.runs.public import WEIGHTS
 
 ATTRIBUTES = ".gitattributes"
-"""The Hub's own file in every repository."""
+"""A file that the Hub itself puts into every repository."""
 
 
 PULL_REQUEST = "refs/pr/"
 
 
 STALE = [WEIGHTS, INDEX, f"{PICTURES}/*"]
-"""Files of an earlier push of a run that a later one may not have."""
+"""Files of an earlier push that a later push of the same run may lack."""
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where to publish, and how.
+class Destination:
+    """The repository to publish in, and how to publish.
 
     Attributes:
-        revision: a branch, which is made if it is not there, or refs/pr/N; default main.
+        revision: a branch, made where it is missing, or refs/pr/N; the default is main.
         overwrite: replace what another run or person has put there.
+        message: the commit message; None for one that names the recipe.
     """
 
     repo_id: str
@@ -61,19 +63,19 @@ class Target:
 
     @property
     def proposes(self) -> bool:
-        """Whether it goes to a pull request, which overwrites nothing."""
+        """True where the push goes to a pull request, which overwrites nothing."""
         return self.create_pr or (self.revision or "").startswith(PULL_REQUEST)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A repository as it was when it was looked at.
+class RepositoryState:
+    """A repository as it was when the Hub was asked.
 
     Attributes:
         exists: whether there is a repository; it may still lack the revision.
-        head: the commit of the revision, or None where there is none.
-        files: in the revision, without the Hub's own.
-        is_ours: whether they are an earlier push of the same run.
+        head: the commit of the revision; None where there is no revision.
+        files: the files of the revision, without the Hub's own.
+        is_ours: whether an earlier push of the same run made them.
     """
 
     exists: bool
@@ -84,12 +86,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What became of a push.
+    """The result of a push.
 
     Attributes:
-        url: of the commit, or of the pull request.
-        changed: whether a commit was made; none is where all files are there already.
-        tag: of the commit; None for a pull request, and where an earlier commit has it.
+        url: the address of the commit, or of the pull request.
+        changed: whether a commit was made; none is made where the Hub has all files already.
+        tag: the tag of the commit; None for a pull request, and where an earlier commit has the tag.
     """
 
     url: str
@@ -98,7 +100,7 @@ class Pushed:
 
 
 def check_name(repo_id: str) -> None:
-    """Raise a ConfigError where a text is no repository's name, with its owner."""
+    """Raises a ConfigError where a text is not the name of a repository with its owner."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
@@ -110,136 +112,143 @@ def check_name(repo_id: str) -> None:
 
 
 class Hub:
-    """The Hub, for one push."""
+    """A client of the Hub, for one push."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
         self._api = HfApi(library_name="gptailor-merge", library_version=__version__)
 
-    def check(self, search: str, licence: str) -> Seen:
-        """Everything that can be known of a push before there is anything to push.
+    def check(self, search: str, licence: str) -> RepositoryState:
+        """Checks, before there is anything to push, that a push will be accepted.
 
         Args:
-            search: tells the run from others, see release.search_digest.
-            licence: of the model.
+            search: the digest that tells the run from others, see release.search_digest.
+            licence: the key of the model's licence.
 
         Raises:
             ConfigError: the name is taken, or the Hub does not know the licence.
-            HubError: no token, no right, no connection.
+            HubError: the token is missing or may not write, or the Hub cannot be reached.
         """
-        target = self._target
-        with explained(target.repo_id):
-            _refuse_without_right(self._api.whoami(), target)
-            seen = self._look(search)
-            # Older clients cannot ask it; what the token itself tells is known then.
-            if seen.exists and not target.proposes and "write" in signature(HfApi.auth_check).parameters:
-                self._api.auth_check(target.repo_id, write=True)
+        destination = self._destination
+        with explained(destination.repo_id):
+            _refuse_without_right(self._api.whoami(), destination)
+            state = self._look(search)
+            # Older clients lack this question; what the token tells of itself must do.
+            if (
+                state.exists
+                and not destination.proposes
+                and "write" in signature(HfApi.auth_check).parameters
+            ):
+                self._api.auth_check(destination.repo_id, write=True)
             _check_licence(licence)
-        return seen
+        return state
 
-    def push(self, directory: Path, seen: Seen, *, tag: str, message: str) -> Pushed:
-        """Upload a directory, unless all of it is there already.
+    def push(self, directory: Path, state: RepositoryState, *, tag: str, message: str) -> Pushed:
+        """Uploads a directory; files that the Hub has already are not sent again.
 
         Args:
-            seen: what `check` has found; a change since is refused.
-            tag: of the commit.
-            message: of the commit, where the target has none.
+            state: the answer of `check`; where the repository has changed since, the push is refused.
+            tag: the tag of the new commit.
+            message: the commit message, where the destination has none.
 
         Raises:
             ConfigError, HubError: the Hub refused or failed, or the connection was lost.
         """
-        target, api = self._target, self._api
-        with explained(target.repo_id, kept=str(directory)):
-            head = seen.head or self._make(seen)
+        destination, api = self._destination, self._api
+        with explained(destination.repo_id, kept=str(directory)):
+            head = state.head or self._make(state)
             commit = api.upload_folder(
-                repo_id=target.repo_id,
+                repo_id=destination.repo_id,
                 folder_path=directory,
-                commit_message=target.message or message,
-                revision=target.revision,
-                create_pr=target.create_pr,
-                # Else a change by someone else since would be overwritten.
-                parent_commit=None if target.create_pr else head,
-                delete_patterns=_stale(seen),
+                commit_message=destination.message or message,
+                revision=destination.revision,
+                create_pr=destination.create_pr,
+                # Refuses to overwrite a change that someone else has made since.
+                parent_commit=None if destination.create_pr else head,
+                delete_patterns=_stale(state),
             )
-            if target.proposes:
+            if destination.proposes:
                 return Pushed(str(commit.pr_url or commit.commit_url), commit.oid != head, None)
             tagged = self._tag(tag, commit.oid)
         return Pushed(str(commit.commit_url), commit.oid != head, tag if tagged else None)
 
     def _tag(self, tag: str, commit: str) -> bool:
-        """Tag a commit, unless an earlier push of the same recipe has the tag: tags do not move."""
+        """Tags a commit, unless an earlier push of the same recipe has the tag: tags do not move."""
         try:
-            self._api.create_tag(self._target.repo_id, tag=tag, revision=commit)
+            self._api.create_tag(self._destination.repo_id, tag=tag, revision=commit)
         except HfHubHTTPError as error:
             if error.response.status_code != 409:
                 raise
             return False
         return True
 
-    def _look(self, search: str) -> Seen:
-        """What is there.
+    def _look(self, search: str) -> RepositoryState:
+        """Asks for the state of the repository.
 
         Raises:
-            ConfigError: it is another's, and not to be overwritten; or public, and not to be.
+            ConfigError: someone else filled it and it is not to be overwritten, or it is public and is to be
+                private.
         """
-        target = self._target
+        destination = self._destination
         try:
-            info = self._api.model_info(target.repo_id, revision=target.revision)
+            info = self._api.model_info(destination.repo_id, revision=destination.revision)
         except RevisionNotFoundError:
-            if target.proposes:
+            if destination.proposes:
                 raise
-            return Seen(exists=True)
+            return RepositoryState(exists=True)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
-            return Seen(exists=False)
-        if target.private and info.private is False:
+            return RepositoryState(exists=False)
+        if destination.private and info.private is False:
             text = "exists and is public; make it private in its settings, or leave out --private"
-            raise ConfigError(f"{target.repo_id} {text}")
+            raise ConfigError(f"{destination.repo_id} {text}")
         names = (file.rfilename for file in info.siblings or ())
         files = tuple(name for name in names if name != ATTRIBUTES)
         is_ours = RECORD in files and self._run_of(str(info.sha)) == search
-        if files and not (is_ours or target.overwrite or target.proposes):
-            shown = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+        if files and not (is_ours or destination.overwrite or destination.proposes):
+            first_files = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
             raise ConfigError(
-                f"{target.repo_id} was filled by another run or person ({shown}); choose another name or "
-                "--revision, propose it with --create-pr, or replace what is there with --overwrite"
+                f"{destination.repo_id} was filled by another run or person ({first_files}); choose another "
+                "name or --revision, propose it with --create-pr, or replace what is there with --overwrite"
             )
-        return Seen(True, info.sha, files, is_ours)
+        return RepositoryState(True, info.sha, files, is_ours)
 
     def _run_of(self, commit: str) -> str | None:
-        """Which run's record a repository holds."""
+        """Returns the search digest in the record that a repository holds; None where there is none."""
         with tempfile.TemporaryDirectory() as scratch:
-            file = self._api.hf_hub_download(self._target.repo_id, RECORD, revision=commit, local_dir=scratch)
+            file = self._api.hf_hub_download(
+                self._destination.repo_id, RECORD, revision=commit, local_dir=scratch
+            )
             try:
-                found = json.loads(Path(file).read_text(encoding="utf-8"))["search"]
+                digest = json.loads(Path(file).read_text(encoding="utf-8"))["search"]
             except (ValueError, KeyError, TypeError):
                 return None
-        return found if isinstance(found, str) else None
+        return digest if isinstance(digest, str) else None
 
-    def _make(self, seen: Seen) -> str | None:
-        """Make the repository or the branch, which nobody else may have made meanwhile; its commit."""
-        target, api = self._target, self._api
-        if not seen.exists:
-            api.create_repo(target.repo_id, private=True if target.private else None)
-        if target.revision is not None and not target.proposes:
-            api.create_branch(target.repo_id, branch=target.revision)
-        return api.model_info(target.repo_id, revision=target.revision).sha
+    def _make(self, state: RepositoryState) -> str | None:
+        """Makes the repository or the branch, which nobody may have made meanwhile; returns its commit."""
+        destination, api = self._destination, self._api
+        if not state.exists:
+            api.create_repo(destination.repo_id, private=True if destination.private else None)
+        if destination.revision is not None and not destination.proposes:
+            api.create_branch(destination.repo_id, branch=destination.revision)
+        return api.model_info(destination.repo_id, revision=destination.revision).sha
 
 
-def _stale(seen: Seen) -> list[str] | str | None:
-    """Which files that are there and not in the directory are deleted: a model is no mixture of two."""
-    if seen.is_ours:
+def _stale(state: RepositoryState) -> list[str] | str | None:
+    """Returns patterns of files to delete that the directory lacks: a model must not be a mixture of two."""
+    if state.is_ours:
         return STALE
-    begins_as_main = seen.exists and seen.head is None
-    return "*" if seen.files or begins_as_main else None
+    begins_as_main = state.exists and state.head is None
+    return "*" if state.files or begins_as_main else None
 
 
-def _refuse_without_right(who: Mapping[str, Any], target: Target) -> None:
-    """By what the Hub says of the token and of its owner's organisations.
+def _refuse_without_right(who: Mapping[str, Any], destination: Destination) -> None:
+    """Checks the rights of the token, by the Hub's answer about it and the organisations of its owner.
 
     Raises:
-        HubError: it may not write there.
+        HubError: the token may not write to the destination.
     """
     role = (who.get("auth") or {}).get("accessToken", {}).get("role")
     if role == "read":
@@ -247,34 +256,34 @@ def _refuse_without_right(who: Mapping[str, Any], target: Target) -> None:
             "the token may only read; make one with write permission at "
             "https://huggingface.co/settings/tokens and set HF_TOKEN to it, or run  hf auth login"
         )
-    if target.proposes:
+    if destination.proposes:
         return
-    namespace = target.repo_id.split("/")[0].lower()
-    roles = {str(one["name"]).lower(): one.get("roleInOrg") for one in who.get("orgs", ())}
+    namespace = destination.repo_id.split("/")[0].lower()
+    roles = {str(org["name"]).lower(): org.get("roleInOrg") for org in who.get("orgs", ())}
     if namespace != str(who["name"]).lower() and roles.get(namespace, "read") == "read":
         raise HubError(
-            f"the token may not write to {target.repo_id.split('/')[0]}: it is neither its owner nor an "
+            f"the token may not write to {destination.repo_id.split('/')[0]}: it is neither its owner nor an "
             "organisation that its owner may write to; choose another name, or --create-pr"
         )
 
 
 def _check_licence(key: str) -> None:
-    """Ask the Hub whether it knows a licence.
+    """Asks the Hub whether it knows a licence.
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: the Hub does not know it.
     """
     try:
         ModelCard(f"---\nlicense: {key}\n---\n").validate()
     except ValueError as error:
-        raise ConfigError(f"--license: the Hub does not take {key!r}: {_said(str(error))}") from None
+        raise ConfigError(f"--license: the Hub does not take {key!r}: {_hub_message(str(error))}") from None
 
 
-def _said(text: str) -> str:
-    """What the Hub says in its answer, which is JSON or plain."""
+def _hub_message(text: str) -> str:
+    """Returns the message in an answer of the Hub, which may be JSON or plain text."""
     try:
         answer = json.loads(text)
     except ValueError:
         return text.strip()
-    found = [str(one.get("message", one)) for one in answer.get("errors", [])]
-    return "; ".join(found) or str(answer.get("error", answer))
+    messages = [str(error.get("message", error)) for error in answer.get("errors", [])]
+    return "; ".join(messages) or str(answer.get("error", answer))

@@ -1,4 +1,4 @@
-"""What the Hub's client raises, as one sentence that says what to do."""
+"""Turns the errors of the Hub's client into one sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _QUOTA = ("quota", "storage limit", "storage is full", "exceeded")
 
 
 _XET_STATUS = re.compile(r"HTTP status (?:client|server) error \((\d{3})")
-"""In what hf-xet raises."""
+"""The HTTP status in a message of hf-xet."""
 
 
 PUSH_AGAIN = "push again: what has arrived is not sent again"
@@ -33,14 +33,14 @@ PUSH_AGAIN = "push again: what has arrived is not sent again"
 
 @contextmanager
 def explained(repo_id: str, *, again: str = PUSH_AGAIN, kept: str = "") -> Iterator[None]:
-    """Errors of the client become a HubError.
+    """Turns the errors of the client into a HubError.
 
     Args:
-        again: what to do where trying once more may help.
-        kept: where what is to be published is on this machine.
+        again: the advice where trying once more may help.
+        kept: the local path that still holds what was to be published.
 
     Raises:
-        HubError: says what to do.
+        HubError: the client failed; the message says what to do.
     """
     try:
         yield
@@ -54,40 +54,40 @@ def explained(repo_id: str, *, again: str = PUSH_AGAIN, kept: str = "") -> Itera
 
 
 def _sentence(error: Exception, repo_id: str, again: str) -> str | None:
-    """None for what does not come from the client."""
+    """Returns the sentence for an error; None where it does not come from the client."""
     chain = list(_chain(error))
-    for one in chain:
-        if isinstance(one, LocalTokenNotFoundError):
+    for cause in chain:
+        if isinstance(cause, LocalTokenNotFoundError):
             return "there is no token for the Hub; run  hf auth login  or set HF_TOKEN to one that may write"
-        if isinstance(one, OfflineModeIsEnabled):
+        if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE keeps the Hub from being asked; unset it (--dry-run needs no Hub)"
-        if isinstance(one, HFValidationError):
+        if isinstance(cause, HFValidationError):
             raise ConfigError(f"{repo_id} is no name of a repository; expected USER/NAME") from None
-        if isinstance(one, HfHubHTTPError):
-            response: Any = one.response
+        if isinstance(cause, HfHubHTTPError):
+            response: Any = cause.response
             wait = response.headers.get("retry-after", "")
-            said = (one.server_message or "").splitlines()
-            return _of_status(int(response.status_code), said, repo_id, again, wait)
-        if match := _XET_STATUS.search(str(one)):
-            return _of_status(int(match[1]), (), repo_id, again)
-    for one in chain:
-        if isinstance(one, (HTTPError, ConnectionError)):
-            return f"the connection to the Hub failed or was lost ({_beginning(one)}); {again}"
-    for one in chain:
-        if isinstance(one, (OSError, RuntimeError, ValueError)):
-            return f"{repo_id}: {_beginning(one)}; {again}"
+            message = (cause.server_message or "").splitlines()
+            return _status_sentence(int(response.status_code), message, repo_id, again, wait)
+        if match := _XET_STATUS.search(str(cause)):
+            return _status_sentence(int(match[1]), (), repo_id, again)
+    for cause in chain:
+        if isinstance(cause, (HTTPError, ConnectionError)):
+            return f"the connection to the Hub failed or was lost ({_first_lines(cause)}); {again}"
+    for cause in chain:
+        if isinstance(cause, (OSError, RuntimeError, ValueError)):
+            return f"{repo_id}: {_first_lines(cause)}; {again}"
     return None
 
 
-def _of_status(status: int, said: Sequence[str], repo_id: str, again: str, wait: str = "") -> str:
-    """What an HTTP status comes to.
+def _status_sentence(status: int, message: Sequence[str], repo_id: str, again: str, wait: str = "") -> str:
+    """Explains an HTTP status.
 
     Args:
-        said: lines of the Hub's own message.
-        wait: seconds that it asks to wait.
+        message: the lines of the Hub's own message.
+        wait: seconds that the Hub asks to wait.
     """
-    quoted = f" (it says: {said[0].strip()})" if said else ""
-    is_quota = status in (400, 403) and any(word in " ".join(said).lower() for word in _QUOTA)
+    quoted = f" (it says: {message[0].strip()})" if message else ""
+    is_quota = status in (400, 403) and any(word in " ".join(message).lower() for word in _QUOTA)
     if is_quota or status in (402, 413, 507):
         return f"the Hub has no room for {repo_id}{quoted}; free some or take a larger plan, and push again"
     if status == 401:
@@ -113,7 +113,7 @@ def _of_status(status: int, said: Sequence[str], repo_id: str, again: str, wait:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it was raised from."""
+    """Yields an error, and then each error that it was raised from."""
     seen = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -122,7 +122,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         current = current.__cause__ or current.__context__
 
 
-def _beginning(error: BaseException) -> str:
-    """Its first lines: a heading often stands before what was wrong."""
+def _first_lines(error: BaseException) -> str:
+    """Returns the first two lines of an error: the cause often stands below a heading."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]).rstrip(".") or type(error).__name__

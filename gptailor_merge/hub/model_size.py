@@ -1,4 +1,4 @@
-"""What a model takes, by its files: parameters, bytes, KV cache. No weight is loaded."""
+"""Measures what a model takes: parameters, bytes, KV cache; it reads headers and loads no weight."""
 
 from __future__ import annotations
 
@@ -11,31 +11,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gptailor_merge.models.checkpoint import Header, ModelId, read
-from gptailor_merge.objectives.costs import CONTEXT, cost
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""As safetensors calls them."""
+from gptailor_merge.models.dtypes import STORED_DTYPES
+from gptailor_merge.objectives.kv_cache import CONTEXT, KVCache
 
 
 @dataclass(frozen=True)
-class Size:
-    """Of one model.
+class ModelSize:
+    """What a model takes.
 
     Attributes:
-        kv_cache: bytes per token of a context of costs.CONTEXT tokens; None where it cannot be told.
+        bytes: of the weights.
+        kv_cache: bytes per token, in a context of costs.CONTEXT tokens; None where it cannot be measured.
     """
 
     layers: int
@@ -44,41 +30,41 @@ class Size:
     kv_cache: float | None
 
 
-def size_of(model: str) -> Size:
-    """The size of a model.
+def size_of(model: str) -> ModelSize:
+    """Returns the size of a model.
 
     Args:
         model: a directory, or a Hub id.
 
     Raises:
-        FamilyError: it cannot be read.
+        FamilyError: the model cannot be read.
     """
     config, headers = read(ModelId.parse(model))
-    settings = AutoConfig.from_pretrained(config.parent, trust_remote_code=False)
-    return Size(
-        layers=int(settings.get_text_config().num_hidden_layers),
+    model_config = AutoConfig.from_pretrained(config.parent, trust_remote_code=False)
+    return ModelSize(
+        layers=int(model_config.get_text_config().num_hidden_layers),
         parameters=sum(math.prod(header.shape) for header in headers.values()),
-        bytes=sum(math.prod(h.shape) * _DTYPES[h.dtype].itemsize for h in headers.values()),
+        bytes=sum(math.prod(h.shape) * STORED_DTYPES[h.dtype].itemsize for h in headers.values()),
         kv_cache=_kv_cache(config.parent, _dtype(headers)),
     )
 
 
 def _dtype(headers: Mapping[str, Header]) -> torch.dtype:
-    """The dtype of most of the numbers."""
+    """Returns the dtype that most of the values have."""
     counted: dict[str, int] = {}
     for header in headers.values():
         counted[header.dtype] = counted.get(header.dtype, 0) + math.prod(header.shape)
-    return _DTYPES[max(counted, key=counted.__getitem__)]
+    return STORED_DTYPES[max(counted, key=counted.__getitem__)]
 
 
 def _kv_cache(directory: Path, dtype: torch.dtype) -> float | None:
-    """Measured on a model without weights, as the search's own objective measures it."""
+    """Measures on a model without weights, as the objective kv_cache of a search does."""
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    measure = cost("kv_cache", "kv_cache", dtype=dtype, device=torch.device("meta"), tokens=CONTEXT)
+    measure = KVCache("kv_cache", dtype, CONTEXT)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         with torch.inference_mode():
             return float(measure.measure("model", model, 0, 1)[0])
-    except Exception:  # some architectures look at values, which there are none of
+    except Exception:  # some architectures look at values, and the meta device has none
         return None

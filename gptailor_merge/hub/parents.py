@@ -1,7 +1,7 @@
-"""The models that a published one is made of: what it calls them, their licences and languages.
+"""Describes the models that a published model is made of: their public names, licences and languages.
 
-A model on the Hub is called by its id and pinned to the commit that was read; a local directory by its
-name alone, never by its path.
+A model on the Hub goes by its id, pinned to the commit that was read. A local directory goes by its name
+alone, never by its path.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ CARD = "README.md"
 
 
 LOCAL = "./"
-"""What stands before a local directory's name in a published recipe: no Hub id begins so."""
+"""The prefix of a local directory's name in a published recipe; no Hub id begins like this."""
 
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as the metadata of cards names it.
+    """A licence, as the metadata of cards names it.
 
     Attributes:
-        key: one of the Hub's identifiers, e.g. apache-2.0; `other` has a name and a link.
+        key: one of the Hub's identifiers, such as apache-2.0; `other` comes with a name and a link.
     """
 
     key: str
@@ -40,13 +40,13 @@ class Licence:
 
 
 @dataclass(frozen=True)
-class Part:
+class ParentPart:
     """A model or a LoRA adapter, with what its own card says.
 
     Attributes:
-        name: its Hub id, or the name of its directory.
-        hub_id: where it is on the Hub, or None.
-        revision: the commit that was read, where that is known.
+        name: the Hub id, or the name of the directory.
+        hub_id: None for a local directory.
+        revision: the commit that was read; None where it is not known.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Part:
 
     @property
     def pinned(self) -> str:
-        """In a published recipe."""
+        """The part as a published recipe names it."""
         if self.hub_id is None:
             return LOCAL + self.name
         return f"{self.hub_id}@{self.revision}" if self.revision else self.hub_id
@@ -68,64 +68,64 @@ class Parent:
     """A member of a family.
 
     Attributes:
-        member: what the family calls it.
-        model: as the run names it; may be a path.
+        member: the member's name in the family.
+        model: the model as the run names it; it may be a path.
         parts: the model, and its adapter if it has one.
     """
 
     member: str
     model: str
-    parts: tuple[Part, ...]
+    parts: tuple[ParentPart, ...]
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The member as a card names it."""
         return " + ".join(part.name for part in self.parts)
 
     @property
     def pinned(self) -> str:
-        """In a published recipe."""
+        """The member as a published recipe names it."""
         return "+".join(part.pinned for part in self.parts)
 
     @property
     def unpinned(self) -> str:
-        """The same without commits: it does not change before they are known."""
+        """The same without commits, which are not known before the models are read."""
         return "+".join(part.hub_id or LOCAL + part.name for part in self.parts)
 
 
 def parents_of(members: Mapping[str, str]) -> tuple[Parent, ...]:
-    """The members of a family.
+    """Describes the members of a family.
 
     Args:
-        members: name -> model, as a run's config has them, the base first.
+        members: name -> model, as the config of a run has them; the base comes first.
     """
     models = {member: _parts(ModelId.parse(model)) for member, model in members.items()}
     directories = {part.path for parts in models.values() for part in parts if part.is_local}
-    told_apart = len({Path(path).name for path in directories}) == len(directories)
-    found = []
+    have_distinct_names = len({Path(path).name for path in directories}) == len(directories)
+    parents = []
     for member, parts in models.items():
         names = [Path(part.path).name for part in parts]
-        if not told_apart:
+        if not have_distinct_names:
             names = [member, f"{member}-adapter"][: len(parts)]
-        made = (_part(part, name) for part, name in zip(parts, names, strict=True))
-        found.append(Parent(member, members[member], tuple(made)))
-    return tuple(found)
+        described = (_describe(part, name) for part, name in zip(parts, names, strict=True))
+        parents.append(Parent(member, members[member], tuple(described)))
+    return tuple(parents)
 
 
 def licence_of(parents: Iterable[Parent], chosen: str | None) -> Licence:
-    """The licence that a model made of these has.
+    """Returns the licence of a model that is made of these members.
 
     Args:
-        chosen: by the user; else the members must agree.
+        chosen: the user's choice; None where the members must agree.
 
     Raises:
-        ConfigError: a member states none, or they state several.
+        ConfigError: nothing is chosen, and a member states no licence or the members state several.
     """
     stated = {part.name: part.licence for parent in parents for part in parent.parts}
     kinds = set(stated.values())
     if chosen is not None:
-        same = [kind for kind in kinds if kind is not None and kind.key == chosen]
-        return same[0] if len(same) == 1 else Licence(chosen)
+        matching = [kind for kind in kinds if kind is not None and kind.key == chosen]
+        return matching[0] if len(matching) == 1 else Licence(chosen)
     silent = [name for name, licence in stated.items() if licence is None]
     if silent:
         raise ConfigError(
@@ -133,10 +133,10 @@ def licence_of(parents: Iterable[Parent], chosen: str | None) -> Licence:
             "under what terms it may be passed on, and choose with --license, e.g. --license apache-2.0"
         )
     if len(kinds) > 1:
-        said = ", ".join(f"{name} has {_described(licence)}" for name, licence in stated.items())
+        licences = ", ".join(f"{name} has {_licence_name(licence)}" for name, licence in stated.items())
         raise ConfigError(
-            f"the members' licences differ: {said}; read which of them a model made of all may have, and "
-            "choose with --license"
+            f"the members' licences differ: {licences}; read which of them a model made of all members may "
+            "have, and choose with --license"
         )
     (licence,) = kinds
     assert licence is not None
@@ -144,12 +144,12 @@ def licence_of(parents: Iterable[Parent], chosen: str | None) -> Licence:
 
 
 def languages_of(parents: Iterable[Parent]) -> list[str]:
-    """All that the members state, in their order."""
+    """Returns every language that the members state, in their order."""
     stated = [language for parent in parents for part in parent.parts for language in part.languages]
     return list(dict.fromkeys(stated))
 
 
-def _described(licence: Licence | None) -> str:
+def _licence_name(licence: Licence | None) -> str:
     return "" if licence is None else licence.name or licence.key
 
 
@@ -157,17 +157,17 @@ def _parts(model: ModelId) -> Sequence[ModelId]:
     return (model.model, model.adapter) if model.adapter is not None else (model,)
 
 
-def _part(model: ModelId, directory_name: str) -> Part:
+def _describe(model: ModelId, directory_name: str) -> ParentPart:
     if model.is_local:
         stated = _metadata(Path(model.path) / CARD)
-        return Part(directory_name, None, None, _licence(stated), _languages(stated))
+        return ParentPart(directory_name, None, None, _licence(stated), _languages(stated))
     revision = _commit(model) or model.revision
     stated = _metadata(_card_on_the_hub(model.repo, revision))
-    return Part(model.repo, model.repo, revision, _licence(stated), _languages(stated))
+    return ParentPart(model.repo, model.repo, revision, _licence(stated), _languages(stated))
 
 
 def _commit(model: ModelId) -> str | None:
-    """The commit of what is in the cache, which is what was merged."""
+    """Returns the commit of the cached files, which are the ones that were merged."""
     for file in ("config.json", "adapter_config.json"):
         try:
             cached = try_to_load_from_cache(model.repo, file, revision=model.revision)
@@ -181,12 +181,12 @@ def _commit(model: ModelId) -> str | None:
 def _card_on_the_hub(repo: str, revision: str | None) -> Path | None:
     try:
         return Path(hf_hub_download(repo, CARD, revision=revision))
-    except (OSError, ValueError):  # there is none, or it cannot be reached and is not in the cache
+    except (OSError, ValueError):  # the model has no card, or the card is neither cached nor within reach
         return None
 
 
 def _metadata(card: Path | None) -> Mapping[str, Any]:
-    """The metadata of a card; nothing where there is no card, or none that can be read."""
+    """Returns the metadata of a card; empty where the card is missing or cannot be read."""
     if card is None or not card.is_file():
         return {}
     try:
@@ -200,14 +200,14 @@ def _licence(stated: Mapping[str, Any]) -> Licence | None:
     key = key[0] if isinstance(key, list) and len(key) == 1 else key
     if not isinstance(key, str) or not key:
         return None
-    name, link = (_text(stated.get(f"license_{which}")) for which in ("name", "link"))
+    name, link = (_text(stated.get(key)) for key in ("license_name", "license_link"))
     return Licence(key.lower(), name, link)
 
 
 def _languages(stated: Mapping[str, Any]) -> tuple[str, ...]:
-    found = stated.get("language")
-    listed = found if isinstance(found, list) else [found]
-    return tuple(language for language in listed if isinstance(language, str))
+    value = stated.get("language")
+    languages = value if isinstance(value, list) else [value]
+    return tuple(language for language in languages if isinstance(language, str))
 
 
 def _text(value: object) -> str | None:

@@ -1,4 +1,4 @@
-"""From a run to the Hub: what is checked before a search, and what is published after it."""
+"""The way of a run to the Hub: what is checked before a search, and what is published after it."""
 
 from __future__ import annotations
 
@@ -8,48 +8,53 @@ from pathlib import Path
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.hub.bundle import bundle, check_model
-from gptailor_merge.hub.client import Hub, Pushed, Target
+from gptailor_merge.hub.client import Destination, Hub, Pushed
 from gptailor_merge.hub.parents import licence_of, parents_of
-from gptailor_merge.hub.release import Release, members_of, release_of, search_digest
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.hub.release import Release, release_of, search_digest
+from gptailor_merge.runs.record import members_of
+from gptailor_merge.runs.run import Run
 
 
 def ignore(step: str) -> None:
-    """Tell nobody."""
+    """Tells nobody of a step."""
 
 
 @dataclass(frozen=True)
 class Publication:
-    """A run's way to the Hub.
+    """Publishes runs at one place on the Hub.
 
     Attributes:
-        licence: chosen by the user; else the members' own.
+        licence: the licence that the user chose; by default the one that all members state.
     """
 
-    target: Target
+    target: Destination
     licence: str | None = None
 
     def check(self, settings: SearchConfig) -> None:
-        """Whether the result of a search could be published: access, name, licence.
+        """Checks access, name and licence before a search, so that its result can be published.
 
         Raises:
-            ConfigError, HubError: it could not; says what to do.
+            ConfigError, HubError: it could not be; the message says what to do.
         """
         family = parents_of(members_of(settings))
         licence = licence_of(family, self.licence)
         Hub(self.target).check(search_digest(settings, family), licence.key)
 
-    def write(self, run: RunDirectory, on_step: Callable[[str], None] = ignore) -> Path:
-        """Write what is to be published into the run directory; its directory there."""
-        return self._write(release_of(run, self.licence), on_step)
-
-    def publish(self, run: RunDirectory, on_step: Callable[[str], None] = ignore) -> Pushed:
-        """Write and upload it; access is checked first, and the model before the first byte leaves.
+    def write(self, run: Run, on_step: Callable[[str], None] = ignore) -> Path:
+        """Writes what is to be published into the run directory, and returns where it is.
 
         Raises:
-            ConfigError, MergeFailedError, HubError: what was wrong; what was written stays.
+            InputError, ConfigError, MergeFailedError: the run or its model is not fit to be published.
         """
-        release = release_of(run, self.licence)
+        return self._write(release_of(run.record(), self.licence), on_step)
+
+    def publish(self, run: Run, on_step: Callable[[str], None] = ignore) -> Pushed:
+        """Writes and uploads it. Access is checked first, and the model before the first byte leaves.
+
+        Raises:
+            InputError, ConfigError, MergeFailedError, HubError: what was wrong; what was written stays.
+        """
+        release = release_of(run.record(), self.licence)
         hub = Hub(self.target)
         on_step("asking the Hub")
         seen = hub.check(release.search_digest, release.licence.key)

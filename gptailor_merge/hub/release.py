@@ -1,6 +1,7 @@
-"""What of a run becomes public: the recipe, and a compact record of how it was found.
+"""A run as it is published: the recipe, and a compact record of how it was found.
 
-Members are called as parents.py says, data files by their names: no path of this machine is in either.
+Members are called as parents.py says, and everything passes through runs/public.py: no path of this
+machine is in it.
 """
 
 from __future__ import annotations
@@ -15,32 +16,32 @@ from typing import Any
 from gptailor_merge import __version__
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.digests import digest
-from gptailor_merge.documents import read_yaml
-from gptailor_merge.errors import ConfigError
 from gptailor_merge.hub.parents import Licence, Parent, licence_of, parents_of
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
-from gptailor_merge.runs.journal import open_existing
-from gptailor_merge.runs.summary import BASELINE, FOUND, Summary, summarize
+from gptailor_merge.runs.directory import Directory
+from gptailor_merge.runs.public import public
+from gptailor_merge.runs.record import Record
+from gptailor_merge.runs.summary import FOUND, Summary, summarize
 from gptailor_merge.scoring.measures import Items
 
 RECORD = "gptailor_run.json"
+"""The file of the published record."""
 
 
 MAPS = "repair"
-"""Where the maps of repaired layers are published; the recipe names them so."""
+"""The directory in which the maps of repaired layers are published; the recipe names them so."""
 
 
 FORMAT = 1
-"""Of the record."""
+"""The format of the published record."""
 
 
 RESUMABLE = ("budget", "pick")
-"""Keys of `search` that a resumed run may change: it stays the same run."""
+"""Keys of `search` that a resumed run may change without becoming another run."""
 
 
 @dataclass(frozen=True)
@@ -48,43 +49,60 @@ class Release:
     """A finished run, as it is published.
 
     Attributes:
-        recipe: with members as the public calls them.
+        source: the run as it was read.
+        recipe: the best recipe, with members as the public calls them.
         maps: file of a repaired layer's map, as the recipe names it -> where it is.
         parents: the members that the recipe names, the base first.
-        config: of the run, likewise.
-        versions: of the libraries, when it was begun.
-        held_out: model -> its scores; models are the members and search.run.FOUND.
-        items: which items of tasks were searched on, and held out.
-        licence: of the model.
+        family: all members, the base first.
+        config: the search config, with members as the public calls them.
+        held_out: model -> its scores; the models are the members and FOUND.
+        licence: the licence of the model.
         search_digest: the same for every state of one run, see `search_digest`.
     """
 
-    run: RunDirectory
+    source: Record
     summary: Summary
     recipe: Recipe
     maps: Mapping[str, Path]
     parents: tuple[Parent, ...]
     family: tuple[Parent, ...]
     config: Mapping[str, Any]
-    settings: SearchConfig
-    versions: Mapping[str, str]
     held_out: Mapping[str, Scores]
-    items: tuple[Items, ...]
     licence: Licence
     search_digest: str
 
     @property
+    def run(self) -> Directory:
+        """The directory of the run."""
+        return self.source.directory
+
+    @property
+    def settings(self) -> SearchConfig:
+        """The search config, which may name paths of this machine."""
+        return self.source.settings
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """The versions of the libraries when the run was begun."""
+        return self.source.versions
+
+    @property
+    def items(self) -> tuple[Items, ...]:
+        """The items of tasks that were searched on, and held out."""
+        return self.source.items
+
+    @property
     def plan(self) -> Plan:
-        """Of the published recipe."""
+        """The plan of the published recipe."""
         return plan(self.recipe)
 
     @property
     def digest(self) -> str:
-        """Of the published recipe: `gptailor recipe lint` prints the same of it."""
+        """The digest of the published recipe, as `gptailor recipe lint` prints it."""
         return self.plan.digest
 
     def record(self) -> dict[str, Any]:
-        """What is published beside the model."""
+        """Returns the record that is published beside the model."""
         shown = self.summary.to_json()
         taken = ("loss", "scores", "candidates", "failures", "duplicates", "dropped", "gated", "tokens")
         return {
@@ -100,118 +118,65 @@ class Release:
             "held_out": {model: _scores(scores) for model, scores in self.held_out.items()},
             "sizes": {n: size for n, size in shown["sizes"].items() if n in ("base", FOUND)},
             "front": [{**asdict(row), "recipe": row.recipe.name} for row in self.summary.front],
-            "items": [{**asdict(one), "ids": len(one.ids)} for one in self.items],
+            "items": [{**asdict(items), "ids": len(items.ids)} for items in self.items],
             "recipe": self.recipe.to_mapping(),
             "config": self.config,
             "versions": self.versions,
         }
 
     def record_text(self) -> str:
-        """The record as its file has it."""
+        """Returns the record as its file has it."""
         return json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n"
 
 
-def release_of(run: RunDirectory, licence: str | None) -> Release:
-    """Read what of a run is published.
+def release_of(record: Record, licence: str | None) -> Release:
+    """Turns a run into what is published of it.
 
     Args:
-        licence: chosen by the user; else the members' own.
+        licence: the licence that the user chose; by default the one that all members state.
 
     Raises:
-        InputError: no run, or nothing found yet.
-        ConfigError: no licence that all members have.
+        ConfigError: nothing has been scored yet, or the members do not state one licence.
+        RecipeError: the best recipe cannot be read.
     """
-    summary = summarize(run)
-    document = read_yaml(run.config, ConfigError)
-    versions = document.pop("environment", {})
-    # Not `load`, which looks for the data: they need not be there any more.
-    settings = SearchConfig.model_validate(document)
-    found = Recipe.load(run.best)
-    family = parents_of(members_of(settings))
-    used = [parent for parent in family if parent.model in found.models]
-    with open_existing(run.journal) as journal:
-        held_out = journal.held_out()
-        items = tuple(journal.items())
-        baseline = journal.meta(BASELINE) or ""
+    summary = summarize(record)
+    recipe = Recipe.load(record.directory.best)
+    family = parents_of(record.models)
+    used = tuple(parent for parent in family if parent.model in recipe.models)
     names = {parent.model: parent.pinned for parent in family}
-    files = map_files(found)
-    public = {*(parent.member for parent in family), FOUND}
+    maps = {file: f"{MAPS}/{PurePath(file).name}" for file in map_files(recipe)}
+    shown = {*record.models, FOUND}
     return Release(
-        run=run,
+        source=record,
         summary=summary,
-        recipe=renamed(found, {**names, **{file: _as_published(file) for file in files}}),
-        maps={_as_published(file): Path(file) for file in files},
-        parents=tuple(used),
+        recipe=Recipe.from_mapping(public(recipe.to_mapping(), {**names, **maps})),
+        maps={published: Path(file) for file, published in maps.items()},
+        parents=used,
         family=family,
-        config=_without_paths(document, names),
-        settings=settings,
-        versions=versions,
-        held_out={model: scores for model, scores in held_out.items() if model in public},
-        items=items,
+        config=public(record.document, names),
+        held_out={model: scores for model, scores in record.held_out.items() if model in shown},
         licence=licence_of(used, licence),
-        search_digest=search_digest(settings, family, baseline),
+        search_digest=search_digest(record.settings, family, record.baseline or ""),
     )
 
 
-def _as_published(file: str) -> str:
-    return f"{MAPS}/{PurePath(file).name}"
-
-
-def members_of(settings: SearchConfig) -> dict[str, str]:
-    """Name -> model of a config's family, the base first."""
-    return {"base": settings.family.base, **settings.family.variants}
-
-
 def search_digest(settings: SearchConfig, family: tuple[Parent, ...], baseline: str = "") -> str:
-    """Tells runs apart; equal for one that is resumed with a larger budget or another pick.
+    """Returns what tells runs apart; a run that is resumed with a larger budget or another pick keeps it.
 
     Args:
-        baseline: what the run is of, where it is no search.
+        baseline: the baseline that was run instead of a search.
     """
     document = settings.model_dump(mode="json", exclude_none=True)
     for key in RESUMABLE:
         document["search"].pop(key, None)
-    return digest([_without_paths(document, {one.model: one.unpinned for one in family}), baseline])
-
-
-def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
-    """A recipe whose models, and maps, are called otherwise.
-
-    Args:
-        names: model or file of a map -> its new name; others stay.
-    """
-    return Recipe.from_mapping(_renamed(recipe.to_mapping(), names))
-
-
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, Mapping):
-        # Of keys only those of `weights` are models.
-        return {names.get(key, key): _renamed(inner, names) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_renamed(inner, names) for inner in value]
-    return names.get(value, value) if isinstance(value, str) else value
-
-
-def _without_paths(value: Any, names: Mapping[str, str]) -> Any:
-    """A document of a config: models by their names, every other path by its last part."""
-    if isinstance(value, Mapping):
-        return {
-            _public(key, names): PurePath(inner).name
-            if key == "file" and isinstance(inner, str)
-            else _without_paths(inner, names)
-            for key, inner in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [_without_paths(inner, names) for inner in value]
-    return _public(value, names) if isinstance(value, str) else value
-
-
-def _public(text: str, names: Mapping[str, str]) -> str:
-    return names.get(text) or (Path(text).name if Path(text).is_absolute() else text)
+    return digest([public(document, {parent.model: parent.unpinned for parent in family}), baseline])
 
 
 def _scores(scores: Scores) -> dict[str, dict[str, dict[str, float]]]:
-    return {name: {one: _score(score) for one, score in by.items()} for name, by in scores.items()}
+    return {
+        objective: {name: _score(score) for name, score in by_set.items()}
+        for objective, by_set in scores.items()
+    }
 
 
 def _score(score: Score) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""A published model is built again from its members, and compared with what was published."""
+"""Builds a published model again from its members, and compares the two."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from safetensors import safe_open
 
 from gptailor_merge import __version__
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.host.materialize import RECIPE, materialize
+from gptailor_merge.host.materialize import materialize
+from gptailor_merge.host.mentions import RECIPE
 from gptailor_merge.hub.client import check_name
 from gptailor_merge.hub.client_errors import explained
 from gptailor_merge.hub.parents import LOCAL
-from gptailor_merge.hub.release import renamed
 from gptailor_merge.models.checkpoint import headers_in
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.recipe import Recipe
 
 FILES = [RECIPE, "config.json", "*.safetensors", "*.safetensors.index.json"]
+"""The files of a published model that are downloaded."""
 
 
 IGNORED = ("transformers_version", "_name_or_path")
-"""Keys of config.json that say nothing of the model."""
+"""Keys of config.json that do not describe the model."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of a published model with the one that was built again.
+    """The comparison of a published model with one that was built again.
 
     Attributes:
-        tensors: how many the published one has.
-        differences: one sentence each; none where the two are equal.
+        tensors: number of tensors of the published model.
+        differences: a sentence each; empty where the models are equal.
     """
 
     tensors: int
@@ -45,41 +46,42 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether all tensors and the config are."""
+        """True where all tensors and the config are equal."""
         return not self.differences
 
 
 def fetch(repo_id: str, revision: str | None = None) -> Path:
-    """Download a published model's recipe, config and weights.
+    """Downloads the recipe, config and weights of a published model and returns their directory.
 
     Raises:
-        ConfigError: it holds no recipe of ours.
-        HubError: it cannot be downloaded.
+        ConfigError: the repository holds no recipe of ours.
+        HubError: the model cannot be downloaded.
     """
     check_name(repo_id)
     with explained(repo_id, again="try again: what has arrived is kept"):
-        found = snapshot_download(
+        snapshot = snapshot_download(
             repo_id,
             revision=revision,
             allow_patterns=FILES,
             library_name="gptailor-merge",
             library_version=__version__,
         )
-    directory = Path(found)
+    directory = Path(snapshot)
     if not (directory / RECIPE).is_file():
         raise ConfigError(f"{repo_id} holds no {RECIPE}; expected a model that gptailor push has published")
     return directory
 
 
 def rebuild(published: Path, members: Mapping[str, str], out: Path) -> None:
-    """Build the model of a published recipe.
+    """Builds the model of a published recipe.
 
     Args:
-        members: name -> where it is, for members that are on no Hub.
+        published: the directory that holds the recipe.
+        members: name -> directory of each member that is not on the Hub.
         out: the directory to make.
 
     Raises:
-        ConfigError: such a member is not given, or one that the recipe does not name.
+        ConfigError: `members` lacks a local member, or has one that the recipe does not name.
         RecipeError, FamilyError, MergeFailedError: see materialize.
     """
     file = published / RECIPE
@@ -87,40 +89,59 @@ def rebuild(published: Path, members: Mapping[str, str], out: Path) -> None:
     parts = [part for model in recipe.models for part in _local_parts(model)]
     missing = [name for name in dict.fromkeys(parts) if name not in members]
     if missing:
-        given = " ".join(f"--member {name}=PATH" for name in missing)
-        raise ConfigError(f"{', '.join(missing)}: members that are on no Hub; say where they are: {given}")
+        options = " ".join(f"--member {name}=PATH" for name in missing)
+        raise ConfigError(f"{', '.join(missing)}: members that are on no Hub; say where they are: {options}")
     unknown = [name for name in members if name not in parts]
     if unknown:
         known = f"expected one of {', '.join(dict.fromkeys(parts))}" if parts else "it needs none"
         raise ConfigError(f"--member {unknown[0]}: the recipe names no such local member; {known}")
-    names = {model: _found(model, members) for model in recipe.models}
+    names = {model: _with_paths(model, members) for model in recipe.models}
     names |= {file: str(published / file) for file in map_files(recipe)}
     materialize(renamed(recipe, names), out)
 
 
+def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
+    """Returns a recipe whose models and maps have other names.
+
+    Args:
+        names: model or file of a map -> its new name; all others stay.
+    """
+    return Recipe.from_mapping(_renamed(recipe.to_mapping(), names))
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        # Keys are models in `weights` only.
+        return {names.get(key, key): _renamed(inner, names) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_renamed(item, names) for item in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
 def compare(published: Path, rebuilt: Path) -> Comparison:
-    """Digests of all tensors, and the config."""
+    """Compares all tensors and the configs of two models."""
     theirs, ours = _digests(published), _digests(rebuilt)
-    differences = [f"{name}: {_unlike(theirs.get(name), ours.get(name))}" for name in _keys(theirs, ours)]
+    differences = [
+        f"{name}: {_difference(theirs.get(name), ours.get(name))}" for name in _differing_keys(theirs, ours)
+    ]
     configs = [_config(directory) for directory in (published, rebuilt)]
-    differences += [f"config.json: {key} differs" for key in _keys(*configs)]
+    differences += [f"config.json: {key} differs" for key in _differing_keys(*configs)]
     return Comparison(len(theirs), tuple(differences))
 
 
-def _keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterable[str]:
-    """Where two differ."""
-    return [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+def _differing_keys(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterable[str]:
+    return [key for key in sorted({*first, *second}) if first.get(key) != second.get(key)]
 
 
-def _unlike(theirs: str | None, ours: str | None) -> str:
+def _difference(theirs: str | None, ours: str | None) -> str:
     if theirs is None:
         return "is not in the published model"
     return "is only in the published model" if ours is None else "differs"
 
 
 def _digests(directory: Path) -> dict[str, str]:
-    """Tensor -> digest of its dtype, shape and bytes; whatever file it is in."""
-    found = {}
+    """Tensor name -> digest of its dtype, shape and bytes, whichever file holds it."""
+    digests = {}
     by_file: dict[str, list[str]] = {}
     headers = headers_in(directory)
     for name, header in headers.items():
@@ -131,8 +152,8 @@ def _digests(directory: Path) -> dict[str, str]:
                 tensor = tensors.get_tensor(name)
                 digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
                 digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
-                found[name] = digest.hexdigest()
-    return found
+                digests[name] = digest.hexdigest()
+    return digests
 
 
 def _config(directory: Path) -> dict[str, Any]:
@@ -144,26 +165,26 @@ def _local_parts(model: str) -> list[str]:
     return [part.removeprefix(LOCAL) for part in model.split("+") if part.startswith(LOCAL)]
 
 
-def _found(model: str, members: Mapping[str, str]) -> str:
-    """The model with paths in the place of names."""
+def _with_paths(model: str, members: Mapping[str, str]) -> str:
+    """Puts the paths of local members in the place of their names."""
     return "+".join(
         str(Path(members[part.removeprefix(LOCAL)]).resolve()) if part.startswith(LOCAL) else part
         for part in model.split("+")
     )
 
 
-def members_given(given: Iterable[str]) -> dict[str, str]:
-    """Of `NAME=PATH`.
+def members_given(options: Iterable[str]) -> dict[str, str]:
+    """Reads `NAME=PATH` options; name -> path.
 
     Raises:
-        ConfigError: one that is not of this form, or whose directory is not there.
+        ConfigError: an option has another form, or its directory is not there.
     """
-    found = {}
-    for text in given:
+    members = {}
+    for text in options:
         name, separator, path = text.partition("=")
         if not (name and separator and path):
             raise ConfigError(f"--member: expected NAME=PATH, found {text!r}")
         if not Path(path).is_dir():
             raise ConfigError(f"--member {name}: no such directory, found {path!r}")
-        found[name] = path
-    return found
+        members[name] = path
+    return members

@@ -1,1 +1,1 @@
-"""What we need to know of mergekit: methods, their arithmetic, conversions of checkpoints."""
+"""A thin layer over mergekit: merge methods, their arithmetic, chat templates, checkpoint conversions."""

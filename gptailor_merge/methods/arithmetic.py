@@ -21,32 +21,38 @@ from gptailor_merge.recipe.plan import SELECT, Filtered, Operation, Scalar
 
 
 def name_in_layer(tensor_name: str) -> str:
-    """`model.layers.7.self_attn.q_proj.weight` -> `self_attn.q_proj.weight`; other names as they are.
+    """Returns a tensor's name without what stands before its layer's tensors.
 
     Filters and random seeds use this name, so that a merge does not depend on its slot.
+
+    >>> name_in_layer("model.layers.7.self_attn.q_proj.weight")
+    'self_attn.q_proj.weight'
+    >>> name_in_layer("lm_head.weight")
+    'lm_head.weight'
     """
     return re.sub(r"^.*?\.\d+\.", "", tensor_name)
 
 
 def apply(operation: Operation, tensors: Sequence[torch.Tensor], name: str) -> torch.Tensor:
-    """Merge the sources' tensors into one by mergekit's own arithmetic.
+    """Merges the sources' tensors into one.
 
     Methods that draw random numbers (DARE, DELLA) draw them from a seed made of the operation and
     the tensor's name: the same recipe gives the same weights everywhere.
 
     Args:
-        tensors: one per source, of one shape and device, dtypes as mergekit would promote them.
+        tensors: one per source, all of one shape and on one device, in the dtypes that mergekit would
+            hand to the method.
         name: name of the output tensor.
 
     Returns:
-        The merged tensor; for a selection the source's own tensor, not a copy.
+        The merged tensor; a selection without a scale returns the source's tensor itself, not a copy.
     """
     if operation.method == SELECT and not any(operation.inputs):
         return tensors[0]
     method = registry.get(operation.method)
     group = TensorGroup.from_tensors(tensors, base_index=operation.base, name=name)
     group.validate_tensors()
-    parameters, seed = _bound(operation, name_in_layer(name))
+    parameters, seed = _bound_parameters(operation, name_in_layer(name))
     generator = _generator(tensors[0].device)
     state = generator.get_state()
     generator.manual_seed(seed)
@@ -59,22 +65,22 @@ def apply(operation: Operation, tensors: Sequence[torch.Tensor], name: str) -> t
 
 
 @lru_cache(maxsize=4096)
-def _bound(operation: Operation, name: str) -> tuple[dict[str, Any], int]:
-    """(parameters checked by mergekit, random seed) for the tensor of that name in any layer.
+def _bound_parameters(operation: Operation, name: str) -> tuple[dict[str, Any], int]:
+    """Returns (parameters checked by mergekit, random seed) for the tensor of that name in any layer.
 
-    Bound once and kept: binding takes as long as merging a small tensor.
+    Results are cached, since binding takes as long as merging a small tensor.
     """
     method = registry.get(operation.method)
-    nothing = [torch.empty(0) for _ in operation.inputs]
-    group = TensorGroup.from_tensors(nothing, base_index=operation.base, name=name)
+    placeholders = [torch.empty(0) for _ in operation.inputs]
+    group = TensorGroup.from_tensors(placeholders, base_index=operation.base, name=name)
     parameters = method._bind_parameters((group,), _resolve(method, operation, name))[0]
     return parameters, zlib.crc32(f"{operation.to_json()}\n{name}".encode())
 
 
 def _generator(device: torch.device) -> torch.Generator:
-    """The generator that random numbers on a device come from.
+    """Returns the generator of a device's random numbers.
 
-    torch.manual_seed would do for all devices; it takes longer than merging a small tensor.
+    torch.manual_seed would seed all devices; it takes longer than merging a small tensor.
     """
     if device.type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]
@@ -85,7 +91,7 @@ def _generator(device: torch.device) -> torch.Generator:
 
 
 def _resolve(method: MergeMethod, operation: Operation, name: str) -> dict[str, Any]:
-    """The parameters for one tensor, as mergekit's method call takes them."""
+    """Returns the parameters for one tensor as a call of mergekit's method takes them."""
     shared = dict(operation.shared)
     inputs = [dict(settings) for settings in operation.inputs]
     resolved: dict[str, Any] = {}
@@ -110,6 +116,7 @@ _ABSENT = object()
 
 
 def _pick(settings: Mapping[str, Scalar | Filtered], parameter: ParameterSpec, name: str) -> Any:
+    """Returns a parameter's value for the tensor of that name, or _ABSENT."""
     value = settings.get(parameter.name, _ABSENT)
     if not isinstance(value, tuple):
         return value

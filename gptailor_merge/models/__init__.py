@@ -1,1 +1,1 @@
-"""Members of a family: checkpoints, configs, headers, architecture and depth rules."""
+"""Members of a family: names, checkpoints, configs, and the rules of architectures and depth."""

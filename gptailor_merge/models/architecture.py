@@ -1,7 +1,7 @@
-"""What layers and tensors a model of some config has, as transformers builds it.
+"""Lists the layers and tensors of the model that transformers builds from a config.
 
-The model is built without weights (on the meta device) and looked at, so that nothing has to be
-known of single architectures.
+The model is built without weights (on the meta device) and inspected, so that no architecture needs
+rules of its own.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Shape = tuple[int, ...]
 
 
 Kind = frozenset[tuple[str, Any]]
-"""All that tells one layer from another: its modules, their settings and the shapes of its tensors."""
+"""A layer's modules, their settings and the shapes of its tensors: what tells it from other layers."""
 
 
 INDEX_NAMES = frozenset({"layer_idx", "layer_id", "layer_index", "layer_number"})
-"""What modules call the index of their layer, which the KV cache goes by."""
+"""The attributes of modules that hold the index of their layer, by which the KV cache finds its entry."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Architecture:
     """The layers and tensors of a model.
 
     Attributes:
-        prefix: what stands before the layer index in tensor names, e.g. `model.layers.`.
+        prefix: the part of tensor names before the layer index, e.g. `model.layers.`.
         before: name -> shape of the tensors before the layers: the embeddings.
-        after: name -> shape of the tensors behind the layers: final norm and head. A head that is
-            the embedding matrix is not listed.
-        layers: for each layer, name inside the layer -> shape.
-        kinds: for each layer its kind; a layer can stand in the place of one of the same kind.
-        stored: name -> what checkpoints call the tensor, where that is another name.
+        after: name -> shape of the tensors after the layers: final norm and head. A head that is the
+            embedding matrix is not listed.
+        layers: one mapping per layer, name inside the layer -> shape.
+        kinds: the kind of each layer; a layer can take the place of another of its kind.
+        stored: name -> the name in checkpoints, for tensors whose names differ there.
     """
 
     prefix: str
@@ -56,19 +56,19 @@ class Architecture:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Architecture:
-        """The architecture of a config, with transformers' defaults filled in or not.
+        """Returns the architecture of a config, which may lack transformers' defaults.
 
         Raises:
             FamilyError: transformers has no such causal language model, or it is not a list of layers.
         """
-        return _built(json.dumps(dict(config), sort_keys=True))
+        return _architecture(json.dumps(dict(config), sort_keys=True))
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """A model's list of layers.
+    """Returns a model's list of layers.
 
     Raises:
-        FamilyError: its body has no list `layers` as long as the model is deep.
+        FamilyError: the model's body has no list `layers` with an entry for each layer.
     """
     body = model.base_model
     layers = getattr(body, "layers", None)
@@ -83,23 +83,24 @@ _TOKENS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 def pruned(
     config: Mapping[str, Any], kept: Sequence[int], donor: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The config of the model of these layers, see depth.changes.
+    """Returns the config of the pruned model, see depth.changes.
 
     Args:
-        donor: the config of the model whose tokenizer it gets; default is `config` itself.
+        kept: the layer of the config's model in each slot of the pruned one.
+        donor: the config of the model that gives the tokenizer; None means `config` itself.
     """
     return {**config, **changes(config, kept), **tokens_of(donor or {})}
 
 
 def tokens_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config says of the tokenizer."""
+    """Returns the entries of a config that describe the tokenizer."""
     return {key: config[key] for key in _TOKENS if key in config}
 
 
 def misfits(config: Mapping[str, Any], kept: Sequence[int]) -> list[tuple[int, str]]:
-    """(slot, reason) where the pruned config describes another kind of layer than the one kept.
+    """Returns (slot, reason) for each slot where the pruned config describes another kind of layer.
 
-    This is so where the model computes a layer's kind from its index alone.
+    This happens if the model computes a layer's kind from its index alone.
 
     Raises:
         FamilyError: a tensor outside the layers has another shape in the pruned model.
@@ -117,14 +118,15 @@ def misfits(config: Mapping[str, Any], kept: Sequence[int]) -> list[tuple[int, s
 
 
 def pattern(config: Mapping[str, Any], layers: int) -> tuple[Kind, ...] | None:
-    """The kinds that the slots of a model of so many layers must have, or None where any will do.
+    """Returns the kinds that the slots of a model with `layers` layers must have, or None if any will do.
 
-    It is fixed where the model computes a layer's kind from its index and no list can say otherwise.
+    The kinds are fixed if the model computes a layer's kind from its index and no list in the config
+    overrides it.
     """
     depth = len(Architecture.of(config).kinds)
     spread = [round(i * (depth - 1) / max(1, layers - 1)) for i in range(layers)]
-    # The first and the last layers alone, and layers from everywhere: a pattern that bends to all
-    # three is written in the config.
+    # If the last layers, the first layers and layers from everywhere all keep their kinds, then the
+    # config lists the kinds.
     for kept in (range(depth - layers, depth), range(layers), spread):
         if misfits(config, list(kept)):
             return Architecture.of(pruned(config, list(kept))).kinds
@@ -132,7 +134,10 @@ def pattern(config: Mapping[str, Any], layers: int) -> tuple[Kind, ...] | None:
 
 
 def nearest(config: Mapping[str, Any], kept: Sequence[int]) -> list[int] | None:
-    """As many layers, as many of them as can be from `kept`, that the pruned config can describe."""
+    """Returns as many layers as `kept` has, which the pruned config can describe, most of them from `kept`.
+
+    Returns None if there is no such choice.
+    """
     kinds = Architecture.of(config).kinds
     fixed = pattern(config, len(kept))
     if fixed is None:
@@ -143,37 +148,37 @@ def nearest(config: Mapping[str, Any], kept: Sequence[int]) -> list[int] | None:
 
 
 def unlike(config: Mapping[str, Any], layers: Sequence[tuple[str, int]]) -> str | None:
-    """Why layers cannot be merged with each other, if they are not all of one kind.
+    """Returns why layers cannot be merged with each other, or None if they are all of one kind.
 
     Args:
         layers: (model, layer index) of each source.
     """
     kinds = Architecture.of(config).kinds
     model, layer = layers[0]
-    for other, other_layer in layers[1:]:
-        if kinds[other_layer] != kinds[layer]:
-            text = difference(kinds[other_layer], kinds[layer])
+    for second_model, second_layer in layers[1:]:
+        if kinds[second_layer] != kinds[layer]:
+            text = difference(kinds[second_layer], kinds[layer])
             return (
-                f"layers of unlike kinds: of layer {other_layer} of {other} {text} as of layer {layer} of "
-                f"{model}; only layers of one kind can be merged"
+                f"layers of unlike kinds: of layer {second_layer} of {second_model} {text} as of layer "
+                f"{layer} of {model}; only layers of one kind can be merged"
             )
     return None
 
 
 def shifted(config: Mapping[str, Any], kept: Sequence[int]) -> tuple[int, str] | None:
-    """(slot, what is wrong) of the first layer that would become one of another kind; see misfits.
+    """Returns (slot, message) for the first layer whose slot would change its kind, or None; see misfits.
 
     Raises:
         FamilyError: see misfits.
     """
     name = config["model_type"]
     try:
-        apart = misfits(config, kept)
+        misplaced = misfits(config, kept)
     except FamilyError as error:
         raise FamilyError(f"{name} cannot be pruned: {error}") from None
-    if not apart:
+    if not misplaced:
         return None
-    slot, text = apart[0]
+    slot, text = misplaced[0]
     possible = nearest(config, kept)
     cure = f"no model of {len(kept)} layers keeps it"
     if possible is not None:
@@ -186,7 +191,11 @@ def shifted(config: Mapping[str, Any], kept: Sequence[int]) -> tuple[int, str] |
 
 
 def difference(first: Kind, second: Kind) -> str:
-    """`x is a, not b` for what two kinds differ in, e.g. `self_attn.sliding_window is 8, not None`."""
+    """Returns one setting in which two kinds differ, as `setting is a, not b`.
+
+    >>> difference(frozenset({("mlp.width", 8)}), frozenset({("mlp.width", 16)}))
+    'mlp.width is 8, not 16'
+    """
     ours, theirs = dict(first - second), dict(second - first)
     # Settings say more than shapes, and shapes more than names of classes.
     keys = sorted({*ours, *theirs}, key=lambda key: (key not in ours or key not in theirs, "." in key, key))
@@ -195,11 +204,11 @@ def difference(first: Kind, second: Kind) -> str:
 
 
 @lru_cache(maxsize=64)
-def _built(text: str) -> Architecture:
+def _architecture(text: str) -> Architecture:
     model = on_meta(text)
     layers = layers_of(model)
     if len(layers) != json.loads(text)[DEPTH]:
-        raise FamilyError("its depth is said in a part of its config; only text models are supported")
+        raise FamilyError("only a part of its config states the depth; only text models are supported")
     prefix = next(name for name, module in model.named_modules() if module is layers) + "."
     tied = set(model.all_tied_weights_keys) if getattr(model.config, "tie_word_embeddings", False) else set()
     tensors = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
@@ -220,28 +229,32 @@ def _built(text: str) -> Architecture:
             {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()} for layer in layers
         ),
         kinds=tuple(
-            frozenset({k: v for k, v in {**own, **said}.items() if k not in indices}.items())
-            for own, said in zip(settings, entries, strict=True)
+            frozenset({k: v for k, v in {**plain, **listed}.items() if k not in indices}.items())
+            for plain, listed in zip(settings, entries, strict=True)
         ),
         stored={name: stored for name, stored in names_stored.items() if stored != name},
     )
 
 
 def on_meta(text: str) -> PreTrainedModel:
-    """The model of a config in JSON, without weights."""
+    """Builds the model of a config, given as JSON, without weights.
+
+    Raises:
+        FamilyError: transformers cannot build it.
+    """
     document = json.loads(text)
     try:
         config: PreTrainedConfig = AutoConfig.for_model(document.pop("model_type"), **document)
         with torch.device("meta"), no_init_weights():
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # models fail at odd configs in every possible way
+    except Exception as error:  # a model's code may raise anything
         reason = " ".join(str(error).split())
         raise FamilyError(f"transformers cannot build this model: {reason}") from None
     return model
 
 
 def _stored_name(model: PreTrainedModel, name: str) -> str:
-    """What save_pretrained calls a tensor, as far as it only renames it."""
+    """Returns the name that save_pretrained gives a tensor, as far as it only renames it."""
     for transform in reversed(get_model_conversion_mapping(model, add_legacy=False)):
         if isinstance(transform, WeightRenaming):
             name, _ = transform.reverse_transform().rename_source_key(name)
@@ -249,7 +262,7 @@ def _stored_name(model: PreTrainedModel, name: str) -> str:
 
 
 def _settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(path, value) of a layer's classes, plain settings and shapes."""
+    """Yields (path, value) for a layer's classes, plain settings and tensor shapes."""
     for path, module in layer.named_modules():
         dot = f"{path}." if path else ""
         yield path or "layer", type(module).__name__
@@ -263,11 +276,11 @@ def _settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _indices(settings: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The settings that hold nothing but the layer's index, which belongs to its place."""
-    names = {name for own in settings for name in own if name.rpartition(".")[2] in INDEX_NAMES}
+    """Returns the settings that hold only the layer's index, which is no part of its kind."""
+    names = {name for of_layer in settings for name in of_layer if name.rpartition(".")[2] in INDEX_NAMES}
     if len(settings) > 1:
-        for name in set.union(*(set(own) for own in settings)):
-            values = [own.get(name) for own in settings]
+        for name in set.union(*map(set, settings)):
+            values = [of_layer.get(name) for of_layer in settings]
             if all(type(v) is int and v == i for i, v in enumerate(values)):
                 names.add(name)
     return names

@@ -1,21 +1,16 @@
-"""What a recipe calls a model, where its files are, and which tensors they hold.
+"""Reads what a recipe's name of a model stands for: its config, and the headers of its tensors.
 
 A model is a local directory, or a Hub id with an optional revision (`org/name@revision`), with or
-without a LoRA adapter behind a plus (`model+adapter`), as in mergekit. No weight is loaded here
-but those of a LoRA adapter and its model, when the merged directory is first asked for.
+without a LoRA adapter after a plus (`model+adapter`), as in mergekit. No weights are loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub import constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -25,15 +20,17 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from gptailor_merge.errors import FamilyError
-from gptailor_merge.methods.conversion import merge_adapter
 
-_FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "*.txt"]
+FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "*.txt"]
+"""The files of a Hub model that are downloaded."""
 
 
 INDEX = "model.safetensors.index.json"
+"""The file that says which shard holds which tensor."""
 
 
-_ADAPTER = "adapter_model.safetensors"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+"""The files of a LoRA adapter."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,9 @@ class ModelId:
 
     Attributes:
         text: the whole name.
-        path: the directory, or the Hub id with its revision, without an adapter.
-        is_local: whether all that it names is on this machine.
-        adapter: the LoRA adapter that is merged into it, if there is one.
+        path: the directory, or the Hub id with its revision; without an adapter.
+        is_local: True if model and adapter are named as directories on this machine.
+        adapter: the LoRA adapter that is merged into the model, or None.
     """
 
     text: str
@@ -54,7 +51,12 @@ class ModelId:
 
     @classmethod
     def parse(cls, text: str) -> ModelId:
-        """An existing path is local, whatever characters are in it; so is what looks like a path."""
+        """Reads a name; one that exists as a path, or looks like one, is local.
+
+        >>> model = ModelId.parse("org/name@main+org/adapter")
+        >>> model.path, model.adapter.path, model.repo, model.revision
+        ('org/name@main', 'org/adapter', 'org/name', 'main')
+        """
         if not Path(text).exists() and text.count("+") == 1:
             model, adapter = (cls.parse(part) for part in text.split("+"))
             return cls(text, model.path, model.is_local and adapter.is_local, adapter)
@@ -73,13 +75,18 @@ class ModelId:
 
     @property
     def revision(self) -> str | None:
-        """The revision behind the @, if there is one."""
+        """The revision after the @, or None."""
         return self.path.split("@")[1] if "@" in self.path else None
 
 
 @dataclass(frozen=True)
 class Header:
-    """Of one tensor in a safetensors file: dtype ("BF16"), shape, and the file it is in."""
+    """The header of one tensor in a safetensors file.
+
+    Attributes:
+        dtype: as safetensors writes it, e.g. "BF16".
+        file: the name of the file that holds the tensor.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -87,7 +94,7 @@ class Header:
 
 
 def config_on_disk(model: ModelId) -> Path | None:
-    """The config.json of a model, or None where that takes the network."""
+    """Returns a model's config.json, or None if the network is needed to read it."""
     if model.model.is_local:
         return Path(model.path) / "config.json"
     try:
@@ -98,7 +105,7 @@ def config_on_disk(model: ModelId) -> Path | None:
 
 
 def depth_on_disk(model: str) -> int | None:
-    """Layers of a model whose config is on this machine; None where that takes the network."""
+    """Returns a model's number of layers, or None if its config is not on this machine."""
     config = config_on_disk(ModelId.parse(model))
     if config is None:
         return None
@@ -109,33 +116,24 @@ def depth_on_disk(model: str) -> int | None:
 
 
 def read(model: ModelId) -> tuple[Path, dict[str, Header]]:
-    """(config.json, headers) of a model. With an adapter, the model's without: it has the same.
+    """Returns (config.json, headers) of a model; an adapter changes neither.
 
     Raises:
-        FamilyError: a model or an adapter that is not there or cannot be read.
+        FamilyError: the model or its adapter is absent or cannot be read.
     """
     if model.adapter is not None and model.adapter.is_local:
-        _check_adapter(model.text, Path(model.adapter.path))
+        check_adapter(model.text, Path(model.adapter.path))
     if model.model.is_local:
         return _read_local(model.model)
     return _read_hub(model.model)
 
 
-def directory_of(model: ModelId) -> Path:
-    """The directory with the weights; downloads a Hub model, merges an adapter.
+def headers_in(directory: Path) -> dict[str, Header]:
+    """Returns the headers of all tensors in a model directory, sharded or not.
 
     Raises:
-        FamilyError: a model that cannot be downloaded, an adapter that cannot be merged.
+        FamilyError: the directory holds no safetensors file, or one that cannot be read.
     """
-    if model.adapter is not None:
-        return _merged(model)
-    if model.is_local:
-        return Path(model.path)
-    return _download(model, _FILES)
-
-
-def headers_in(directory: Path) -> dict[str, Header]:
-    """The headers of all tensors in a model directory, sharded or not."""
     files = sorted(directory.glob("*.safetensors"))
     index = directory / INDEX
     if index.exists():
@@ -155,10 +153,10 @@ def headers_in(directory: Path) -> dict[str, Header]:
 
 
 def headers_of(file: Path) -> dict[str, Header]:
-    """The headers of the tensors in one safetensors file.
+    """Returns the headers of the tensors in one safetensors file.
 
     Raises:
-        OSError, SafetensorError: a file that cannot be read.
+        OSError, SafetensorError: the file cannot be read.
     """
     with safe_open(file, "pt") as tensors:
         views = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not iterable itself
@@ -175,10 +173,10 @@ def _read_local(model: ModelId) -> tuple[Path, dict[str, Header]]:
 
 
 def _read_hub(model: ModelId) -> tuple[Path, dict[str, Header]]:
-    """Config and headers of a Hub model: from the cache if it is there, else ranged reads."""
+    """Returns config and headers of a Hub model, from the cache or by reading only the headers."""
     try:
         cached = huggingface_hub.snapshot_download(
-            model.repo, revision=model.revision, allow_patterns=_FILES, local_files_only=True
+            model.repo, revision=model.revision, allow_patterns=FILES, local_files_only=True
         )
         if any(Path(cached).glob("*.safetensors")):
             return Path(cached) / "config.json", headers_in(Path(cached))
@@ -206,56 +204,12 @@ def _read_hub(model: ModelId) -> tuple[Path, dict[str, Header]]:
     return Path(config), headers
 
 
-def _download(model: ModelId, files: list[str]) -> Path:
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(model.repo, revision=model.revision, allow_patterns=files)
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        raise FamilyError(f"{model.path}: cannot be downloaded: {error}") from None
+def check_adapter(name: str, directory: Path) -> None:
+    """Raises a FamilyError if a directory holds no LoRA adapter.
 
-
-def _check_adapter(name: str, directory: Path) -> None:
-    for file in ("adapter_config.json", _ADAPTER):
+    Args:
+        name: the whole name of the model that has the adapter.
+    """
+    for file in ADAPTER:
         if not (directory / file).exists():
             raise FamilyError(f"{name}: {directory} holds no {file}; expected a LoRA adapter of peft")
-
-
-def _merged(model: ModelId) -> Path:
-    """The directory of a model with its adapter merged into it, made once for the same files."""
-    assert model.adapter is not None
-    base, adapter = directory_of(model.model), Path(model.adapter.path)
-    if not model.adapter.is_local:
-        adapter = _download(model.adapter, ["adapter_config.json", _ADAPTER])
-    _check_adapter(model.text, adapter)
-    merged = Path(constants.HF_HOME) / "gptailor" / "adapters" / _content_digest(base, adapter)
-    if merged.exists():
-        return merged
-    merged.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=merged.parent, prefix=".") as beside:
-        try:
-            made = merge_adapter(base, adapter, Path(beside))
-        except Exception as error:
-            raise FamilyError(f"{model.text}: the adapter cannot be merged: {error}") from error
-        for file in base.iterdir():
-            # The tokenizer and the like, which merging leaves out.
-            is_weights = ".safetensors" in file.name or file.suffix in (".bin", ".pt", ".pth")
-            if file.is_file() and not is_weights and not (made / file.name).exists():
-                shutil.copy(file, made / file.name)
-        try:
-            made.rename(merged)
-        except OSError:
-            if not merged.exists():  # else another process was faster
-                raise
-    return merged
-
-
-def _content_digest(*directories: Path) -> str:
-    """Changes when a file in one of the directories is replaced."""
-    stamps = [
-        [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
-        for directory in directories
-        for file in sorted(directory.glob("*"))
-        if file.suffix in (".safetensors", ".json")
-    ]
-    return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""What else in a model's config depends on its depth, and how it changes when layers are removed.
+"""Changes the entries of a model's config that depend on its depth when layers are removed.
 
-By rule, not by model type: the keys are those that transformers' configs use. Whether the changed
-config describes the same layers is for architecture.py to verify.
+The rules go by the keys that transformers' configs use, not by model type. architecture.py verifies that
+the changed config describes the same layers.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ _INDICES = re.compile(r"(_idxs|_indices|layer_ids|mlp_only_layers|moe_layers)$")
 
 
 _PER_LAYER = re.compile(r"layer|block_type|^indexer_types$|^activation_sparsity_pattern$")
-"""Names of lists with an entry per layer."""
+"""Names of lists that have an entry for each layer."""
 
 
 _PER_LAYER_IF_LIST = ("intermediate_size", "num_attention_heads", "num_key_value_heads")
+"""Names of numbers that are lists with an entry for each layer in some models."""
 
 
 _FIRST = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
@@ -33,7 +34,7 @@ _LAST = ("num_kv_shared_layers",)
 
 
 _BEYOND = ("num_nextn_predict_layers", "num_mtp_layers")
-"""Numbers of layers behind the last, for predicting several tokens; no causal model runs them."""
+"""Numbers of layers after the last, which predict several tokens; no causal model runs them."""
 
 
 PERIODS = {
@@ -42,25 +43,32 @@ PERIODS = {
     "global_attn_every_n_layers": ("layer_types", "full_attention"),
     "no_rope_layer_interval": ("no_rope_layers", 0),
 }
-"""Scalars that say with what period an entry stands in a list; read where the list is missing."""
+"""Key of a period -> (list, entry) that has the period; models read it if the list is absent."""
 
 
 def per_layer_lists(config: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The lists of a config that have an entry for each layer, by key."""
+    """Returns the lists of a config that have an entry for each layer, by key.
+
+    >>> per_layer_lists({"num_hidden_layers": 2, "layer_types": ["full", "sliding"], "vocab_size": 9})
+    {'layer_types': ['full', 'sliding']}
+    """
     depth = int(config[DEPTH])
-    found = {}
-    for key, value in config.items():
-        if isinstance(value, (list, tuple)) and _is_per_layer(key) and len(value) >= depth:
-            found[key] = list(value[:depth])
-    return found
+    return {
+        key: list(value[:depth])
+        for key, value in config.items()
+        if isinstance(value, (list, tuple)) and _is_per_layer(key) and len(value) >= depth
+    }
 
 
 def changes(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """What to set in a config so that it describes the model of these layers.
+    """Returns the entries to set in a config so that it describes the pruned model.
 
     Args:
-        config: with transformers' defaults filled in.
-        kept: for each layer of the new model, in order, the layer of the config's model in its place.
+        config: a config with transformers' defaults filled in.
+        kept: the layer of the config's model in each slot of the pruned one.
+
+    >>> changes({"num_hidden_layers": 3, "layer_types": ["full", "sliding", "full"]}, [0, 2])
+    {'num_hidden_layers': 2, 'layer_types': ['full', 'full']}
     """
     depth = int(config[DEPTH])
     changed: dict[str, Any] = {DEPTH: len(kept)}
@@ -78,7 +86,7 @@ def changes(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     for key, by_layer in _by_index(config).items():
         changed[key] = {slot: by_layer[layer] for slot, layer in enumerate(kept) if layer in by_layer}
     if config.get("decoder_sparse_step", 1) != 1 and "mlp_only_layers" in config:
-        # Which layers are dense is computed from the index, and can be listed instead.
+        # The model computes from the index which layers are dense; they can be listed instead.
         step, dense = config["decoder_sparse_step"], config["mlp_only_layers"] or ()
         changed["decoder_sparse_step"] = 1
         changed["mlp_only_layers"] = [
@@ -91,43 +99,46 @@ def changes(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
 
 
 def inconsistencies(config: Mapping[str, Any]) -> list[str]:
-    """Where the fields of a config contradict its depth, one sentence each."""
+    """Returns sentences about entries of a config that contradict its depth."""
     depth = int(config[DEPTH])
-    found = []
+    texts = []
     for key, value in config.items():
         if not isinstance(value, (list, tuple)):
             continue
         if _is_indices(key):
             beyond = [layer for layer in value if not 0 <= layer < depth]
             if beyond:
-                found.append(f"{key} names layer {beyond[0]}, the model has {depth} layers")
+                texts.append(f"{key} names layer {beyond[0]}, the model has {depth} layers")
         elif _is_per_layer(key) and len(value) != depth and (key != "no_rope_layers" or len(value) < depth):
-            # SmolLM3 allows no_rope_layers to be longer than the model is deep.
-            found.append(f"{key} has {len(value)} entries, the model has {depth} layers")
+            # SmolLM3 allows no_rope_layers to have more entries than the model has layers.
+            texts.append(f"{key} has {len(value)} entries, the model has {depth} layers")
     for key, by_layer in _by_index(config).items():
         if max(by_layer, default=0) >= depth:
-            found.append(f"{key} names layer {max(by_layer)}, the model has {depth} layers")
+            texts.append(f"{key} names layer {max(by_layer)}, the model has {depth} layers")
     for key in (*_FIRST, *_LAST):
         value = config.get(key)
         # max_window_layers is 28 by default, whatever the depth.
         if isinstance(value, int) and value > depth and key != "max_window_layers":
-            found.append(f"{key} is {value}, the model has {depth} layers")
-    return found
+            texts.append(f"{key} is {value}, the model has {depth} layers")
+    return texts
 
 
 def choose(
     kinds: Sequence[Hashable], pattern: Sequence[Hashable], costs: Sequence[float], needed: Collection[int]
 ) -> list[int] | None:
-    """The cheapest layers that give a pattern of kinds, in ascending order.
+    """Returns the cheapest layers, in ascending order, that have a pattern of kinds.
 
     Args:
-        kinds: of each layer of a model.
+        kinds: the kind of each layer of a model.
         pattern: the kind that each slot must have.
-        costs: of keeping each layer.
+        costs: the cost of keeping each layer.
         needed: layers that must be kept.
 
     Returns:
-        One layer per slot, or None where there is no such choice.
+        One layer per slot, or None if there is no such choice.
+
+    >>> choose("aabb", "ab", [1.0, 0.0, 0.0, 1.0], ())
+    [1, 2]
     """
 
     def cost(slot: int, layer: int) -> float | None:
@@ -139,35 +150,35 @@ def choose(
 def assign(
     slots: int, layers: int, cost: Callable[[int, int], float | None], needed: Collection[int]
 ) -> list[int] | None:
-    """The cheapest ascending layers for a number of slots.
+    """Returns the cheapest layers, in ascending order, for a number of slots, by dynamic programming.
 
     Args:
-        cost: (slot, layer) -> what that layer costs there, or None where it does not fit.
+        cost: (slot, layer) -> the layer's cost in that slot, or None if it does not fit there.
         needed: layers that must be taken.
 
     Returns:
-        One layer per slot, or None where there is no such choice.
+        One layer per slot, or None if there is no such choice.
     """
-    # best[s]: (cost, layers) of the first s slots, filled from the layers seen so far.
+    # best[s]: (cost, layers) of the first s slots, filled from the layers before the current one.
     best: list[tuple[float, tuple[int, ...]] | None] = [None] * (slots + 1)
     best[0] = (0.0, ())
     for layer in range(layers):
-        after = [None if layer in needed else so_far for so_far in best]
+        after = [None if layer in needed else choice for choice in best]
         for slot in range(slots):
-            so_far, price = best[slot], cost(slot, layer)
-            if price is not None and so_far is not None:
-                taken = (so_far[0] + price, (*so_far[1], layer))
-                other = after[slot + 1]
-                if other is None or taken < other:
-                    after[slot + 1] = taken
+            choice, price = best[slot], cost(slot, layer)
+            if price is not None and choice is not None:
+                extended = (choice[0] + price, (*choice[1], layer))
+                rival = after[slot + 1]
+                if rival is None or extended < rival:
+                    after[slot + 1] = extended
         best = after
     return list(best[-1][1]) if best[-1] is not None else None
 
 
 def _by_index(config: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
-    """The mappings of a config from some layers' indices to what they have of their own."""
+    """Returns the mappings of a config from layer indices to entries of single layers, by key."""
     return {
-        key: {int(index): own for index, own in value.items()}
+        key: {int(index): entry for index, entry in value.items()}
         for key, value in config.items()
         if isinstance(value, Mapping) and "layer" in key and all(str(index).isdigit() for index in value)
     }
@@ -182,7 +193,7 @@ def _is_per_layer(key: str) -> bool:
 
 
 def _period(values: Sequence[Any], mark: Any) -> int | None:
-    """p where the mark stands at every p-th place and nowhere else, if there is one."""
+    """Returns p if the mark stands at every p-th place and nowhere else, or None."""
     period = values.index(mark) + 1 if mark in values else len(values) + 1
     regular = all((value == mark) == ((place + 1) % period == 0) for place, value in enumerate(values))
     return period if regular else None

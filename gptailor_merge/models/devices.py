@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 
 from gptailor_merge.errors import ConfigError, FamilyError
-from gptailor_merge.models.family import Member
+from gptailor_merge.models.dtypes import dtype_name
+from gptailor_merge.models.member import Member
 
-_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_DTYPES = ("BF16", "F16", "F32")
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA, else MPS, else the CPU.
+    """Returns the device of that name; `auto` is CUDA, else MPS, else the CPU.
 
     Raises:
-        ConfigError: an unknown device, or one that this machine does not have.
+        ConfigError: the device is unknown, or this machine does not have it.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
@@ -29,13 +30,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def compute_dtype(device: torch.device, out_dtype: str) -> torch.dtype:
-    """float32 on the CPU, which is slow at anything else; else what the model is written in."""
+    """Returns the dtype to run in: float32 on the CPU, where others are slow; else the model's own."""
     return torch.float32 if device.type == "cpu" else getattr(torch, out_dtype)
 
 
 def stored_dtype(member: Member) -> str:
-    """The dtype that a member's first layer is stored in, as recipes name it."""
+    """Returns the dtype that a member's first layer is stored in, as recipes name it.
+
+    Raises:
+        FamilyError: the layer is stored in a dtype that cannot be merged.
+    """
     stored = next(member.headers[name].dtype for name in member.layer_tensors(0).values())
     if stored not in _DTYPES:
         raise FamilyError(f"{member.model}: stored as {stored}; expected one of {', '.join(_DTYPES)}")
-    return _DTYPES[stored]
+    return dtype_name(stored)

@@ -13,10 +13,10 @@ from gptailor_merge.errors import FamilyError
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory.
+    """Loads the tokenizer of a model directory.
 
     Raises:
-        FamilyError: there is none, or it cannot be read.
+        FamilyError: there is no tokenizer, or it cannot be read.
     """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
@@ -27,7 +27,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A model as transformers loads it; safetensors only, no remote code.
+    """Loads a model as transformers does; safetensors only, no remote code.
 
     Raises:
         FamilyError: the directory holds no such model.
@@ -43,11 +43,11 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Pre
 
 
 def member_digest(directory: Path) -> str:
-    """Which weights a directory holds: names, sizes and content of its safetensors headers."""
-    parts = []
+    """Returns a digest of the weights in a directory: names, sizes and headers of its safetensors files."""
+    entries = []
     for file in sorted(directory.glob("*.safetensors")):
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = hashlib.sha256(stream.read(length)).hexdigest()
-        parts.append([file.name, file.stat().st_size, header])
-    return digest(parts)
+        entries.append([file.name, file.stat().st_size, header])
+    return digest(entries)

@@ -1,4 +1,4 @@
-"""Loading a written model as its users will, and what that finds."""
+"""Loads a written model as its users will, and reports tensors that are not in their places."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
 @dataclass(frozen=True)
 class Reloaded:
-    """A model that loaded.
+    """A model that transformers loaded.
 
     Attributes:
-        problems: one sentence per kind of tensor that is not in its place: transformers loads such a
-            model all the same, with random values where tensors are missing.
+        problems: sentences about missing, unexpected and mismatched tensors. transformers loads such a
+            model all the same, with random values for missing tensors.
     """
 
     model: PreTrainedModel
@@ -27,10 +27,10 @@ class Reloaded:
 
 
 def reload(directory: Path) -> Reloaded:
-    """Load a model directory from safetensors, without remote code, in its own dtype.
+    """Loads a model directory from safetensors, without remote code, in its own dtype.
 
     Raises:
-        Exception: whatever transformers raises where it refuses the model; it has no common base.
+        Exception: transformers refuses the model; its errors have no common base.
     """
     model, report = AutoModelForCausalLM.from_pretrained(
         directory,
@@ -38,7 +38,7 @@ def reload(directory: Path) -> Reloaded:
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
-        # Else the first tensor of a wrong shape is an error that hides all others.
+        # Otherwise the first tensor of a wrong shape is an error that hides all others.
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
@@ -49,13 +49,13 @@ def reload(directory: Path) -> Reloaded:
 
 
 def not_finite(files: Iterable[Path]) -> str | None:
-    """The first tensor in safetensors files that holds infinities or NaN."""
+    """Returns the name of the first tensor in safetensors files that holds infinities or NaN, or None."""
     for file in files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not iterable itself
                 tensor = tensors.get_tensor(name)
                 if tensor.is_floating_point():
-                    # isfinite is not implemented for every dtype of 8 bits
+                    # isfinite is not implemented for every 8-bit dtype.
                     tensor = tensor.float() if tensor.element_size() == 1 else tensor
                     if not bool(torch.isfinite(tensor).all()):
                         return str(name)

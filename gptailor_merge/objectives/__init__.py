@@ -1,1 +1,1 @@
-"""What can be measured, one file each."""
+"""Kinds of objectives, one file each, and the registry that knows them."""

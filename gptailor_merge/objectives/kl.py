@@ -1,38 +1,96 @@
-"""KL divergence of a model's predictions from those of a reference."""
+"""The kind `kl`: how far a model's predictions of texts are from those of a member of the family."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import model_validator
 
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.digests import digest
+from gptailor_merge.errors import KeyPath, Problem
+from gptailor_merge.objectives.config_types import source_in_words
+from gptailor_merge.objectives.kinds import Context
 from gptailor_merge.objectives.protocols import Forward, PerToken, Prediction
+from gptailor_merge.objectives.text_kinds import RecordedTextKeys, TextConfig
+
+
+class KLConfig(TextConfig, RecordedTextKeys):
+    """KL divergence from a teacher's predictions of texts."""
+
+    kind: Literal["kl"]
+
+    @model_validator(mode="after")
+    def _teaches_known_data(self) -> KLConfig:
+        unknown = set(self.teacher if isinstance(self.teacher, dict) else ()) - set(self.data)
+        if unknown:
+            raise ValueError(f"teacher names data that is not there, found {sorted(unknown)}")
+        return self
+
+    def teacher_of(self, name: str) -> str:
+        """Returns the member that the model is compared with on the data of a name."""
+        if isinstance(self.teacher, dict):
+            return self.teacher.get(name, "base")
+        return self.teacher or "base"
+
+    def build(
+        self, name: str, sets: tuple[TokenSet, ...], batches: Sequence[Batch], context: Context
+    ) -> KullbackLeibler:
+        """Runs the teachers over the batches and keeps what they predict."""
+        teachers = {s.name: context.teacher(self.teacher_of(s.name)) for s in sets}
+        return build_kl(name, sets, teachers=teachers, top_k=self.top_k, batches=batches)
+
+    def sentence(self) -> str:
+        """Names the texts, each with its teacher, and what is stored of the teachers."""
+        data = ", ".join(
+            f"{name} ({source_in_words(source)}, teacher {self.teacher_of(name)})"
+            for name, source in self.data.items()
+        )
+        return (
+            f"KL(teacher ‖ model) on {data}; {self.size_in_words()}; "
+            f"the teacher's {self.top_k} likeliest tokens"
+        )
+
+    def problems(self, path: KeyPath, directory: Path, members: Sequence[str]) -> list[Problem]:
+        """Returns a problem for each file that does not exist and each teacher that is no member."""
+        problems = super().problems(path, directory, members)
+        by_name = self.teacher if isinstance(self.teacher, dict) else {"": self.teacher or "base"}
+        for name, teacher in by_name.items():
+            if teacher not in members:
+                message = f"no such member, found {teacher!r}; known are {', '.join(sorted(members))}"
+                problems.append(Problem((*path, "teacher", *([name] if name else [])), message))
+        return problems
+
+    def comparable_on(self, set_name: str) -> tuple[str, str]:
+        """Returns the kind and the teacher: divergences from two teachers are different things."""
+        return self.kind, self.teacher_of(set_name)
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a reference model predicts for the sequences of a set, compactly.
+    """The predictions of a reference model for the sequences of a set, in short.
 
     Attributes:
         indices: the k likeliest next tokens, int32 [sequences, length - 1, k].
-        log_probabilities: theirs, float32, same shape.
+        log_probabilities: of these tokens, float32, same shape.
     """
 
     indices: torch.Tensor
     log_probabilities: torch.Tensor
 
     def rows(self, rows: Sequence[int]) -> Reference:
-        """Some of its sequences, neighbours."""
+        """Returns the reference for sequences that are neighbours."""
         wanted = slice(rows[0], rows[-1] + 1)
         return Reference(self.indices[wanted], self.log_probabilities[wanted])
 
     @staticmethod
     def concatenate(parts: Sequence[Reference]) -> Reference:
-        """One reference of several, in order."""
+        """Joins references in their order."""
         indices = torch.cat([part.indices for part in parts])
         return Reference(indices, torch.cat([part.log_probabilities for part in parts]))
 
@@ -41,14 +99,14 @@ class Reference:
 class KullbackLeibler(PerToken):
     """KL(reference || model) of the next-token distributions, mean per token.
 
-    Of the reference its `top_k` likeliest tokens are stored, and all others count as one outcome
-    that holds the remaining mass: KL = Σ_{i≤k} p_i log(p_i/q_i) + p_rest log(p_rest/q_rest). By
-    the log-sum inequality this is never more than the full KL; it misses the divergence within
-    the rest, p_rest · KL(p|rest || q|rest). With top_k >= vocabulary it is exact.
+    The reference's `top_k` likeliest tokens are stored, and all others count as one outcome that holds the
+    remaining mass: KL = Σ_{i≤k} p_i log(p_i/q_i) + p_rest log(p_rest/q_rest). By the log-sum inequality
+    this is never more than the full KL; it misses the divergence within the rest,
+    p_rest · KL(p|rest || q|rest). With top_k >= vocabulary it is exact.
 
     Attributes:
-        references: set name -> Reference of all its sequences.
-        teachers: set name -> digest of the model that it came from.
+        teachers: set name -> digest of the reference model.
+        references: set name -> its predictions for all sequences of the set.
     """
 
     name: str
@@ -60,10 +118,12 @@ class KullbackLeibler(PerToken):
 
     @property
     def fingerprint(self) -> str:
+        """Depends on the token sequences, the teachers' weights and `top_k`."""
         parts = [(s.name, s.digest, self.teachers[s.name]) for s in self.sets]
         return digest(["kl", self.top_k, parts])
 
     def values(self, set_name: str, prediction: Prediction) -> torch.Tensor:
+        """Returns the divergence at each position, nats [sequences, positions]."""
         return kl_divergence(self.references[set_name].rows(prediction.segment.rows), prediction)
 
 
@@ -75,17 +135,17 @@ def build_kl(
     top_k: int,
     batches: Sequence[Batch],
 ) -> KullbackLeibler:
-    """Run the references over the batches that hold their sets, one reference after the other.
+    """Runs the reference models over the batches that hold their sets, one model after the other.
 
     Args:
         teachers: set name -> (digest of the reference model, its forward pass).
         top_k: how many of the likeliest tokens are stored for each position.
-        batches: the ones that models will be scored on, so that a model has no divergence from itself.
+        batches: those that models will be scored on, so that a model has no divergence from itself.
     """
     digests = {s.name: teachers[s.name][0] for s in sets}
-    found: dict[str, dict[int, Reference]] = {s.name: {} for s in sets}
-    for of_teacher in dict.fromkeys(digests.values()):
-        taught = {s.digest: s.name for s in sets if digests[s.name] == of_teacher}
+    by_row: dict[str, dict[int, Reference]] = {s.name: {} for s in sets}
+    for teacher in dict.fromkeys(digests.values()):
+        taught = {s.digest: s.name for s in sets if digests[s.name] == teacher}
         _, forward = teachers[next(iter(taught.values()))]
         for batch in batches:
             if not any(segment.digest in taught for segment in batch.segments):
@@ -93,24 +153,24 @@ def build_kl(
             for prediction in forward(batch):
                 segment = prediction.segment
                 if segment.digest in taught:
-                    found[taught[segment.digest]][segment.rows[0]] = reference(prediction, top_k)
+                    by_row[taught[segment.digest]][segment.rows[0]] = reference(prediction, top_k)
     references = {
-        name: Reference.concatenate([parts[row] for row in sorted(parts)]) for name, parts in found.items()
+        name: Reference.concatenate([parts[row] for row in sorted(parts)]) for name, parts in by_row.items()
     }
     return KullbackLeibler(name, tuple(sets), top_k, digests, references)
 
 
 def reference(prediction: Prediction, top_k: int) -> Reference:
-    """The top_k likeliest next tokens and their log-probabilities."""
+    """Returns the top_k likeliest next tokens and their log-probabilities."""
     logits = prediction.logits
     best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
     return Reference(best.indices.to(torch.int32), best.values - prediction.log_normalizer[..., None])
 
 
 def kl_divergence(reference: Reference, prediction: Prediction) -> torch.Tensor:
-    """KL(reference || model), nats [sequences, positions]; see KullbackLeibler for the formula."""
+    """Returns KL(reference || model), nats [sequences, positions]; see KullbackLeibler for the formula."""
     logits = prediction.logits
-    # Log-probabilities of the reference's tokens alone: a log-softmax would write the vocabulary again.
+    # Only the reference's tokens are looked at: a log-softmax would write the whole vocabulary again.
     log_q = logits.gather(-1, reference.indices.long()) - prediction.log_normalizer[..., None]
     log_p = reference.log_probabilities
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
@@ -121,6 +181,6 @@ def kl_divergence(reference: Reference, prediction: Prediction) -> torch.Tensor:
 
 
 def _log_rest(log_probabilities: torch.Tensor) -> torch.Tensor:
-    """log(1 - Σ exp), not below the rounding of float32, where the difference has no meaning."""
+    """Returns log(1 - Σ exp), not below the rounding of float32, where the difference means nothing."""
     mass = log_probabilities.exp().sum(-1)
     return torch.log((1 - mass).clamp_min(torch.finfo(torch.float32).eps))

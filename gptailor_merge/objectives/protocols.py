@@ -1,9 +1,9 @@
-"""What is measured on a composed model: perplexity, and KL divergence to a reference.
+"""The protocols of an objective, a number that is measured on a composed model.
 
 An objective gives one value per predicted token or per item, so that an evaluation can stop early and
-candidates can be compared one by one. Of most it is enough what a model predicts on batches, which
-candidates share work for; some need the whole model, to generate or to be weighed. A new one is a
-class, and a kind in config that search.measuring makes it of.
+candidates can be compared unit by unit. For most objectives the predictions of a model on batches are
+enough, and candidates share the work for these; some need the whole model, to generate or to be weighed.
+How a config becomes an objective is a matter of its kind, see kinds.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from gptailor_merge.objectives.scores import Score
 
 
 class Prediction(NamedTuple):
-    """What a model predicts on rows of one set.
+    """The predictions of a model for rows of one set.
 
     Attributes:
-        segment: which rows.
-        next_ids: the tokens to predict [sequences, positions]; of items the tokens asked for [asked].
-        logits: float32 [sequences, positions, vocabulary]; of items [places, vocabulary].
-        log_normalizer: log Σ exp of the logits [sequences, positions]; of items [places].
-        at: of items: the place that predicts each token asked for [asked].
+        segment: says which rows they are.
+        next_ids: the tokens to predict [sequences, positions]; for items the tokens asked for [asked].
+        logits: float32 [sequences, positions, vocabulary]; for items [places, vocabulary].
+        log_normalizer: log Σ exp of the logits [sequences, positions]; for items [places].
+        at: for items, index of the place that predicts each token asked for [asked].
     """
 
     segment: Segment
@@ -42,17 +42,17 @@ class Prediction(NamedTuple):
 
     @staticmethod
     def of(segment: Segment, next_ids: torch.Tensor, logits: torch.Tensor) -> Prediction:
-        """With what all objectives need, computed once."""
+        """Makes a prediction and computes what all objectives need."""
         wide = logits.float()
         return Prediction(segment, next_ids, wide, wide.logsumexp(-1))
 
 
 Forward = Callable[[Batch], Iterator[Prediction]]
-"""What a model predicts on a batch, see passes.predictions."""
+"""Gives the predictions of a model for a batch, see scoring.passes.predictions."""
 
 
-class _Scoring(Protocol):
-    """What all objectives have in common."""
+class ScoredObjective(Protocol):
+    """The part that all objectives have in common: a name, an identity, and how units become a score."""
 
     @property
     def name(self) -> str:
@@ -67,41 +67,41 @@ class _Scoring(Protocol):
         """A digest of all that the score depends on besides the model."""
 
     def size(self, set_name: str, units: int) -> float:
-        """The count that the sum of the first so many units is divided by."""
+        """Returns the count that the sum of a set's first `units` units is divided by."""
 
     def score(self, set_name: str, units: NDArray[np.float64]) -> Score:
-        """Of a set's first units."""
+        """Returns the score of the first units of a set."""
 
 
-class PredictionObjective(_Scoring, Protocol):
-    """A number to minimise, measured on what a model predicts, set by set."""
+class PredictionObjective(ScoredObjective, Protocol):
+    """A number to minimise, measured on a model's predictions, set by set."""
 
     @property
     def sets(self) -> tuple[TokenSet, ...]:
-        """The token sequences that it is measured on."""
+        """The token sequences that models are run on."""
 
     def values(self, set_name: str, prediction: Prediction) -> torch.Tensor:
-        """What is kept of a prediction on some of a set's rows, float32, of any shape."""
+        """Returns what is kept of a prediction for rows of a set, float32, of any shape."""
 
     def units(self, set_name: str, values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
-        """One number per predicted token or item; lower is better.
+        """Returns one number per predicted token or item; lower is better.
 
         Args:
             values: those of whole items, flat, in the order of the rows.
-            rows: of the set, each once.
+            rows: numbers of rows in the set, each once.
         """
 
 
 @dataclass(frozen=True)
 class UnitSet:
-    """What a whole model is measured on, one by one: items, prompts, or the model itself.
+    """Units that a whole model is measured on: items, prompts, or the model itself.
 
     Attributes:
-        name: what the user calls it.
-        digest: of the content.
+        name: the user's name for the set.
+        digest: equal for equal content.
         units: how many there are.
-        documents: their texts, white space evened out.
-        batch: so many take little more time together than one alone.
+        documents: texts of the units, white space evened out.
+        batch: how many units take little more time together than one alone.
     """
 
     name: str
@@ -111,53 +111,53 @@ class UnitSet:
     batch: int = 1
 
     def units_until(self, share: float) -> int:
-        """How many units this share is, rounded up to whole batches."""
+        """Returns how many units a share is, rounded up to whole batches."""
         return min(self.units, math.ceil(share * self.units / self.batch) * self.batch)
 
 
 @runtime_checkable
-class ModelObjective(_Scoring, Protocol):
+class ModelObjective(ScoredObjective, Protocol):
     """A number to minimise, measured on a whole model, set by set."""
 
     @property
     def sets(self) -> tuple[UnitSet, ...]:
-        """What it is measured on."""
+        """The units that models are measured on."""
 
     def measure(self, set_name: str, model: PreTrainedModel, first: int, stop: int) -> NDArray[np.float64]:
-        """One number for each of a set's units from `first` to `stop`; lower is better."""
+        """Returns one number for each unit of a set from `first` to `stop`; lower is better."""
 
 
 Objective = PredictionObjective | ModelObjective
 
 
 class PerUnit:
-    """What objectives share whose score is the mean of their units."""
+    """Gives an objective the mean of its units as its score; `unit` is one of scores.UNITS."""
 
     unit = "plain"
 
     def size(self, set_name: str, units: int) -> float:
-        """All units count alike."""
+        """Counts every unit alike."""
         return units
 
     def score(self, set_name: str, units: NDArray[np.float64]) -> Score:
-        """The mean."""
+        """Returns the mean."""
         return Score(float(units.mean()), len(units), self.unit)
 
 
 class PerToken(PerUnit):
-    """What objectives share that give a value per predicted token of a text."""
+    """Makes the values of an objective on texts its units, one per predicted token."""
 
     unit = "nats"
 
     def units(self, set_name: str, values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
-        """The values: texts are scored in their order."""
+        """Returns the values: texts are scored in their order."""
         return values
 
 
 def log_likelihood(prediction: Prediction) -> torch.Tensor:
-    """log p(token asked for), nats, of the shape of `next_ids`."""
+    """Returns log p of each token to predict, nats, in the shape of `next_ids`."""
     if prediction.at is not None:
-        of_asked = prediction.logits[prediction.at, prediction.next_ids]
-        return of_asked - prediction.log_normalizer[prediction.at]
-    of_next = prediction.logits.gather(-1, prediction.next_ids[..., None])[..., 0]
-    return of_next - prediction.log_normalizer
+        asked_logits = prediction.logits[prediction.at, prediction.next_ids]
+        return asked_logits - prediction.log_normalizer[prediction.at]
+    next_logits = prediction.logits.gather(-1, prediction.next_ids[..., None])[..., 0]
+    return next_logits - prediction.log_normalizer

@@ -1,36 +1,83 @@
-"""How much a model repeats itself in what it writes."""
+"""The kind `repetition`: how much a model repeats itself in what it writes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor_merge.calibration.texts import TextSource
 from gptailor_merge.composing.memory import BatchSize
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import DataError
+from gptailor_merge.objectives.config_types import Positive
+from gptailor_merge.objectives.kinds import Context, PreparedObjective, Weight
 from gptailor_merge.objectives.protocols import PerUnit, UnitSet
+from gptailor_merge.objectives.text_kinds import DataConfig, text_source
 
 NGRAM = 4
-"""Tokens of what is looked for again."""
+"""Length of what counts as a repetition when it comes again, in tokens."""
+
+
+class RepetitionConfig(DataConfig):
+    """Repetition in what a model writes: the share of 4-grams that have been there before.
+
+    Attributes:
+        data: texts; the prompts are the beginnings of their documents.
+        prompts: how many from each of the data.
+        prompt_tokens: length of a prompt.
+        new_tokens: length of what is generated after it.
+    """
+
+    kind: Literal["repetition"]
+    prompts: Positive = 8
+    prompt_tokens: Positive = 32
+    new_tokens: Annotated[int, Field(ge=4)] = 64
+    weight: Weight = 1.0
+
+    def prepare(self, context: Context) -> PreparedObjective:
+        """Takes the prompts from the data.
+
+        Raises:
+            DataError: a source cannot be read, or has no document.
+        """
+        objective = repetition(
+            self.kind,
+            {name: text_source(source) for name, source in self.data.items()},
+            context.tokenizer,
+            prompts=self.prompts,
+            prompt_tokens=self.prompt_tokens,
+            new_tokens=self.new_tokens,
+        )
+        return PreparedObjective.ready(objective)
+
+    def sentence(self) -> str:
+        """Names the texts and the lengths of prompts and continuations."""
+        return (
+            f"repetition on {self.data_in_words()}; {self.prompts} prompts each of {self.prompt_tokens} "
+            f"tokens, {self.new_tokens} tokens written"
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Repetition(PerUnit):
-    """How much a model repeats itself when it goes on from the beginnings of documents, greedily.
+    """Repetition in what a model writes, greedily, after the beginnings of documents.
 
-    The unit is, of each prompt, the share of the generated n-grams that have been there before:
-    1 − distinct/total (seq-rep-n: S. Welleck et al., 2020, arXiv 1908.04319, equation 5). What a
-    tokenizer calls the end of a text does not end it, so that all have the same length.
+    A unit is a prompt, its value the share of the generated n-grams that have been there before:
+    1 − distinct/total (seq-rep-n: S. Welleck et al., 2020, arXiv 1908.04319, equation 5). The token that
+    ends a text does not end a continuation, so that all have the same length.
 
     Attributes:
-        prompts: set name -> the ids of each.
+        prompts: set name -> the token ids of each prompt.
+        new_tokens: length of a continuation.
+        batches: how many prompts memory holds at once.
     """
 
     name: str
@@ -42,21 +89,23 @@ class Repetition(PerUnit):
 
     @property
     def fingerprint(self) -> str:
+        """Depends on the prompts and on how long the continuations are."""
         return digest(["repetition", NGRAM, self.new_tokens, [(s.name, s.digest) for s in self.sets]])
 
     def measure(self, set_name: str, model: PreTrainedModel, first: int, stop: int) -> NDArray[np.float64]:
+        """Returns the repeated share for the prompts from `first` to `stop`."""
         prompts = self.prompts[set_name][first:stop]
         by_length: dict[int, list[int]] = {}
         for number, prompt in enumerate(prompts):
             by_length.setdefault(len(prompt), []).append(number)
-        found = np.empty(len(prompts))
+        shares = np.empty(len(prompts))
         for numbers in by_length.values():
             ids = torch.tensor([prompts[number] for number in numbers])
-            found[numbers] = [repeated(one) for one in self._continued(model, ids)]
-        return found
+            shares[numbers] = [repeated(continuation) for continuation in self._continued(model, ids)]
+        return shares
 
     def _continued(self, model: PreTrainedModel, ids: torch.Tensor) -> list[list[int]]:
-        """What comes after prompts of one length [prompts, length]."""
+        """Returns the continuations of prompts of one length [prompts, length]."""
 
         def generate(size: int) -> list[list[int]]:
             parts = [
@@ -77,44 +126,49 @@ def repetition(
     new_tokens: int = 64,
     batch_size: int = 16,
 ) -> Repetition:
-    """How much a model repeats itself, going on from the first documents of each source.
+    """Takes the prompts from the first documents of each source.
 
     Args:
-        prompts: of each source; fewer where it has fewer documents.
-        prompt_tokens: the beginning of each document; fewer where it is shorter.
+        prompts: how many from each source; fewer where it has fewer documents.
+        prompt_tokens: length of a prompt; fewer where its document is shorter.
 
     Raises:
         DataError: a source without a document.
     """
-    sets, taken = [], {}
+    sets, prompts_of = [], {}
     for source_name, source in sources.items():
         encoded = ((text, tuple(tokenizer(text, verbose=False)["input_ids"])) for text in source.texts())
-        begun = {
-            text: ids[:prompt_tokens] for text, ids in islice((one for one in encoded if one[1]), prompts)
-        }
-        if not begun:
+        filled = ((text, ids) for text, ids in encoded if ids)
+        beginnings = {text: ids[:prompt_tokens] for text, ids in islice(filled, prompts)}
+        if not beginnings:
             raise DataError(f"{source.location}: no documents; nothing can be continued")
-        ids = tuple(begun.values())
-        documents = frozenset(" ".join(text.split()) for text in begun)
+        ids = tuple(beginnings.values())
+        documents = frozenset(" ".join(text.split()) for text in beginnings)
         sets.append(UnitSet(source_name, digest(ids), len(ids), documents, batch_size))
-        taken[source_name] = ids
-    return Repetition(name, tuple(sets), taken, new_tokens, BatchSize(batch_size))
+        prompts_of[source_name] = ids
+    return Repetition(name, tuple(sets), prompts_of, new_tokens, BatchSize(batch_size))
 
 
 def repeated(ids: Sequence[int]) -> float:
-    """The share of n-grams that have been there before."""
+    """Returns the share of n-grams that have been there before.
+
+    >>> repeated([1, 2, 3, 4, 5])
+    0.0
+    >>> repeated([1, 1, 1, 1, 1])
+    0.5
+    """
     grams = list(zip(*(ids[start:] for start in range(NGRAM)), strict=False))
     return 1 - len(set(grams)) / len(grams)
 
 
 def _greedy(model: PreTrainedModel, ids: torch.Tensor, tokens: int) -> list[list[int]]:
-    """What a model writes after prompts of one length, whatever its own settings are."""
-    own = model.generation_config
+    """Returns what a model writes after prompts of one length, whatever its own settings are."""
+    before = model.generation_config
     model.generation_config = GenerationConfig()
     try:
         settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, use_cache=True)
         written = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     finally:
-        model.generation_config = own
+        model.generation_config = before
     rows: list[list[int]] = written[:, ids.shape[1] :].tolist()
     return rows

@@ -16,11 +16,11 @@ UNITS: Mapping[str, Callable[[float], float]] = {
     "bits": lambda mean: mean / math.log(2),
     "negated": lambda mean: -mean,
 }
-"""How users see a mean that is minimised: as it is, as its exponential, in bits, with the other sign."""
+"""Unit -> how users see a mean that is minimised: as it is, its exponential, in bits, with the other sign."""
 
 
 COSTS = ("count", "bytes", "ms")
-"""Units of what a model costs."""
+"""The units of costs, as against those of quality."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Score:
     """A mean that is minimised.
 
     Attributes:
-        mean: in nats, or of whatever an objective counts.
-        count: what it is a mean over: predicted tokens, items, words.
-        unit: how users see it, see UNITS.
-        error: the standard error of the mean, where it was estimated; no part of the score's identity.
+        mean: the minimised number, in nats or in whatever an objective counts.
+        count: how many predicted tokens, items or words the mean is over.
+        unit: how users see the mean, see UNITS.
+        error: standard error of the mean, where it was estimated; equal scores may differ in it.
     """
 
     mean: float
@@ -41,12 +41,12 @@ class Score:
 
     @property
     def natural(self) -> float:
-        """As users see it."""
+        """The mean as users see it."""
         return UNITS[self.unit](self.mean)
 
     @property
     def natural_error(self) -> float | None:
-        """The standard error as users see it: half the distance between mean - error and mean + error."""
+        """The standard error as users see it: half the distance from mean - error to mean + error."""
         if self.error is None:
             return None
         natural = UNITS[self.unit]
@@ -54,9 +54,12 @@ class Score:
 
     @staticmethod
     def total(scores: Sequence[Score]) -> Score:
-        """The mean over all that several scores of one objective are means of.
+        """Returns the mean over everything that several scores of one objective are means over.
 
-        Its standard error is that of a stratified sample: the scores are independent of each other.
+        Its standard error is that of a stratified sample, since the scores are independent of each other.
+
+        >>> Score.total([Score(1.0, 10), Score(4.0, 30)])
+        Score(mean=3.25, count=40, unit='nats', error=None)
         """
         count = sum(score.count for score in scores)
         errors = [score.error * score.count for score in scores if score.error is not None]
@@ -69,10 +72,11 @@ Scores = Mapping[str, Mapping[str, Score]]
 
 
 TOTAL = "total"
+"""The key of an objective's score over all of its sets."""
 
 
 def natural(scores: Scores) -> dict[str, dict[str, float]]:
-    """Scores in the units that users see, with a total over each objective's tokens."""
+    """Returns scores in the units that users see, with a total over each objective's sets."""
     shown = {}
     for objective, by_set in scores.items():
         units = {name: score.natural for name, score in by_set.items()}

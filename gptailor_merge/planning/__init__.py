@@ -1,1 +1,1 @@
-"""A recipe is checked and resolved to a plan."""
+"""Checks recipes and resolves them to plans."""

@@ -1,19 +1,18 @@
-"""Which source of a merge is the method's base, and what is wrong with that."""
+"""Finds which source of a merge is the method's base."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec
-
 from gptailor_merge.errors import KeyPath, Problem
+from gptailor_merge.methods.specs import BasePolicy, MethodSpec
 from gptailor_merge.recipe.recipe import BASE_MARK, Recipe, Slice, Source
 
 
-def base_problems(recipe: Recipe, part: Slice, spec: MergeMethodSpec) -> Iterator[Problem]:
-    """A base that is not there, or is there twice, or that the method does not take."""
+def base_problems(recipe: Recipe, part: Slice, spec: MethodSpec) -> Iterator[Problem]:
+    """Yields problems of a base that is absent, is marked twice, or is not taken by the method."""
     marks: list[KeyPath] = [("sources", i, "parameters", BASE_MARK) for i in _marked(part)]
-    if not _takes_base(spec):
+    if not spec.takes_base:
         places: list[KeyPath] = [("base_model",)] if part.base_model is not None else []
         yield from (Problem(place, f"{spec.name} takes no base") for place in (*places, *marks))
         return
@@ -27,7 +26,7 @@ def base_problems(recipe: Recipe, part: Slice, spec: MergeMethodSpec) -> Iterato
             yield Problem(("base_model",), f"the source that is marked as base is of {marked.model}")
         return
     named = [source for source in part.sources if source.model == base]
-    required = spec.contract.base is BasePolicy.REQUIRED
+    required = spec.base is BasePolicy.REQUIRED
     if len(named) > 1 and required:
         yield Problem(
             ("sources",),
@@ -36,7 +35,7 @@ def base_problems(recipe: Recipe, part: Slice, spec: MergeMethodSpec) -> Iterato
         )
     if named or not required:
         return
-    if spec.contract.max_inputs is not None and len(part.sources) >= spec.contract.max_inputs:
+    if spec.most is not None and len(part.sources) >= spec.most:
         names = " or ".join(dict.fromkeys(source.model for source in part.sources))
         yield Problem(
             ("base_model",),
@@ -51,28 +50,26 @@ def base_problems(recipe: Recipe, part: Slice, spec: MergeMethodSpec) -> Iterato
         )
 
 
-def with_base(recipe: Recipe, part: Slice, spec: MergeMethodSpec) -> tuple[tuple[Source, ...], Source | None]:
-    """The sources with the base among them where the method needs it, and which of them it is.
+def with_base(recipe: Recipe, part: Slice, spec: MethodSpec) -> tuple[tuple[Source, ...], Source | None]:
+    """Returns (sources, base): the base is one of the sources, or None.
 
-    It is the source that is marked, or else the one of the slice's or the recipe's base_model. A
-    method that may go without goes without where that model has several sources.
+    The base is the source that is marked, or else the source of the slice's or the recipe's base_model,
+    which is added if the method requires it. If that model has several sources and none is marked, a
+    method that does not require a base gets none.
     """
-    if not _takes_base(spec):
+    if not spec.takes_base:
         return part.sources, None
     base = part.base_model or recipe.base_model
     chosen = [part.sources[i] for i in _marked(part)]
     chosen = chosen or [source for source in part.sources if source.model == base]
     if len(chosen) == 1:
         return part.sources, chosen[0]
-    if spec.contract.base is not BasePolicy.REQUIRED or chosen:
+    if spec.base is not BasePolicy.REQUIRED or chosen:
         return part.sources, None
     added = Source(model=base, layer_range=part.sources[0].layer_range)
     return (added, *part.sources), added
 
 
-def _takes_base(spec: MergeMethodSpec) -> bool:
-    return spec.contract.base not in (BasePolicy.IGNORED, BasePolicy.FORBIDDEN)
-
-
 def _marked(part: Slice) -> list[int]:
+    """Returns the positions of the sources that are marked as base."""
     return [i for i, source in enumerate(part.sources) if dict(source.parameters).get(BASE_MARK) is True]

@@ -1,4 +1,4 @@
-"""Everything that can be said against a recipe before a weight is read."""
+"""Checks a recipe as far as that is possible before a weight is read."""
 
 from __future__ import annotations
 
@@ -10,99 +10,130 @@ from gptailor_merge.models.architecture import shifted, unlike
 from gptailor_merge.models.checkpoint import ModelId, depth_on_disk
 from gptailor_merge.models.family import Family
 from gptailor_merge.planning.edit_problems import map_problems, place_problems
+from gptailor_merge.planning.operations import is_removed, merges
 from gptailor_merge.planning.resolve import plan, problems
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 
 
 def check(recipe: Recipe, *, file: Path | str | None = None) -> Plan:
-    """Check a recipe without the network and resolve it.
+    """Checks a recipe without the network, and resolves it.
 
-    Layer ranges are checked for models whose config is on this machine; where all models are local
-    directories, so is whether they fit together.
+    Layer ranges are checked for models whose config is on this machine. If all models are local
+    directories, it is also checked that they fit together.
+
+    Args:
+        file: the recipe's file; errors then name its lines.
 
     Raises:
-        RecipeError, FamilyError: all problems that can be found.
+        RecipeError, FamilyError: the recipe or its models have problems.
     """
-    found = problems(recipe) + list(_missing_directories(recipe)) + depth_problems(recipe, depth_on_disk)
-    found = found or list(map_problems(recipe))
-    if found:
-        raise RecipeError(found, file=file)
+    mistakes = problems(recipe) + list(_missing_directories(recipe)) + depth_problems(recipe, depth_on_disk)
+    mistakes = mistakes or list(map_problems(recipe))
+    if mistakes:
+        raise RecipeError(mistakes, file=file)
     if all(ModelId.parse(model).is_local for model in recipe.models):
         return check_with_family(recipe, file=file)[0]
     return plan(recipe)
 
 
 def check_with_family(recipe: Recipe, *, file: Path | str | None = None) -> tuple[Plan, Family]:
-    """Read configs and tensor headers of every model and check a recipe against those, too.
+    """Checks a recipe against the configs and tensor headers of all its models, and resolves it.
 
     Raises:
-        RecipeError: layers that are not there, embeddings or heads that do not fit.
-        FamilyError: models that cannot be read or do not fit together.
+        RecipeError: the recipe has problems, e.g. layers that do not exist or a head that does not fit.
+        FamilyError: models cannot be read or do not fit together.
     """
-    found = problems(recipe) or list(map_problems(recipe))
-    if found:
-        raise RecipeError(found, file=file)
+    mistakes = problems(recipe) or list(map_problems(recipe))
+    if mistakes:
+        raise RecipeError(mistakes, file=file)
     resolved = plan(recipe)
     with errors_in(file):
         family = Family.of_recipe(recipe)
     depths = {member.model: member.depth for member in family.members}
-    found = depth_problems(recipe, depths.get) + family.component_problems(resolved)
-    found = found or kind_problems(recipe, resolved, family) + dtype_problems(recipe, family)
-    found = found or list(place_problems(recipe, family.base.config))
-    if found:
-        raise RecipeError(found, file=file)
+    mistakes = depth_problems(recipe, depths.get) + fit_problems(resolved, family)
+    mistakes = mistakes or kind_problems(recipe, resolved, family) + dtype_problems(recipe, family)
+    mistakes = mistakes or list(place_problems(recipe, family.base.config))
+    if mistakes:
+        raise RecipeError(mistakes, file=file)
     return resolved, family
 
 
 def depth_problems(recipe: Recipe, depth_of: Callable[[str], int | None]) -> list[Problem]:
-    """Layers that their models do not have.
+    """Returns layer ranges that exceed their models.
 
     Args:
-        depth_of: number of layers of a model, or None where that is not known.
+        depth_of: model -> its number of layers, or None if that is unknown.
     """
-    found = []
+    mistakes = []
     for index, part in enumerate(recipe.slices):
         for position, source in enumerate(part.sources):
             depth = depth_of(source.model)
             if depth is not None and source.layer_range[1] > depth:
-                found.append(
+                mistakes.append(
                     Problem(
                         ("slices", index, "sources", position, "layer_range"),
                         f"layer out of range, found {list(source.layer_range)}; "
                         f"{source.model} has {depth} layers, so at most [0, {depth}] would be right",
                     )
                 )
-    return found
+    return mistakes
+
+
+def fit_problems(resolved: Plan, family: Family) -> list[Problem]:
+    """Returns components whose vocabularies do not fit the tokenizer, or a head that must be tied."""
+    mistakes = []
+    tokenizer = family.by_model(resolved.tokenizer)
+    for key, component in (("embeddings", resolved.embeddings), ("head", resolved.head)):
+        for model in component.models:
+            member = family.by_model(model)
+            if member.vocabulary_size != tokenizer.vocabulary_size:
+                mistakes.append(
+                    Problem(
+                        ("parameters", key),
+                        f"{model} has a vocabulary of {member.vocabulary_size}, and {tokenizer.model}, whose "
+                        f"tokenizer the model gets, one of {tokenizer.vocabulary_size}; embeddings, head and "
+                        "tokenizer must come from members with vocabularies of one size",
+                    )
+                )
+    if family.tied and resolved.embeddings != resolved.head:
+        mistakes.append(
+            Problem(
+                ("parameters", "head"),
+                "differs from embeddings, but this architecture's head is its embedding matrix "
+                "(tie_word_embeddings); give both the same value",
+            )
+        )
+    return mistakes
 
 
 def kind_problems(recipe: Recipe, resolved: Plan, family: Family) -> list[Problem]:
-    """Layers of unlike kinds that are merged, or that the pruned model would have in unlike places."""
+    """Returns merges of layers of unlike kinds, or the first layer whose slot would change its kind."""
     config = family.base.config
-    slices = [i for i, part in enumerate(recipe.slices) if part.parameter("op") != "remove"]
+    slices = [i for i, part in enumerate(recipe.slices) if not is_removed(part)]
     owners = [i for i in slices for _ in range(recipe.slices[i].sources[0].length)]
-    found = [
+    mistakes = [
         Problem(("slices", index, "sources"), text)
         for index, slot in zip(owners, resolved.slots, strict=True)
         if (text := unlike(config, slot.layers))
     ]
-    if not found and (apart := shifted(config, resolved.kept)):
-        slot_index, text = apart
-        found.append(Problem(("slices", owners[slot_index]), text))
-    return found
+    if not mistakes and (misplaced := shifted(config, resolved.kept)):
+        position, text = misplaced
+        mistakes.append(Problem(("slices", owners[position]), text))
+    return mistakes
 
 
 def dtype_problems(recipe: Recipe, family: Family) -> list[Problem]:
-    """What mergekit would decide without a word where a recipe names no dtype."""
+    """Returns dtypes that the recipe must name, since mergekit would choose them without a word."""
     if recipe.dtype is not None:
         return []
-    kept = [part for part in recipe.slices if part.parameter("op") != "remove"]
+    kept = [part for part in recipe.slices if not is_removed(part)]
     used = {source.model for part in kept for source in part.sources}
-    merged = {s.model for part in kept if part.parameter("op") == "merge" for s in part.sources}
-    for component in (recipe.parameters.embeddings, recipe.parameters.head):
-        models = {recipe.resolve(member) for member, _ in component.weights}
+    merged = {source.model for part in kept if merges(part) for source in part.sources}
+    for origin in (recipe.parameters.embeddings, recipe.parameters.head):
+        models = {recipe.resolve(member) for member, _ in origin.weights}
         used |= models
-        merged |= models if component.method is not None else set()
+        merged |= models if origin.method is not None else set()
     narrow = {d for model in merged for d in family.by_model(model).dtypes} & {"BF16", "F16"}
     if narrow:
         name = "bfloat16" if "BF16" in narrow else "float16"
@@ -113,21 +144,21 @@ def dtype_problems(recipe: Recipe, family: Family) -> list[Problem]:
         return [Problem(("dtype",), text)]
     stored = {model: ", ".join(sorted(family.by_model(model).dtypes)) for model in sorted(used)}
     if recipe.out_dtype is None and len(set(stored.values())) > 1:
-        said = "; ".join(f"{model} {dtypes}" for model, dtypes in stored.items())
-        text = f"is missing, and the members are stored in several ({said}); say which one the model gets"
+        listed = "; ".join(f"{model} {dtypes}" for model, dtypes in stored.items())
+        text = f"is missing, and the members are stored in several ({listed}); say which one the model gets"
         return [Problem(("out_dtype",), text)]
     return []
 
 
 def _missing_directories(recipe: Recipe) -> Iterator[Problem]:
-    named: list[tuple[KeyPath, str]] = [(("base_model",), recipe.base_model)]
+    models: list[tuple[KeyPath, str]] = [(("base_model",), recipe.base_model)]
     for index, part in enumerate(recipe.slices):
-        named += [
+        models += [
             (("slices", index, "sources", position, "model"), source.model)
             for position, source in enumerate(part.sources)
         ]
-    for path, model in named:
+    for path, model in models:
         parsed = ModelId.parse(model)
-        for named_part in (parsed.model, parsed.adapter):
-            if named_part and named_part.is_local and not Path(named_part.path).is_dir():
-                yield Problem(path, f"no such directory, found {named_part.path!r}")
+        for part_id in (parsed.model, parsed.adapter):
+            if part_id and part_id.is_local and not Path(part_id.path).is_dir():
+                yield Problem(path, f"no such directory, found {part_id.path!r}")

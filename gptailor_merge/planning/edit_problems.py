@@ -1,4 +1,4 @@
-"""The keys of a slice that edit its layers: `without`, `repair` and `repair_digest`."""
+"""Finds mistakes in the keys of a slice that edit its layers: `without`, `repair` and `repair_digest`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gptailor_merge.recipe.recipe import REPAIR, REPAIR_DIGEST, WITHOUT, Recipe,
 
 
 def edit_problems(part: Slice) -> Iterator[Problem]:
-    """What is wrong with the keys, paths relative to the slice."""
+    """Yields mistakes in the keys, with paths relative to the slice."""
     without, file, digest = (part.parameter(name) for name in (WITHOUT, REPAIR, REPAIR_DIGEST))
     if without is not None and without not in PARTS:
         text = f"expected {' or '.join(PARTS)}, found {without!r}{suggest(str(without), PARTS)}"
@@ -41,7 +41,7 @@ def edit_problems(part: Slice) -> Iterator[Problem]:
 
 
 def map_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Maps that are not there, or are not those that the recipe was made with."""
+    """Yields repair maps that are absent, or not those that the recipe was made with."""
     for index, part in enumerate(recipe.slices):
         for edit in edits_of(part):
             try:
@@ -52,19 +52,19 @@ def map_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def place_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Edits that the layers of a config do not allow."""
+    """Yields edits that the layers of a config do not allow."""
     for index, part in enumerate(recipe.slices):
         for edit in edits_of(part):
             path = ("slices", index, "parameters", WITHOUT if edit.digest is None else REPAIR)
             for layer in range(*part.sources[0].layer_range):
                 try:
-                    (one,) = placed([edit], config, layer)
+                    (placed_edit,) = placed([edit], config, layer)
                 except FamilyError as error:
                     yield Problem(path, str(error))
                     break
                 if edit.digest is not None:
-                    width = Architecture.of(config).layers[layer][one.names[0]][0]
-                    found = list(load_map(edit.file, edit.digest).shape)
-                    if found != [width, width]:
-                        text = f"the map is {found}, and the layer's MLP takes [{width}, {width}]"
+                    width = Architecture.of(config).layers[layer][placed_edit.names[0]][0]
+                    shape = list(load_map(edit.file, edit.digest).shape)
+                    if shape != [width, width]:
+                        text = f"the map is {shape}, and the layer's MLP takes [{width}, {width}]"
                         yield Problem(path, text)

@@ -1,39 +1,53 @@
-"""The operations remove, select and merge: what is wrong with a slice, and the slots that it fills."""
+"""The operations that a slice's `op` names: remove, select and merge, and those of other packages.
+
+A new operation is a class that implements `LayerOperation` and an entry in `BUILT_IN`, or an entry point
+of the group `gptailor_merge.operations` in another package. `gptailor_merge.testing.operations` holds
+the tests that every operation passes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from gptailor_merge.documents import suggest
-from gptailor_merge.errors import KeyPath, Problem
-from gptailor_merge.methods.specs import method_names, method_spec
+from gptailor_merge.errors import KeyPath, Problem, RecipeError
+from gptailor_merge.extensions import Registry
+from gptailor_merge.methods.specs import merge_method_problem, method_spec
 from gptailor_merge.planning.bases import base_problems, with_base
 from gptailor_merge.planning.edit_problems import edit_problems
-from gptailor_merge.planning.parameters import (
-    input_parameters,
-    missing_problems,
-    parameter_problems,
-    scopes_of,
-    settle,
-)
-from gptailor_merge.recipe.edits import edits_of
-from gptailor_merge.recipe.plan import SELECT, Operation, Slot
-from gptailor_merge.recipe.recipe import Recipe, Slice, Source
+from gptailor_merge.planning.expansion import expand, position_of
+from gptailor_merge.planning.parameter_problems import missing_problems, parameter_problems
+from gptailor_merge.recipe.plan import SELECT, Slot
+from gptailor_merge.recipe.recipe import Recipe, Slice
 
 
-class Op(Protocol):
-    """What a slice's `op` does."""
+class LayerOperation(Protocol):
+    """Turns slices into slots.
+
+    Attributes:
+        takes_base_model: True if a slice may have a `base_model`.
+    """
+
+    @property
+    def takes_base_model(self) -> bool: ...
+
+    def method_of(self, part: Slice) -> object:
+        """Returns the name of the slice's merge method; the recipe's defaults may set its parameters."""
 
     def problems(self, recipe: Recipe, part: Slice) -> Iterator[Problem]:
-        """What is wrong with the slice; paths are relative to it."""
+        """Yields the slice's mistakes, with key paths relative to it; it has at least one source."""
 
     def slots(self, recipe: Recipe, part: Slice) -> tuple[Slot, ...]:
-        """The slots that a sound slice fills."""
+        """Returns one slot for each layer of the first source; the slice has no problems."""
 
 
-class Remove:
-    """Documents layers that are gone; fills no slot."""
+class RemoveOperation:
+    """Documents layers that are gone; fills no slots."""
+
+    takes_base_model = False
+
+    def method_of(self, part: Slice) -> object:
+        return SELECT
 
     def problems(self, recipe: Recipe, part: Slice) -> Iterator[Problem]:
         for name, _ in part.parameters:
@@ -48,8 +62,13 @@ class Remove:
         return ()
 
 
-class Select:
+class SelectOperation:
     """Takes the layers of one member as they are."""
+
+    takes_base_model = False
+
+    def method_of(self, part: Slice) -> object:
+        return SELECT
 
     def problems(self, recipe: Recipe, part: Slice) -> Iterator[Problem]:
         if len(part.sources) != 1:
@@ -59,43 +78,40 @@ class Select:
             )
         if part.parameter("method") is not None:
             yield Problem(("parameters", "method"), "select takes no method; did you mean op: merge?")
-        yield from parameter_problems(SELECT, part)
+        spec = method_spec(SELECT)
+        assert spec is not None
+        yield from parameter_problems(spec, part)
         yield from edit_problems(part)
 
     def slots(self, recipe: Recipe, part: Slice) -> tuple[Slot, ...]:
-        return _expand(recipe, part, SELECT, part.sources, base=None)
+        return expand(recipe, part, SELECT, part.sources, base=None)
 
 
-class Merge:
-    """Merges layers of several members by a mergekit method."""
+class MergeOperation:
+    """Merges layers of several members by the method that the slice names."""
+
+    takes_base_model = True
+
+    def method_of(self, part: Slice) -> object:
+        return part.parameter("method")
 
     def problems(self, recipe: Recipe, part: Slice) -> Iterator[Problem]:
         method = part.parameter("method")
-        if method is None:
-            yield Problem(("parameters",), "method is missing; merge takes the name of a mergekit method")
+        if (text := merge_method_problem(method)) is not None:
+            yield Problem(("parameters",) if method is None else ("parameters", "method"), text)
             return
-        spec = method_spec(method) if isinstance(method, str) else None
-        if spec is None or method == SELECT:
-            known = [name for name in method_names() if name != SELECT]
-            yield Problem(
-                ("parameters", "method"),
-                f"unknown method, found {method!r}{suggest(str(method), known)}",
-            )
-            return
+        spec = method_spec(method)
+        assert spec is not None
         yield from base_problems(recipe, part, spec)
         sources, base = with_base(recipe, part, spec)
-        wrong = list(parameter_problems(method, part))
-        yield from wrong or missing_problems(recipe, part, method, sources, base)
+        wrong = list(parameter_problems(spec, part))
+        yield from wrong or missing_problems(recipe, part, spec, base)
         if len({(source.model, source.layer_range) for source in sources}) < len(sources):
             yield Problem(("sources",), "a layer appears twice; give it once, with the weight of both")
         elif len(part.sources) > 1 or base is not None:
-            try:
-                spec.contract.validate_ids(
-                    range(len(sources)), None if base is None else _index(sources, base)
-                )
-            except ValueError as error:
-                text = str(error)
-                yield Problem(("sources",), f"{method}: {text[0].lower() + text[1:]}")
+            position = None if base is None else position_of(base, sources)
+            if (text := spec.input_problem(len(sources), position)) is not None:
+                yield Problem(("sources",), text)
         if len(sources) < 2:
             yield Problem(("sources",), "merge takes two sources or more; for one write op: select")
         yield from edit_problems(part)
@@ -105,38 +121,36 @@ class Merge:
         spec = method_spec(method)
         assert spec is not None
         sources, base = with_base(recipe, part, spec)
-        return _expand(recipe, part, method, sources, base)
+        return expand(recipe, part, method, sources, base)
 
 
-OPERATIONS: Mapping[str, Op] = {"remove": Remove(), "select": Select(), "merge": Merge()}
+BUILT_IN: Mapping[str, Callable[[], LayerOperation]] = {
+    "remove": RemoveOperation,
+    "select": SelectOperation,
+    "merge": MergeOperation,
+}
 
 
-def _expand(
-    recipe: Recipe, part: Slice, method: str, sources: tuple[Source, ...], base: Source | None
-) -> tuple[Slot, ...]:
-    spec = method_spec(method)
-    assert spec is not None
-    scopes = scopes_of(recipe, part)
-    length = sources[0].length
-    position = None if base is None else _index(sources, base)
-    slots = []
-    for offset in range(length):
-        # mergekit's position within a gradient (plan.py, plan_slice)
-        t = offset / (length - 1) if length > 1 else 1.0
-        shared = settle(spec.shared_parameters, scopes, t)
-        inputs = tuple(
-            settle(input_parameters(spec, source is base), [dict(source.parameters), *scopes], t)
-            for source in sources
-        )
-        slots.append(
-            Slot(
-                layers=tuple((s.model, s.layer_range[0] + offset) for s in sources),
-                operation=Operation(method, inputs, shared, position),
-                edits=edits_of(part),
-            )
-        )
-    return tuple(slots)
+OPERATIONS: Registry[Callable[[], LayerOperation]] = Registry(
+    "op", "gptailor_merge.operations", BUILT_IN, RecipeError
+)
+"""`op` -> the class of its operation, which is constructed without arguments."""
 
 
-def _index(sources: tuple[Source, ...], wanted: Source) -> int:
-    return next(i for i, source in enumerate(sources) if source is wanted)
+def operation_of(part: Slice) -> LayerOperation:
+    """Returns the operation that a slice names.
+
+    Raises:
+        RecipeError: there is no such operation, or it cannot be imported.
+    """
+    return OPERATIONS[part.parameter("op")]()
+
+
+def is_removed(part: Slice) -> bool:
+    """Tells whether a slice documents layers that are gone."""
+    return bool(part.parameter("op") == "remove")
+
+
+def merges(part: Slice) -> bool:
+    """Tells whether a slice computes its layers by a merge method, instead of taking or removing them."""
+    return operation_of(part).method_of(part) != SELECT

@@ -1,32 +1,27 @@
-"""Recipes with other slots in the places of their own."""
+"""Puts other slots in the places of a recipe's own and leaves the rest as its author wrote it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from gptailor_merge.planning.resolve import plan
+from gptailor_merge.planning.writing import slices_of
 from gptailor_merge.recipe.plan import Slot
-from gptailor_merge.recipe.recipe import (
-    Recipe,
-    Slice,
-)
-from gptailor_merge.recipe.writing import written
+from gptailor_merge.recipe.recipe import Recipe, Slice
 
 
 def rewritten(recipe: Recipe, slots: Sequence[Slot]) -> Recipe:
-    """A recipe with other slots, as many as it has, in the places of its own.
-
-    Slices whose slots are the same stay as they are written.
+    """Return the recipe with these slots; slices whose slots have not changed stay as they are written.
 
     Args:
-        slots: those of the recipe's plan, some of them with other operations or edits.
+        slots: as many as the recipe fills, some of them with another operation or other edits.
     """
-    before = list(plan(recipe).slots)
+    before = plan(recipe).slots
     slices: list[Slice] = []
-    at = 0
+    begin = 0
     for part in recipe.slices:
-        count = 0 if part.parameter("op") == "remove" else part.sources[0].length
-        own = slots[at : at + count]
-        slices += [part] if list(own) == before[at : at + count] else written(own, recipe.base_model)
-        at += count
+        end = begin + (0 if part.parameter("op") == "remove" else part.sources[0].length)
+        is_unchanged = tuple(slots[begin:end]) == before[begin:end]
+        slices += [part] if is_unchanged else slices_of(slots[begin:end], recipe.base_model)
+        begin = end
     return recipe.model_copy(update={"slices": tuple(slices)})

@@ -1,1 +1,1 @@
-"""The language of recipes: values, YAML in and out. Knows nothing of weights and model files."""
+"""The language of recipes: YAML documents, plans, edits and their wording. Knows no weights."""

@@ -1,4 +1,4 @@
-"""The edits that a slice of a recipe names."""
+"""Reads the edits that the slices of a recipe name."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from gptailor_merge.recipe.recipe import REPAIR, REPAIR_DIGEST, WITHOUT, Recipe,
 
 
 def edits_of(part: Slice) -> tuple[Edit, ...]:
-    """The edits of a sound slice."""
-    made = []
+    """Returns the edits of a slice that has no problems."""
+    edits = []
     if (without := part.parameter(WITHOUT)) is not None:
-        made.append(Edit(without))
+        edits.append(Edit(without))
     if (file := part.parameter(REPAIR)) is not None:
-        made.append(Edit(MLP, part.parameter(REPAIR_DIGEST), file))
-    return tuple(made)
+        edits.append(Edit(MLP, part.parameter(REPAIR_DIGEST), file))
+    return tuple(edits)
 
 
 def map_files(recipe: Recipe) -> list[str]:
-    """The files of all maps."""
+    """Returns the files of all repair maps of a recipe."""
     edits = (edit for part in recipe.slices for edit in edits_of(part))
     return [edit.file for edit in edits if edit.digest is not None]

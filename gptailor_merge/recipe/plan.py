@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
+
+from gptailor_merge.digests import digest_of_bytes
 
 SELECT = "passthrough"
-"""The mergekit method that a selected layer goes through."""
+"""The merge method that a selected layer goes through."""
 
 
 Scalar = bool | int | float | str
 
 
 Filtered = tuple[tuple[str | None, Scalar], ...]
-"""Values by tensor name: the first whose filter is None, "*" or part of the name is taken."""
+"""(filter, value) pairs: a tensor takes the first whose filter is None, "*" or a part of its name."""
 
 
 Settings = tuple[tuple[str, Scalar | Filtered], ...]
+"""(name, value) pairs: the parameters of a method, or of one of its sources."""
 
 
 @dataclass(frozen=True)
 class Operation:
-    """How the tensors of a slot's sources become one: a mergekit method, fully parametrised.
+    """The merge method that makes one tensor of the sources' tensors, with all its parameters.
 
     Attributes:
         method: name of a registered mergekit method; "passthrough" selects.
-        shared: settings of the method as a whole.
         inputs: settings of each source, in the order of the sources.
-        base: position of the source that is the method's base, if there is one.
+        shared: settings of the method as a whole.
+        base: position of the source that is the method's base, or None.
     """
 
     method: str
@@ -40,22 +42,26 @@ class Operation:
     base: int | None = None
 
     def to_json(self) -> str:
-        """A canonical text: equal operations have equal texts."""
+        """Returns a canonical text: equal operations have equal texts.
+
+        >>> Operation("slerp", ((), ()), (("t", 0.5),), base=0).to_json()
+        '["slerp",0,[["t",0.5]],[[],[]]]'
+        """
         return json.dumps(
-            [self.method, self.base, _sorted(self.shared), [_sorted(s) for s in self.inputs]],
+            [self.method, self.base, _sorted(self.shared), [_sorted(settings) for settings in self.inputs]],
             separators=(",", ":"),
         )
 
     @staticmethod
     @lru_cache(maxsize=4096)
     def from_json(text: str) -> Operation:
-        """The inverse of `to_json`."""
+        """Reads what `to_json` returns."""
         method, base, shared, inputs = json.loads(text)
-        return Operation(method, tuple(_settings(i) for i in inputs), _settings(shared), base)
+        return Operation(method, tuple(map(_settings, inputs)), _settings(shared), base)
 
 
 def _sorted(settings: Settings) -> list[tuple[str, Scalar | Filtered]]:
-    return sorted(settings, key=lambda item: item[0])
+    return sorted(settings, key=lambda pair: pair[0])
 
 
 def _settings(pairs: Sequence[Sequence[Any]]) -> Settings:
@@ -72,12 +78,12 @@ PARTS = (ATTENTION, MLP)
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit of the linear map that a part of a layer ends with.
+    """An edit of the linear map that a part of a layer ends with.
 
     Attributes:
         part: "attention" or "mlp".
-        digest: of the map that it is multiplied with; None makes it zero.
-        file: that holds the map.
+        digest: digest of the repair map that is multiplied with it; None makes it zero.
+        file: the file that holds the repair map.
     """
 
     part: str
@@ -87,12 +93,12 @@ class Edit:
 
 @dataclass(frozen=True)
 class Slot:
-    """One layer of the tailored model: the layers it is made from and how.
+    """One layer of the tailored model.
 
     Attributes:
         layers: (model, layer index) of each source.
-        operation: what makes one layer of them.
-        edits: what is done to single tensors of that layer then.
+        operation: the operation that makes one layer of them.
+        edits: the edits that are made to that layer afterwards.
     """
 
     layers: tuple[tuple[str, int], ...]
@@ -101,49 +107,56 @@ class Slot:
 
     @property
     def is_as_stored(self) -> bool:
-        """Whether it is a member's own layer, with no more than a scale."""
+        """True if the layer is a member's own, at most scaled."""
         return self.operation.method == SELECT and not self.edits
 
     def to_json(self) -> list[Any]:
-        """What the digest is made of."""
+        """Returns the slot's part of the plan's digest."""
         edits = [[edit.part, edit.digest] for edit in self.edits]
         return [self.layers, self.operation.to_json(), *([edits] if edits else [])]
 
 
+class Component(NamedTuple):
+    """Tensors outside the layers: the models that they come from, and the operation that merges them."""
+
+    models: tuple[str, ...]
+    operation: Operation
+
+
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with nothing left to resolve: what lowering and composing both execute.
+    """A recipe with nothing left to resolve; lowering and composing both execute it.
 
     Attributes:
         slots: the layers of the tailored model, first to last.
-        embeddings: (models, operation) of the token embeddings.
-        head: (models, operation) of the final norm and lm_head.
-        tokenizer: the model whose tokenizer, special tokens and generation config the model gets.
+        embeddings: the token embeddings.
+        head: the final norm and lm_head.
+        tokenizer: the model that gives tokenizer, special tokens and generation config.
     """
 
     base_model: str
     slots: tuple[Slot, ...]
-    embeddings: tuple[tuple[str, ...], Operation]
-    head: tuple[tuple[str, ...], Operation]
+    embeddings: Component
+    head: Component
     tokenizer: str
     dtype: str | None
     out_dtype: str | None
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """For each slot the layer whose kind it is of: that of its first source."""
+        """The layer index of each slot's first source; the slot's layer is of that layer's kind."""
         return tuple(slot.layers[0][1] for slot in self.slots)
 
     @property
     def repaired(self) -> tuple[int, ...]:
-        """The slots whose MLP is multiplied with a map."""
-        edited = (any(edit.digest is not None for edit in slot.edits) for slot in self.slots)
-        return tuple(position for position, one in enumerate(edited) if one)
+        """The positions of the slots whose MLP is multiplied with a repair map."""
+        has_map = (any(edit.digest is not None for edit in slot.edits) for slot in self.slots)
+        return tuple(position for position, repaired in enumerate(has_map) if repaired)
 
     @property
     def digest(self) -> str:
         """16 hex digits; equal for recipes that make the same model, however they are written."""
-        parts = [
+        content = [
             self.base_model,
             [slot.to_json() for slot in self.slots],
             [[models, operation.to_json()] for models, operation in (self.embeddings, self.head)],
@@ -151,6 +164,5 @@ class Plan:
             self.out_dtype,
         ]
         if self.tokenizer != self.base_model:
-            parts.append(self.tokenizer)
-        text = json.dumps(parts, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+            content.append(self.tokenizer)
+        return digest_of_bytes(json.dumps(content, separators=(",", ":")).encode())

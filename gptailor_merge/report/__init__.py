@@ -1,1 +1,1 @@
-"""Views of a run: a page, pictures."""
+"""Shows a run to people: as a page, and as the pictures of a card."""

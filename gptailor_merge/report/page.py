@@ -1,4 +1,4 @@
-"""A run's page: one HTML file that needs nothing else."""
+"""Writes a run's page: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -13,23 +13,15 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from gptailor_merge.files import write_beside
-from gptailor_merge.objectives.scores import TOTAL
-from gptailor_merge.report.page_figures import figures
-from gptailor_merge.report.page_style import FONT
+from gptailor_merge.host.mentions import RECIPE_TITLE
+from gptailor_merge.report.formatting import duration, number, plain, short, signed
+from gptailor_merge.report.interactive.charts import figures
+from gptailor_merge.report.interactive.layout import FONT
 from gptailor_merge.report.palette import DARK, LIGHT
-from gptailor_merge.report.sections import (
-    duration,
-    headline,
-    number,
-    panels,
-    plain,
-    sections,
-    short,
-    signed,
-    total,
-)
-from gptailor_merge.report.view import BASE, HeldOut, RunView, view
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.report.sections import headline, sections, total
+from gptailor_merge.report.tables import number_tables
+from gptailor_merge.report.view import BASE, RunView, view
+from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.summary import FOUND
 
 REFRESH = 2000
@@ -41,7 +33,11 @@ _TEMPLATES = files("gptailor_merge.report") / "templates"
 
 @dataclass(frozen=True)
 class Tile:
-    """A number that a reader looks for first."""
+    """A number that a reader looks for first.
+
+    Attributes:
+        beside: what the value compares with.
+    """
 
     label: str
     value: str
@@ -49,89 +45,64 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Of a table."""
-
-    text: str
-    beside: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Of a table."""
-
-    cells: tuple[Cell, ...]
-    total: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """Numbers behind a figure.
+class PageContent:
+    """The parts of a page that change while a run goes on.
 
     Attributes:
-        found: the position of the column of what was found; -1 where there is none.
+        main: HTML.
+        figures: JSON: theme -> chart key -> figure.
     """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    found: int = -1
-
-
-@dataclass(frozen=True)
-class Content:
-    """What changes in a page while a run goes on: HTML, and the figures as JSON by theme and chart."""
 
     title: str
     main: str
     figures: str
 
 
-def write_report(run: RunDirectory, others: Sequence[RunDirectory] = ()) -> Path:
-    """Write RUN/report.html.
+def write_report(run: Run, others: Sequence[Run] = ()) -> Path:
+    """Writes RUN/report.html and returns its path.
 
     Args:
         others: runs of the same search config by other methods.
 
     Raises:
-        InputError, ConfigError: see run_view.view.
+        InputError, ConfigError: see Run.record and view.view.
     """
-    write_beside(run.report, page(content(view(run, others))))
+    write_beside(run.report, page(content(view(run.record(), [other.record() for other in others]))))
     return run.report
 
 
-def content(made: RunView) -> Content:
-    """What is shown of a run."""
+def content(run_view: RunView) -> PageContent:
+    """Renders the parts of the page that depend on the run."""
     main = _template("main.html").render(
-        origin=_origin(made),
-        headline=f"{headline(made)}.",
-        tiles=list(_tiles(made)),
-        warnings=made.warnings,
-        sections=sections(made),
-        tables={**_scores(made), "held-out": list(_gaps(made)), "front": list(_front(made))},
-        facts=list(_facts(made)),
-        documents=list(_documents(made)),
+        origin=_origin(run_view),
+        headline=f"{headline(run_view)}.",
+        tiles=list(_tiles(run_view)),
+        warnings=run_view.warnings,
+        sections=sections(run_view),
+        tables=number_tables(run_view),
+        facts=list(_facts(run_view)),
+        documents=list(_documents(run_view)),
     )
-    themes = {"light": figures(made, LIGHT), "dark": figures(made, DARK)}
-    drawn = {
-        theme: ",".join(f'"{key}":{figure.to_json()}' for key, figure in some.items())
-        for theme, some in themes.items()
+    themes = {"light": figures(run_view, LIGHT), "dark": figures(run_view, DARK)}
+    by_theme = {
+        theme: ",".join(f'"{key}":{figure.to_json()}' for key, figure in by_key.items())
+        for theme, by_key in themes.items()
     }
-    joined = ",".join(f'"{theme}":{{{some}}}' for theme, some in drawn.items())
-    # No text in it may end the script element that it stands in.
-    return Content(headline(made), main, f"{{{joined}}}".replace("<", "\\u003c"))
+    text = ",".join(f'"{theme}":{{{drawn}}}' for theme, drawn in by_theme.items())
+    # The JSON stands in a script element, which no text in it may end.
+    return PageContent(headline(run_view), main, f"{{{text}}}".replace("<", "\\u003c"))
 
 
-def page(shown: Content, *, stamp: str | None = None) -> str:
-    """The whole page.
+def page(page_content: PageContent, *, stamp: str | None = None) -> str:
+    """Renders the whole page.
 
     Args:
-        stamp: of a page that asks its server for news: which state it shows.
+        stamp: the state that the page shows, where it asks its server for news; None for a file.
     """
-    written: str = _template("page.html").render(
-        title=shown.title,
-        main=shown.main,
-        figures=shown.figures,
+    html: str = _template("page.html").render(
+        title=page_content.title,
+        main=page_content.main,
+        figures=page_content.figures,
         plotly=get_plotlyjs(),
         font=FONT,
         light=LIGHT.named,
@@ -140,13 +111,13 @@ def page(shown: Content, *, stamp: str | None = None) -> str:
         stamp=stamp,
         interval=REFRESH,
     )
-    return written
+    return html
 
 
 @lru_cache
 def _template(name: str) -> Any:
-    def load(wanted: str) -> str:
-        return (_TEMPLATES / wanted).read_text(encoding="utf-8")
+    def load(file: str) -> str:
+        return (_TEMPLATES / file).read_text(encoding="utf-8")
 
     environment = Environment(
         loader=FunctionLoader(load),
@@ -158,110 +129,41 @@ def _template(name: str) -> Any:
     return environment.get_template(name)
 
 
-def _origin(made: RunView) -> str:
-    what = made.baseline or "gptailor-evolve"
-    run = "" if made.digest is None else f" · recipe {made.digest}"
-    state = "" if made.done else f" · {made.counts.candidates:,} of {made.budget:,} candidates so far"
-    return f"Found by {what}{run}{state}" if made.done else f"{what} is running{run}{state}"
+def _origin(run_view: RunView) -> str:
+    method = run_view.baseline or "gptailor-evolve"
+    recipe = "" if run_view.digest is None else f" · recipe {run_view.digest}"
+    if run_view.done:
+        return f"Found by {method}{recipe}"
+    progress = f"{run_view.counts.candidates:,} of {run_view.budget:,} candidates so far"
+    return f"{method} is running{recipe} · {progress}"
 
 
-def _tiles(made: RunView) -> Iterator[Tile]:
-    if made.places:
-        yield Tile("Layers", str(made.kept), f"of {made.depth}")
-    if {BASE, FOUND} <= set(made.sizes):
-        before, after = made.sizes[BASE].parameters, made.sizes[FOUND].parameters
+def _tiles(run_view: RunView) -> Iterator[Tile]:
+    if run_view.places:
+        yield Tile("Layers", str(run_view.kept), f"of {run_view.depth}")
+    if {BASE, FOUND} <= set(run_view.sizes):
+        before, after = run_view.sizes[BASE].parameters, run_view.sizes[FOUND].parameters
         yield Tile("Parameters", short(after), f"of {short(before)}, {signed(after / before - 1, '.1%')}")
-    scores = total(made)
+    scores = total(run_view)
     if scores is not None and BASE in scores.scores:
-        found, base = (scores.scores[model].natural for model in (FOUND, BASE))
-        yield Tile(f"Held-out {plain(scores.objective)}", number(found), f"base {number(base)}")
-    elif made.loss is not None and not made.axes:
-        yield Tile("Loss", number(made.loss), "on the calibration set")
-    if made.counts.candidates:
-        yield Tile(
-            "Candidates", f"{made.counts.candidates:,}", f"in {duration(made.counts.seconds)} of scoring"
-        )
+        new, old = (scores.scores[model].natural for model in (FOUND, BASE))
+        yield Tile(f"Held-out {plain(scores.objective)}", number(new), f"base {number(old)}")
+    elif run_view.loss is not None and not run_view.axes:
+        yield Tile("Loss", number(run_view.loss), "on the calibration set")
+    counts = run_view.counts
+    if counts.candidates:
+        yield Tile("Candidates", f"{counts.candidates:,}", f"in {duration(counts.seconds)} of scoring")
 
 
-def _scores(made: RunView) -> dict[str, list[Table]]:
-    """By the key of the chart that they belong to."""
-    return {f"held-out-{n}": [_table(rows)] for n, (_, rows) in enumerate(panels(made))}
-
-
-def _table(rows: Sequence[HeldOut]) -> Table:
-    models = list(rows[0].scores)
-    return Table(
-        "The numbers, ± standard errors",
-        ("", *models, "mean over"),
-        tuple(
-            Row(
-                (
-                    Cell("all together" if row.name == TOTAL else row.name),
-                    *(_score(row, model) for model in models),
-                    Cell(f"{row.scores[FOUND].count:,.0f}"),
-                ),
-                row.name == TOTAL,
-            )
-            for row in rows
-        ),
-        1 + models.index(FOUND),
-    )
-
-
-def _score(row: HeldOut, model: str) -> Cell:
-    score = row.scores[model]
-    error = score.natural_error
-    return Cell(number(score.natural), "" if error is None else f"± {number(error)}")
-
-
-def _gaps(made: RunView) -> Iterator[Table]:
-    if made.gaps:
-        yield Table(
-            "Search score minus held-out score",
-            ("", "on", "search", "held out", "gap", "95 % interval"),
-            tuple(
-                Row(
-                    (
-                        Cell(one.objective),
-                        Cell(", ".join(one.sets)),
-                        Cell(number(one.searched)),
-                        Cell(number(one.held_out)),
-                        Cell(signed(one.difference, ".3f")),
-                        Cell(f"{signed(one.low, '.3f')} to {signed(one.high, '.3f')}"),
-                    )
-                )
-                for one in made.gaps
-            ),
-        )
-
-
-def _front(made: RunView) -> Iterator[Table]:
-    if made.front:
-        yield Table(
-            "The recipes of the front",
-            ("", "layers", *made.axes),
-            tuple(
-                Row(
-                    (
-                        Cell(point.name, "taken" if point.name == made.picked else ""),
-                        Cell(str(point.layers)),
-                        *(Cell(number(point.scores[name])) for name in made.axes),
-                    )
-                )
-                for point in made.front
-            ),
-        )
-
-
-def _facts(made: RunView) -> Iterator[tuple[str, str]]:
-    for member in made.members:
+def _facts(run_view: RunView) -> Iterator[tuple[str, str]]:
+    for member in run_view.members:
         yield member.name, f"{member.model} (a local directory)" if member.local else member.model
-    yield from made.settings.items()
-    if made.versions:
-        yield "versions", ", ".join(f"{name} {version}" for name, version in made.versions.items())
+    yield from run_view.settings.items()
+    if run_view.versions:
+        yield "versions", ", ".join(f"{name} {version}" for name, version in run_view.versions.items())
 
 
-def _documents(made: RunView) -> Iterator[tuple[str, str]]:
-    if made.recipe:
-        yield "The recipe, as mergekit YAML", made.recipe
-    yield "The search config, with everything resolved", made.config
+def _documents(run_view: RunView) -> Iterator[tuple[str, str]]:
+    if run_view.recipe:
+        yield RECIPE_TITLE, run_view.recipe
+    yield "The search config, with everything resolved", run_view.config

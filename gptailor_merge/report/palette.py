@@ -1,6 +1,6 @@
-"""Colours of the figures, light and dark.
+"""Defines the colours of the figures, light and dark.
 
-The members' hues are those of M. Okabe and K. Ito, which people with any colour vision tell apart; text
+The hues of the members are M. Okabe and K. Ito's, which people with any colour vision can tell apart. Text
 has a contrast of at least 4.5 to its background.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 VARIANTS = 6
-"""So many variants have a colour of their own."""
+"""The number of variants that have a colour of their own; the colours of more repeat."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,15 @@ class Theme:
     """The colours of one appearance.
 
     Attributes:
-        surface: of pages and pictures; tile: of what lies on it.
-        ink, muted: of text.
-        line: of grids and borders.
-        accent: of what was found.
-        base: of the base model; variants: of the others, in their order, then again.
-        removed: of a layer that is gone.
-        outcomes: of candidates.
+        surface: the ground of pages and pictures.
+        tile: the ground of boxes on the surface.
+        ink, muted: text.
+        line: grids and borders.
+        accent: the recipe that was found.
+        base: the base model.
+        variants: the other members in their order; the colours repeat.
+        removed: a layer that is gone.
+        outcomes: status of a candidate -> colour.
     """
 
     surface: str
@@ -39,12 +41,12 @@ class Theme:
     outcomes: dict[str, str]
 
     def members(self, names: Sequence[str]) -> dict[str, str]:
-        """Name -> colour; the first is the base."""
+        """Member name -> colour; the first name is the base's."""
         return {name: self.named[key] for name, key in member_keys(names).items()}
 
     @property
     def named(self) -> dict[str, str]:
-        """Every colour by a name that style sheets can use."""
+        """Name that style sheets can use -> colour, for every colour."""
         plain = ("surface", "tile", "ink", "muted", "line", "accent", "base", "removed")
         return {
             **{name: getattr(self, name) for name in plain},
@@ -54,19 +56,23 @@ class Theme:
 
 
 def mixed(ground: str, colour: str, share: float) -> str:
-    """So much of a colour on a ground."""
+    """Mixes a share of a colour into a ground.
+
+    >>> mixed("#ffffff", "#000000", 0.5)
+    '#808080'
+    """
     pairs = zip(_channels(ground), _channels(colour), strict=True)
-    return "#" + "".join(f"{round(one + share * (other - one)):02x}" for one, other in pairs)
+    return "#" + "".join(f"{round(below + share * (above - below)):02x}" for below, above in pairs)
 
 
 def readable(ground: str) -> str:
-    """Black or white, whichever stands out more on a ground; always by 4.5 or more."""
+    """Returns black or white, whichever stands out more on a ground; its contrast is always 4.5 or more."""
     return max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, ground))
 
 
-def contrast(one: str, other: str) -> float:
-    """WCAG's ratio of two colours, from 1 to 21."""
-    low, high = sorted((_luminance(one), _luminance(other)))
+def contrast(first: str, second: str) -> float:
+    """Returns the contrast ratio of two colours by WCAG 2, from 1 to 21."""
+    low, high = sorted((_luminance(first), _luminance(second)))
     return (high + 0.05) / (low + 0.05)
 
 
@@ -81,7 +87,7 @@ def _channels(colour: str) -> list[int]:
 
 
 def member_keys(names: Sequence[str]) -> dict[str, str]:
-    """Name of a member -> name of its colour; the first is the base."""
+    """Member name -> name of its colour; the first name is the base's."""
     keys = ["base", *(f"variant-{number % VARIANTS}" for number in range(len(names) - 1))]
     return dict(zip(names, keys, strict=True))
 

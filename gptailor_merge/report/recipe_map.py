@@ -1,4 +1,4 @@
-"""A recipe as a map: slots and removed layers in order, and what each slot takes of whom."""
+"""Maps a recipe: slots and removed layers in order, and what each slot takes from which member."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dataclasses import dataclass
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import SELECT, Filtered, Operation, Scalar, Slot
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.recipe.wording import component_text, method_text
 
 PALEST = 0.25
-"""The shade of a layer with next to no weight."""
+"""The shade of a layer whose weight is next to nothing."""
 
 
-BASE_OWN = "task_arithmetic"
-"""The method of which the base's part is known: what the weights of the others leave."""
+TASK_ARITHMETIC = "task_arithmetic"
+"""The method in which the base's share is known: it is what the weights of the variants leave."""
 
 
 @dataclass(frozen=True)
 class Take:
-    """What a slot takes of a member.
+    """A layer that a slot takes from a member.
 
     Attributes:
         share: the weight of the layer in the slot, from 0 to 1; 1 where it is taken as it is.
-        weight: as the recipe says it; None where it says none.
+        weight: the weight that the recipe states; None where it states none.
     """
 
     member: str
@@ -34,13 +35,13 @@ class Take:
 
 @dataclass(frozen=True)
 class Place:
-    """A column of the map.
+    """A column of the map: a slot, or a layer of the family that is removed.
 
     Attributes:
-        layer: of the family: the one that is removed, or the first that the slot takes.
-        slot: None where the layer is removed.
-        method: "select", or the mergekit method of a merge.
-        without: parts of the layer that are left out.
+        layer: the layer that is removed, or the first that the slot takes.
+        slot: the index of the slot; None where the layer is removed.
+        method: "select", or the merge method of the slot.
+        without: the parts of the layer that are left out.
     """
 
     layer: int
@@ -51,18 +52,18 @@ class Place:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Every layer of the family that it is about."""
+        """Every layer of the family that the column shows."""
         return (self.layer, *(take.layer for take in self.takes))
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often good recipes do the same.
+    """How often good recipes make the same choice.
 
     Attributes:
-        recipes: how many they are.
-        kept: for each layer of the family the share of them that keeps it.
-        taken: member -> for each layer the share that takes it of that member.
+        recipes: the number of recipes.
+        kept: for each layer of the family the share of the recipes that keep it.
+        taken: member -> for each layer the share of the recipes that take it from that member.
     """
 
     recipes: int
@@ -71,28 +72,32 @@ class Agreement:
 
 
 def places(recipe: Recipe, names: Mapping[str, str]) -> tuple[Place, ...]:
-    """The columns of a recipe's map, from the first layer to the last.
+    """Returns the columns of a recipe's map, from the first layer to the last.
 
     Args:
         names: model -> the name of the member.
     """
     slots = list(enumerate(plan(recipe).slots))
-    found: list[Place] = []
+    columns: list[Place] = []
     for part in recipe.slices:
         length = part.sources[0].length
         if part.parameter("op") == "remove":
             layers = {layer for source in part.sources for layer in range(*source.layer_range)}
-            found += [Place(layer, None) for layer in sorted(layers)]
+            columns += [Place(layer, None) for layer in sorted(layers)]
             continue
-        found += [_place(number, slot, names) for number, slot in slots[:length]]
+        columns += [_place(number, slot, names) for number, slot in slots[:length]]
         del slots[:length]
-    return tuple(found)
+    return tuple(columns)
 
 
-def cell(place: Place, taken: Sequence[Take]) -> str:
-    """What stands in a cell: weights, and layers that are not the column's."""
+def cell(place: Place, takes: Sequence[Take]) -> str:
+    """Writes the text of a cell: weights, and the layers that are not the column's.
+
+    >>> cell(Place(2, 1), [Take("math", 3, 0.5, 0.5)])
+    '↕3 .5'
+    """
     parts = []
-    for take in taken:
+    for take in takes:
         layer = "" if take.layer == place.layer else f"↕{take.layer}"
         weight = "" if take.share == 1 else f"{take.share:.2g}".removeprefix("0")
         parts.append(" ".join(part for part in (layer, weight) if part))
@@ -100,38 +105,40 @@ def cell(place: Place, taken: Sequence[Take]) -> str:
 
 
 def slot_number(place: Place, *, numbered: bool) -> str:
-    """What stands above a column: its slot, or of many columns every fifth."""
+    """Writes the number above a column: its slot.
+
+    Args:
+        numbered: whether every column is numbered, or only every fifth.
+    """
     return "" if place.slot is None or (place.slot % 5 and not numbered) else str(place.slot)
 
 
 def outer(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
-    """Where embeddings, head and tokenizer come from, in words."""
+    """States in words where embeddings, head and tokenizer come from."""
     resolved = plan(recipe)
-    found = {"tokenizer": names.get(resolved.tokenizer, resolved.tokenizer)}
+    sources = {"tokenizer": names.get(resolved.tokenizer, resolved.tokenizer)}
     for label in ("embeddings", "head"):
-        models, operation = getattr(resolved, label)
-        weights = [_weight(operation, position) for position in range(len(models))]
-        parts = [
-            names.get(model, model) + ("" if weight is None else f" × {weight:g}")
-            for model, weight in zip(models, weights, strict=True)
-        ]
-        method = "" if operation.method == SELECT else f"{operation.method} of "
-        found[label] = method + ", ".join(parts)
-    return {label: found[label] for label in ("embeddings", "head", "tokenizer")}
+        sources[label] = component_text(getattr(resolved, label), lambda model: names.get(model, model))
+    return {label: sources[label] for label in ("embeddings", "head", "tokenizer")}
 
 
 def agreement(recipes: Sequence[Recipe], names: Mapping[str, str], depth: int) -> Agreement:
-    """Which layers and members these recipes have in common."""
+    """Counts how many of the recipes keep each layer, and take it from each member.
+
+    Args:
+        names: model -> the name of the member.
+        depth: number of layers of the family.
+    """
     kept = [0] * depth
     taken = {name: [0] * depth for name in names.values()}
     for recipe in recipes:
         slots = plan(recipe).slots
         for layer in {slot.layers[0][1] for slot in slots}:
             kept[layer] += 1
-        for model, layer in {one for slot in slots for one in slot.layers}:
+        for model, layer in {source for slot in slots for source in slot.layers}:
             taken[names.get(model, model)][layer] += 1
     count = max(1, len(recipes))
-    shares = {name: tuple(n / count for n in some) for name, some in taken.items()}
+    shares = {name: tuple(n / count for n in by_layer) for name, by_layer in taken.items()}
     return Agreement(len(recipes), tuple(n / count for n in kept), shares)
 
 
@@ -144,33 +151,34 @@ def _place(number: int, slot: Slot, names: Mapping[str, str]) -> Place:
             slot.layers, _shares(operation, weights), weights, strict=True
         )
     )
-    method = "select" if operation.method == SELECT else operation.method
     without = tuple(edit.part for edit in slot.edits if edit.digest is None)
-    return Place(slot.layers[0][1], number, takes, method, without)
+    return Place(slot.layers[0][1], number, takes, method_text(operation), without)
 
 
 def _weight(operation: Operation, position: int) -> float | None:
-    """Of a source; where tensors differ in it, the mean over the filters."""
+    """Returns the weight of a source; the mean over the filters where tensors differ in it."""
     if operation.method == SELECT:
         return None
-    own, shared = dict(operation.inputs[position]), dict(operation.shared)
+    settings, shared = dict(operation.inputs[position]), dict(operation.shared)
     if "t" in shared:
-        t = _number(shared["t"])
+        t = _mean(shared["t"])
         return None if t is None else 1 - t if position == operation.base else t
-    return _number(own["weight"]) if "weight" in own else None
+    return _mean(settings["weight"]) if "weight" in settings else None
 
 
 def _shares(operation: Operation, weights: Sequence[float | None]) -> list[float]:
+    """Turns the weights of a slot's sources into shades from 0 to 1."""
     known = [weight for weight in weights if weight is not None]
     if not known:
         return [1 / len(weights)] * len(weights)
-    left = 1 - sum(known) if operation.method == BASE_OWN else 1 / len(weights)
+    left = 1 - sum(known) if operation.method == TASK_ARITHMETIC else 1 / len(weights)
     return [min(1.0, max(0.0, left if weight is None else abs(weight))) for weight in weights]
 
 
-def _number(value: Scalar | Filtered) -> float | None:
+def _mean(value: Scalar | Filtered) -> float | None:
+    """Returns a number, or the mean over the filters of a setting; None where it is no number."""
     if isinstance(value, tuple):
-        numbers = [_number(one) for _, one in value]
+        numbers = [_mean(scalar) for _, scalar in value]
         known = [number for number in numbers if number is not None]
         return sum(known) / len(known) if known else None
     return None if isinstance(value, (str, bool)) else float(value)

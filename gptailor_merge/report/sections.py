@@ -1,12 +1,12 @@
-"""What is shown of a run, in which order and in which words: for the page and for the pictures."""
+"""Decides what is shown of a run, in which order and in which words, for the page and the pictures."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gptailor_merge.objectives.scores import TOTAL
+from gptailor_merge.report.formatting import duration, listed, number, plain, wrapped
 from gptailor_merge.report.palette import member_keys
 from gptailor_merge.report.view import BASE, HeldOut, Other, RunView
 from gptailor_merge.runs.summary import FOUND
@@ -21,22 +21,23 @@ OUTCOMES = {
     "failed": "failed",
     "repaired": "repaired at the end",
 }
-"""How the journal's words for outcomes read in a figure, in the order in which they are drawn."""
+"""Status in the journal -> its words in a figure, in the order in which they are drawn."""
 
 
 MARKS = ("disc", "ring", "tick", "diamond", "square", "up", "down", "line", "dash", "dot", "dashdot", "box")
+"""Shapes that a legend may show."""
 
 
 OTHER_MARKS = ("diamond", "square", "up", "down")
-"""Of other runs' scores, in their order, then again."""
-
-
-MOST_NUMBERED = 40
-"""So many columns of a map have room for numbers; of more, every fifth is numbered."""
+"""Marks for the scores of other runs, in their order; they repeat."""
 
 
 OTHER_LINES = ("dash", "dot", "dashdot")
-"""Of other runs' losses, likewise."""
+"""Lines for the losses of other runs, in their order; they repeat."""
+
+
+MOST_NUMBERED = 40
+"""The most columns of a map that have room for numbers; a wider map numbers every fifth column."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Chart:
 
     Attributes:
         key: unique on a page.
-        alt: what it shows to someone who does not see it.
-        width: in pixels, below which it is not drawn but scrolled.
+        alt: describes the figure to a reader who does not see it.
+        width: in pixels; a narrower window scrolls the figure instead of shrinking it.
     """
 
     key: str
@@ -55,12 +56,12 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Key:
-    """Of a legend.
+class LegendKey:
+    """One entry of a legend.
 
     Attributes:
         mark: one of MARKS.
-        colour: its name, see Theme.named.
+        colour: the name of a colour, see Theme.named.
     """
 
     label: str
@@ -69,271 +70,225 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Section:
+class FigureSection:
     """A heading with figures below it, and the legend that they share."""
 
     key: str
     title: str
     caption: str
     charts: tuple[Chart, ...]
-    legend: tuple[Key, ...] = ()
+    legend: tuple[LegendKey, ...] = ()
 
 
-def sections(view: RunView) -> tuple[Section, ...]:
-    """What there is to show, what matters most first."""
-    made = (_held_out, _map, _front, _progress, _agreement, _cost)
-    return tuple(section for one in made for section in one(view))
+def sections(view: RunView) -> tuple[FigureSection, ...]:
+    """Returns what there is to show of a run; what matters most comes first."""
+    builders = (_held_out, _map, _front, _progress, _agreement, _cost)
+    return tuple(section for build in builders for section in build(view))
 
 
 def headline(view: RunView) -> str:
-    """What the run came to, in a sentence."""
+    """States in a sentence what the run came to."""
     if not view.places:
         return "No candidate has been scored yet"
     parts = [f"{view.kept} of {view.depth} layers"]
     if set(view.sizes) == {BASE, FOUND}:
         parts.append(f"{view.sizes[FOUND].parameters / view.sizes[BASE].parameters:.0%} of the parameters")
-    said = " and ".join(parts)
+    size = " and ".join(parts)
     scores = total(view)
     if scores is not None and BASE in scores.scores:
-        found, base = (number(scores.scores[model].natural) for model in (FOUND, BASE))
-        return f"{said}: held-out {plain(scores.objective)} {found}, the base’s {base}"
-    if view.loss is not None and not view.axes:
-        return f"{said}: {loss_name(view)} {number(view.loss)} so far" if not view.done else said
-    return said
+        after, before = (number(scores.scores[model].natural) for model in (FOUND, BASE))
+        return f"{size}: held-out {plain(scores.objective)} {after}, the base’s {before}"
+    if view.loss is not None and not view.axes and not view.done:
+        return f"{size}: {loss_name(view)} {number(view.loss)} so far"
+    return size
 
 
 def total(view: RunView) -> HeldOut | None:
-    """The held-out score that stands for all: of the first objective, over all its sets."""
+    """Returns the held-out scores of the first objective over all its sets; None where there are none."""
     if not view.held_out:
         return None
-    of_first = [one for one in view.held_out if one.objective == view.held_out[0].objective]
-    return next((one for one in of_first if one.name == TOTAL), of_first[0])
+    first = [row for row in view.held_out if row.objective == view.held_out[0].objective]
+    return next((row for row in first if row.name == TOTAL), first[0])
 
 
 def loss_name(view: RunView) -> str:
-    """What the loss is, for an axis."""
+    """Names the loss, for an axis: the objectives that it adds up, and its unit."""
     unit = ", nats" if view.nats else ""
     return f"loss ({' + '.join(view.summed)}{unit})" if view.summed else "loss"
 
 
 def panels(view: RunView) -> list[tuple[str, list[HeldOut]]]:
-    """Objective -> its held-out scores, the total last."""
+    """Groups the held-out scores by objective; the total of each comes last."""
     by_objective: dict[str, list[HeldOut]] = {}
-    for one in view.held_out:
-        by_objective.setdefault(one.objective, []).append(one)
+    for row in view.held_out:
+        by_objective.setdefault(row.objective, []).append(row)
     return list(by_objective.items())
 
 
 def pairs(view: RunView) -> list[tuple[str, str]]:
-    """Of a front: which objectives are drawn against each other, across and up."""
-    return [(view.axes[0], other) for other in view.axes[1:]]
-
-
-def plain(objective: str) -> str:
-    """Without the number that several of one metric have."""
-    return re.sub(r"-\d+$", "", objective)
-
-
-def number(value: float) -> str:
-    """As long as its size asks for."""
-    if float(value).is_integer() and abs(value) > 1:
-        return f"{value:,.0f}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    """Returns the objectives of a front that are drawn against each other: (across, up)."""
+    return [(view.axes[0], objective) for objective in view.axes[1:]]
 
 
 def map_labels(names: Iterable[str]) -> list[list[str]]:
-    """The lines of the labels of a map's rows: two at most."""
-    found = []
+    """Breaks the labels of a map's rows into at most two lines each."""
+    labels = []
     for name in names:
         first, *more = wrapped(name, 14)
-        found.append([first, *([f"{more[0]}…"] if len(more) > 1 else more)])
-    return found
+        labels.append([first, *([f"{more[0]}…"] if len(more) > 1 else more)])
+    return labels
 
 
 def map_width(view: RunView, columns: int) -> int:
-    """Pixels that a map with so many columns needs at the least."""
+    """Returns the least width in pixels of a map with this number of columns."""
     lines = [line for label in map_labels(member.name for member in view.members) for line in label]
     return 8 * max(map(len, lines)) + 24 + (21 if columns <= MOST_NUMBERED else 10) * columns
 
 
-def wrapped(name: str, width: int = 20) -> list[str]:
-    """The lines of a long name, broken behind what parts its words."""
-    lines = [""]
-    for word in re.findall(r"[^_\s/-]+[_\s/-]*|[_\s/-]+", name):
-        if lines[-1] and len(lines[-1]) + len(word) > width:
-            lines.append("")
-        lines[-1] += word
-    return lines
-
-
-def signed(value: float, form: str) -> str:
-    """With a sign that is as wide as a digit."""
-    return f"{value:+{form}}".replace("-", "−")
-
-
-def short(value: float) -> str:
-    """A large count, rounded: 1.96 M."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {letter}"
-    return number(value)
-
-
-def duration(seconds: float) -> str:
-    """In the largest unit that it fills."""
-    minutes = round(seconds / 60)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-
-
-def listed(things: Iterable[object]) -> str:
-    """3, 4 and 8."""
-    names = [str(thing) for thing in things]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _map(view: RunView) -> Iterator[Section]:
-    if not view.places:
-        return
-    gone = listed(view.removed)
-    one = "layer" if len(view.removed) == 1 else "the layers"
-    alt = f"Map of the recipe: {view.kept} slots, {f'without {one} {gone}' if gone else 'no layer removed'}"
-    width = map_width(view, len(view.places))
-    used = sorted({take.member for place in view.places for take in place.takes})
-    numbers = ", with a number" if len(view.places) <= MOST_NUMBERED else ""
-    outer = "; ".join(f"{label} of {whose}" for label, whose in view.outer.items())
-    caption = (
-        "A column for each layer of the family, from first to last, and a row for each model. "
-        f"Full colour: the slot takes the layer as it is; paler{numbers}: its weight in a merge. "
-        f"Crossed out: the layer is removed. Outside the layers: {outer}."
-        + (
-            f" Repaired: {'slot' if len(view.repaired) == 1 else 'slots'} {listed(view.repaired)}."
-            if view.repaired
-            else ""
-        )
-    )
-    yield Section("map", "The recipe", caption, (Chart("map", f"{alt}, from {listed(used)}", width),))
-
-
-def _held_out(view: RunView) -> Iterator[Section]:
+def _held_out(view: RunView) -> Iterator[FigureSection]:
     charts = []
     for position, (objective, rows) in enumerate(panels(view)):
-        told = [
+        values = [
             f"{row.name} {number(row.scores[FOUND].natural)} (base {number(row.scores[BASE].natural)})"
             for row in rows
             if BASE in row.scores
         ]
-        charts.append(Chart(f"held-out-{position}", f"Held-out {objective}: {', '.join(told)}"))
+        charts.append(Chart(f"held-out-{position}", f"Held-out {objective}: {', '.join(values)}"))
     if charts:
-        known = any(score.error is not None for one in view.held_out for score in one.scores.values())
+        has_errors = any(score.error is not None for row in view.held_out for score in row.scores.values())
         bars = (
-            " Bars are 95 % intervals, from standard errors over items or sequences of text; all models "
-            "have the same ones, so that differences are surer than the bars."
+            " Bars are 95 % intervals, from standard errors over items or text sequences. All models are "
+            "scored on the same ones, so differences between models are surer than the bars suggest."
         )
-        caption = f"On data that the search has not seen, before and after.{bars if known else ''}"
-        yield Section("held-out", "Held-out scores", caption, tuple(charts), tuple(_of_models(view)))
+        caption = (
+            f"Scores before and after, on data that the search has not seen.{bars if has_errors else ''}"
+        )
+        yield FigureSection("held-out", "Held-out scores", caption, tuple(charts), tuple(_model_keys(view)))
 
 
-def _of_models(view: RunView) -> Iterator[Key]:
+def _model_keys(view: RunView) -> Iterator[LegendKey]:
     scored = view.held_out[0].scores
     for member, colour in member_keys([member.name for member in view.members]).items():
         if member in scored:
-            yield Key(member, "ring" if member == BASE else "tick", colour)
-    yield Key(FOUND, "disc", "accent")
-    yield from _of_others([other for other in view.others if other.name in scored], OTHER_MARKS)
+            yield LegendKey(member, "ring" if member == BASE else "tick", colour)
+    yield LegendKey(FOUND, "disc", "accent")
+    yield from _other_keys([other for other in view.others if other.name in scored], OTHER_MARKS)
 
 
-def _of_others(others: Sequence[Other], marks: Sequence[str]) -> list[Key]:
-    return [Key(other.name, marks[n % len(marks)], "muted") for n, other in enumerate(others)]
+def _other_keys(others: Sequence[Other], marks: Sequence[str]) -> list[LegendKey]:
+    return [LegendKey(other.name, marks[n % len(marks)], "muted") for n, other in enumerate(others)]
 
 
-def _front(view: RunView) -> Iterator[Section]:
+def _map(view: RunView) -> Iterator[FigureSection]:
+    if not view.places:
+        return
+    removed = listed(view.removed)
+    layers = "layer" if len(view.removed) == 1 else "the layers"
+    gone = f"without {layers} {removed}" if removed else "no layer removed"
+    used = sorted({take.member for place in view.places for take in place.takes})
+    alt = f"Map of the recipe: {view.kept} slots, {gone}, from {listed(used)}"
+    numbers = ", with a number" if len(view.places) <= MOST_NUMBERED else ""
+    outer = "; ".join(f"{label} of {whose}" for label, whose in view.outer.items())
+    caption = (
+        "Each column is a slot or a removed layer, from first to last; each row is a model. "
+        f"Full colour: the slot takes the layer as it is; paler{numbers}: the layer's weight in a merge. "
+        f"Crossed out: the layer is removed. Outside the layers: {outer}."
+    )
+    if view.repaired:
+        slots = "slot" if len(view.repaired) == 1 else "slots"
+        caption += f" Repaired: {slots} {listed(view.repaired)}."
+    width = map_width(view, len(view.places))
+    yield FigureSection("map", "The recipe", caption, (Chart("map", alt, width),))
+
+
+def _front(view: RunView) -> Iterator[FigureSection]:
     charts = tuple(
-        Chart(f"front-{position}", f"{len(view.front)} recipes of the front: {other} against {cost}")
-        for position, (cost, other) in enumerate(pairs(view))
+        Chart(f"front-{position}", f"{len(view.front)} recipes of the front: {objective} against {cost}")
+        for position, (cost, objective) in enumerate(pairs(view))
     )
     if view.front:
-        more = " One that lies behind here is ahead in another objective." if len(view.axes) > 2 else ""
-        caption = (
-            f"The {len(view.front)} recipes that no other beats in every objective, on the calibration set; "
-            f"grey: all others that were scored on everything.{more}{_measured_on(view)}"
+        more = (
+            " A recipe that looks worse in one figure is better in another objective."
+            if len(view.axes) > 2
+            else ""
         )
-        legend = [Key("the front", "disc", "accent"), Key("taken", "ring", "ink")]
+        caption = (
+            f"The {len(view.front)} recipes that no other recipe beats in every objective, on the "
+            f"calibration set; grey: all others that were scored on everything.{more}{_sets_of_axes(view)}"
+        )
+        legend = [LegendKey("the front", "disc", "accent"), LegendKey("taken", "ring", "ink")]
         if view.beaten:
-            legend.append(Key("others scored", "disc", "removed"))
-        legend += [
-            Key(one.name, OTHER_MARKS[n % len(OTHER_MARKS)], "muted") for n, one in enumerate(view.others)
-        ]
-        yield Section("front", "The front", caption, charts, tuple(legend))
+            legend.append(LegendKey("others scored", "disc", "removed"))
+        legend += _other_keys(view.others, OTHER_MARKS)
+        yield FigureSection("front", "The front", caption, charts, tuple(legend))
 
 
-def _measured_on(view: RunView) -> str:
-    """What objectives of one metric differ in."""
-    told = [
+def _sets_of_axes(view: RunView) -> str:
+    """States which data the objectives that share a metric are measured on."""
+    sentences = [
         f"{name} is {plain(name)} on {listed(view.sets[name])}" for name in view.axes if plain(name) != name
     ]
-    return f" {'; '.join(told)}." if told else ""
+    return f" {'; '.join(sentences)}." if sentences else ""
 
 
-def _progress(view: RunView) -> Iterator[Section]:
+def _progress(view: RunView) -> Iterator[FigureSection]:
     if view.loss is None and not view.front:
         return
-    what = "share of the objectives’ box that the front dominates" if view.axes else "lowest loss"
-    alts = [f"{what} against {x}".capitalize() for x in ("tokens scored", "seconds of scoring")]
-    dots = "" if view.axes else "; of candidates that were dropped early, the estimate"
-    lines = "; broken lines: what other methods come to" if view.others else ""
-    caption = f"The {what} so far, on the calibration set{dots}{lines}."
+    best = "share of the objectives’ box that the front dominates" if view.axes else "lowest loss"
+    alts = [f"{best} against {clock}".capitalize() for clock in ("tokens scored", "seconds of scoring")]
+    dots = "" if view.axes else "; candidates that were dropped early show their estimate"
+    lines = "; broken lines: the results of other methods" if view.others else ""
+    caption = f"The {best} so far, on the calibration set{dots}{lines}."
     charts = (Chart("progress-tokens", alts[0]), Chart("progress-seconds", alts[1]))
-    legend = [Key("best so far", "line", "accent")]
+    legend = [LegendKey("best so far", "line", "accent")]
     if not view.axes:
         marks = {"scored": "disc", "dropped": "ring", "repaired": "square"}
         legend += [
-            Key(OUTCOMES[status], mark, f"outcome-{status}")
+            LegendKey(OUTCOMES[status], mark, f"outcome-{status}")
             for status, mark in marks.items()
             if status in view.spent
         ]
-    legend += _of_others(view.others, OTHER_LINES)
-    yield Section("progress", "Progress of the search", caption, charts, tuple(legend))
+    legend += _other_keys(view.others, OTHER_LINES)
+    yield FigureSection("progress", "Progress of the search", caption, charts, tuple(legend))
 
 
-def _agreement(view: RunView) -> Iterator[Section]:
-    made = view.agreement
-    if made is None:
+def _agreement(view: RunView) -> Iterator[FigureSection]:
+    agreement = view.agreement
+    if agreement is None:
         return
-    which = f"{made.recipes} recipes of the front" if view.axes else f"best {made.recipes} recipes"
-    always = tuple(layer for layer, share in enumerate(made.kept) if share == 1)
+    count = agreement.recipes
+    best = "the best recipe" if count == 1 else f"the best {count} recipes"
+    good = f"the {count} recipes of the front" if view.axes else best
+    tenth = "" if view.axes else " (a tenth of those scored on everything)"
     caption = (
-        f"Of the {which}{'' if view.axes else ', a tenth of those scored on everything'}, "
-        "the share in % that keeps a layer, and that takes it from each model. "
-        "Framed: what the best recipe does."
+        f"Choices of {good}{tenth}: the share in % that keeps a layer, and that takes it from each model. "
+        "Framed: the choices of the best recipe."
     )
-    alt = f"Of the {which}, all keep the layers {listed(always)}" if always else f"Agreement of the {which}"
-    yield Section(
-        "agreement",
-        "What good recipes agree on",
-        caption,
-        (Chart("agreement", alt, map_width(view, view.depth)),),
-    )
+    always = [layer for layer, share in enumerate(agreement.kept) if share == 1]
+    alt = f"Choices of {good}" + (f"; all keep the layers {listed(always)}" if always else "")
+    chart = Chart("agreement", alt, map_width(view, view.depth))
+    yield FigureSection("agreement", "What good recipes agree on", caption, (chart,))
 
 
-def _cost(view: RunView) -> Iterator[Section]:
+def _cost(view: RunView) -> Iterator[FigureSection]:
     counts = view.counts
     if not counts.candidates:
         return
-    told = [
-        f"{view.spent[status].candidates:,} {name}"
-        for status, name in OUTCOMES.items()
+    by_outcome = ", ".join(
+        f"{view.spent[status].candidates:,} {words}"
+        for status, words in OUTCOMES.items()
         if status in view.spent and status != Status.REPAIRED
-    ]
+    )
     repaired = view.spent.get(Status.REPAIRED)
     again = f"; {repaired.candidates:,} of them repaired at the end" if repaired else ""
     caption = (
-        f"{counts.candidates:,} candidates: {', '.join(told)}{again}. "
+        f"{counts.candidates:,} candidates: {by_outcome}{again}. "
         f"{counts.tokens:,} tokens went through a model, in {duration(counts.seconds)} of scoring."
     )
-    alt = f"Candidates, tokens and time by outcome: {', '.join(told)}"
+    chart = Chart("cost", f"Candidates, tokens and time by outcome: {by_outcome}")
     legend = tuple(
-        Key(n, "box", f"outcome-{status}") for status, n in OUTCOMES.items() if status in view.spent
+        LegendKey(words, "box", f"outcome-{status}")
+        for status, words in OUTCOMES.items()
+        if status in view.spent
     )
-    yield Section("cost", "What it cost", caption, (Chart("cost", alt),), legend)
+    yield FigureSection("cost", "What it cost", caption, (chart,), legend)

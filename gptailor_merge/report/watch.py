@@ -1,4 +1,4 @@
-"""A run's page while the search goes on, served to this machine alone."""
+"""Serves a run's page while the search goes on, to this machine alone."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 from gptailor_merge.errors import ConfigError, InputError
-from gptailor_merge.report.page import Content, content, page
+from gptailor_merge.report.page import PageContent, content, page
 from gptailor_merge.report.view import view
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.run import Run
 
 HOST = "127.0.0.1"
 
 
-NOTHING_YET = Content("Waiting for the first candidates", "<h1>Waiting for the first candidates …</h1>", "{}")
+NOTHING_YET = PageContent(
+    "Waiting for the first candidates", "<h1>Waiting for the first candidates …</h1>", "{}"
+)
 
 
 class Watched:
-    """A run as it was when its files last changed; rendered once for each state."""
+    """The page of a run, rendered again when the run's files have changed."""
 
-    def __init__(self, run: RunDirectory, others: Sequence[RunDirectory] = ()) -> None:
+    def __init__(self, run: Run, others: Sequence[Run] = ()) -> None:
         """
         Raises:
             InputError: the directory holds no run, not even one that has just begun.
@@ -32,37 +34,39 @@ class Watched:
         if not run.config.is_file():
             raise InputError("no such run; expected a run directory of gptailor-evolve", file=run.path)
         self._run, self._others = run, tuple(others)
-        self._known: tuple[str, Content] | None = None
+        self._last: tuple[str, PageContent] | None = None
         self._lock = Lock()
 
     @property
     def stamp(self) -> str:
-        """Differs where a file that the page is made of has changed."""
-        found = []
+        """The state of the files that the page is made of; it changes when they do."""
+        stamps = []
         for file in (self._run.journal, self._run.best):
             try:
-                known = file.stat()
+                stat = file.stat()
             except FileNotFoundError:
-                found.append("none")
+                stamps.append("none")
             else:
-                found.append(f"{known.st_mtime_ns:x}-{known.st_size:x}")
-        return ".".join(found)
+                stamps.append(f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+        return ".".join(stamps)
 
-    def state(self) -> tuple[str, Content]:
-        """The stamp and what is shown."""
+    def state(self) -> tuple[str, PageContent]:
+        """Returns the stamp, and the content for it."""
         with self._lock:
-            # The stamp is older than what is read, so that nothing is missed.
+            # The stamp is taken before the files are read, so that no change is missed.
             stamp = self.stamp
-            if self._known is None or self._known[0] != stamp:
-                self._known = stamp, self._content()
-            return self._known
+            if self._last is None or self._last[0] != stamp:
+                self._last = stamp, self._content()
+            return self._last
 
-    def _content(self) -> Content:
-        return content(view(self._run, self._others)) if self._run.journal.is_file() else NOTHING_YET
+    def _content(self) -> PageContent:
+        if not self._run.journal.is_file():
+            return NOTHING_YET
+        return content(view(self._run.record(), [other.record() for other in self._others]))
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one page on 127.0.0.1. Use as a context manager and call `serve_forever`.
+    """Serves one page on 127.0.0.1; use it as a context manager and call `serve_forever`.
 
     Raises:
         ConfigError: the port is taken.
@@ -73,42 +77,44 @@ class Server(ThreadingHTTPServer):
     def __init__(self, watched: Watched, port: int = 0) -> None:
         """
         Args:
-            port: 0 takes one that is free.
+            port: 0 takes a free one.
         """
         self.watched = watched
         try:
-            super().__init__((HOST, port), _Handler)
+            super().__init__((HOST, port), _PageHandler)
         except OSError as error:
             message = f"--port {port} cannot be had ({error.strerror}); choose another, or 0 for a free one"
             raise ConfigError(message) from None
 
     @property
     def url(self) -> str:
-        """Of the page."""
+        """The address of the page."""
         return f"http://{HOST}:{self.server_port}/"
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _PageHandler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     _HTML: ClassVar[str] = "text/html; charset=utf-8"
 
     def do_GET(self) -> None:
         address = urlsplit(self.path)
-        # A page of the web that resolves its own name to this machine is not served.
-        own = [f"{name}:{self.server.server_port}" for name in (HOST, "localhost")]
-        if self.headers.get("Host") not in own:
+        # A web page that resolves its own name to this machine (DNS rebinding) is not served.
+        hosts = [f"{name}:{self.server.server_port}" for name in (HOST, "localhost")]
+        if self.headers.get("Host") not in hosts:
             return self._answer(HTTPStatus.FORBIDDEN)
         if address.path not in ("/", "/state"):
             return self._answer(HTTPStatus.NOT_FOUND)
-        stamp, shown = self.server.watched.state()
+        stamp, page_content = self.server.watched.state()
         if address.path == "/":
-            return self._answer(HTTPStatus.OK, page(shown, stamp=stamp), self._HTML)
+            return self._answer(HTTPStatus.OK, page(page_content, stamp=stamp), self._HTML)
         if parse_qs(address.query).get("since") == [stamp]:
             return self._answer(HTTPStatus.NO_CONTENT)
-        text = json.dumps({"stamp": stamp, "title": shown.title, "main": shown.main})
+        text = json.dumps({"stamp": stamp, "title": page_content.title, "main": page_content.main})
         # The figures are JSON already.
-        return self._answer(HTTPStatus.OK, f'{text[:-1]}, "figures": {shown.figures}}}', "application/json")
+        return self._answer(
+            HTTPStatus.OK, f'{text[:-1]}, "figures": {page_content.figures}}}', "application/json"
+        )
 
     def _answer(self, status: HTTPStatus, text: str = "", kind: str = "text/plain") -> None:
         body = text.encode()
@@ -120,4 +126,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """A line for every question of every two seconds is of no use."""
+        """Logs nothing: a line for every request, every two seconds, helps nobody."""

@@ -1,4 +1,4 @@
-"""The directory of a run, and which file of it holds what."""
+"""The layout of a run directory: which file holds what."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """Where a run keeps what."""
+class Directory:
+    """A directory that is, or is to become, a run.
+
+    >>> Directory(Path("demo")).best.as_posix()
+    'demo/best.yml'
+    """
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The config with everything resolved."""
+        """The search config with everything resolved."""
         return self.path / "config.yml"
 
     @property
@@ -29,12 +33,12 @@ class RunDirectory:
 
     @property
     def pareto(self) -> Path:
-        """The recipes of the front."""
+        """The directory with the recipes of the front."""
         return self.path / "pareto"
 
     @property
     def repairs(self) -> Path:
-        """The maps of repaired recipes."""
+        """The directory with the maps of repaired recipes."""
         return self.path / "repair"
 
     @property

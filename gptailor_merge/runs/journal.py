@@ -1,8 +1,8 @@
 """The journal: an SQLite file with every candidate of a run and what became of it.
 
-The rows of a generation are written in one transaction when it is finished; a killed run loses no
-more than the generation it was working on. There is no other state: a resumed search asks its optimiser
-again from the seed and answers from the journal (see driver.py).
+The candidates of a generation are written in one transaction when it is finished, so that a killed run
+loses no more than the generation it was working on. There is no other state: a resumed search asks its
+optimiser again from the seed and takes the answers from the journal (see search/driver.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from gptailor_merge.errors import InputError, SearchError
 from gptailor_merge.objectives.scores import Score, Scores
+from gptailor_merge.runs.metadata import Metadata
 from gptailor_merge.scoring.measures import Items
 from gptailor_merge.search.candidates import Candidate, Counts, Status
 
@@ -30,28 +31,28 @@ CREATE TABLE candidates (
     digest TEXT NOT NULL,
     recipe TEXT NOT NULL,        -- YAML
     status TEXT NOT NULL CHECK (status IN ('scored', 'dropped', 'gated', 'failed', 'duplicate', 'probe')),
-    loss REAL,                   -- NULL where it failed or is out, an estimate where it was dropped
+    loss REAL,                   -- NULL if it failed or was kept out, an estimate if it was dropped
     scores TEXT NOT NULL,        -- objective -> set -> [mean, count, unit, and a standard error if known]
-    fingerprint TEXT NOT NULL,   -- of the objectives
+    fingerprint TEXT NOT NULL,   -- identifies the objectives
     cause TEXT,                  -- why it failed, or the bound that it breaks
-    original INTEGER REFERENCES candidates (number),  -- of a duplicate
-    tokens INTEGER NOT NULL,     -- that it was scored on
+    original INTEGER REFERENCES candidates (number),  -- the candidate that it duplicates
+    tokens INTEGER NOT NULL,     -- the tokens that it was scored on
     seconds REAL NOT NULL
 ) STRICT;
 CREATE TABLE repairs (
     original TEXT PRIMARY KEY,   -- digest of the candidate that was repaired
     number INTEGER NOT NULL REFERENCES candidates (number),  -- its number
-    digest TEXT NOT NULL,        -- of the repaired recipe, which the other columns are of as well
+    digest TEXT NOT NULL,        -- this and the other columns describe the repaired recipe
     recipe TEXT NOT NULL,
-    loss REAL,                   -- NULL where no map helped, or it failed or is out
+    loss REAL,                   -- NULL if no map helped, it failed, or it was kept out
     scores TEXT NOT NULL,
     fingerprint TEXT NOT NULL,
     cause TEXT,
-    tokens INTEGER NOT NULL,     -- that went through models for it, or through a part of one
+    tokens INTEGER NOT NULL,     -- the tokens that went through models, or parts of them, for it
     seconds REAL NOT NULL
 ) STRICT;
 CREATE TABLE items (
-    section TEXT NOT NULL,       -- of the config: objectives, gates, held_out
+    section TEXT NOT NULL,       -- objectives, gates or held_out, as in the config
     objective TEXT NOT NULL,
     task TEXT NOT NULL,
     split TEXT NOT NULL,
@@ -63,17 +64,16 @@ CREATE TABLE held_out (model TEXT PRIMARY KEY, scores TEXT NOT NULL) STRICT;
 
 
 class Journal:
-    """One run's journal. Use as a context manager, or `close` it.
+    """The journal of one run. Use it as a context manager, or `close` it.
+
+    Args:
+        copy_of: a database that is copied into the file.
 
     Raises:
-        SearchError: the file is not a journal, is of another version, or is in use.
+        SearchError: the file is not a journal, has another format, or is in use.
     """
 
     def __init__(self, file: Path, *, copy_of: sqlite3.Connection | None = None) -> None:
-        """
-        Args:
-            copy_of: is copied into the file.
-        """
         self.file = file
         try:
             self._db = sqlite3.connect(file, timeout=1.0, isolation_level=None)
@@ -82,9 +82,9 @@ class Journal:
             self._create()
         except sqlite3.Error as error:
             raise SearchError(f"{file}: cannot be used as a journal: {error}") from None
-        found = self.meta("format")
-        if found != str(FORMAT):
-            raise SearchError(f"{file}: a journal of format {found}, this version reads {FORMAT}")
+        written = self._rows().get("format")
+        if written != str(FORMAT):
+            raise SearchError(f"{file}: a journal of format {written}; this version reads format {FORMAT}")
 
     def _create(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
@@ -102,20 +102,22 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Release the file."""
+        """Closes the file."""
         self._db.close()
 
-    def meta(self, key: str) -> str | None:
-        """A value stored by `set_meta`."""
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+    def metadata(self) -> Metadata:
+        """Returns the facts about the run as a whole."""
+        return Metadata.from_rows(self._rows())
 
-    def set_meta(self, key: str, value: str) -> None:
-        """Store a value, replacing an older one."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+    def describe(self, metadata: Metadata) -> None:
+        """Writes the facts about the run as a whole; None leaves what is stored."""
+        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", metadata.to_rows().items())
+
+    def _rows(self) -> dict[str, str]:
+        return dict(self._db.execute("SELECT key, value FROM meta"))
 
     def record(self, candidates: Sequence[Candidate]) -> None:
-        """Write finished candidates, all or none."""
+        """Writes finished candidates, either all or none."""
         rows = [
             (
                 *(c.number, c.digest, c.recipe, c.status, c.loss, _dump(c.scores), c.fingerprint),
@@ -132,17 +134,17 @@ class Journal:
             raise
 
     def candidates(self) -> Iterator[Candidate]:
-        """Every candidate in the order of proposal."""
+        """Yields every candidate in the order of proposal."""
         for row in self._db.execute("SELECT * FROM candidates ORDER BY number"):
             yield _candidate(row)
 
     def finished(self) -> Iterator[Candidate]:
-        """The candidates of a target size that were scored on everything, in the order of proposal.
+        """Yields the candidates of a target size that were scored on everything, then the repaired ones.
 
-        After them come the repaired ones.
+        Both come in the order in which they were proposed or repaired.
         """
         rows = self._db.execute(
-            # A duplicate counts for a probe that happens to be of a target size.
+            # A probe that happens to have a target size counts through its duplicate.
             "SELECT * FROM candidates AS c WHERE status = 'scored' OR (status = 'duplicate' AND "
             "(SELECT status FROM candidates WHERE number = c.original) = 'probe' AND loss IS NOT NULL) "
             "ORDER BY number"
@@ -151,11 +153,11 @@ class Journal:
         yield from (candidate for _, candidate in self._repairs() if candidate.loss is not None)
 
     def record_repair(self, original: str, repaired: Candidate) -> None:
-        """Write what became of a candidate's repair, replacing an older one.
+        """Writes what became of a candidate's repair, replacing an older one.
 
         Args:
             original: digest of the candidate.
-            repaired: without a loss if it is of no use.
+            repaired: the repaired candidate, which has no loss if the repair is of no use.
         """
         c = repaired
         row = (original, c.number, c.digest, c.recipe, c.loss, _dump(c.scores), c.fingerprint, c.cause)
@@ -165,7 +167,7 @@ class Journal:
         )
 
     def repairs(self) -> dict[str, Candidate]:
-        """Digest of a candidate -> what became of its repair, in the order in which they were made."""
+        """Returns digest of a candidate -> what became of its repair, in the order of the repairs."""
         return dict(self._repairs())
 
     def _repairs(self) -> Iterator[tuple[str, Candidate]]:
@@ -174,15 +176,15 @@ class Journal:
             "FROM repairs ORDER BY rowid"
         )
         for original, number, digest, recipe, loss, scores, fingerprint, cause, *spent in rows:
-            found = (number, digest, recipe, Status.REPAIRED, loss, _load(scores), fingerprint, cause)
-            yield original, Candidate(*found, None, *spent)
+            repaired = (number, digest, recipe, Status.REPAIRED, loss, _load(scores), fingerprint, cause)
+            yield original, Candidate(*repaired, None, *spent)
 
     def best(self) -> Candidate | None:
-        """The first of these with the lowest loss."""
+        """Returns the first finished candidate with the lowest loss; None if nothing is finished."""
         return min(self.finished(), key=lambda c: math.inf if c.loss is None else c.loss, default=None)
 
     def counts(self) -> Counts:
-        """Totals over all candidates."""
+        """Returns totals over all candidates."""
         row = self._db.execute(
             "SELECT count(*), coalesce(sum(status = 'failed'), 0), "
             "coalesce(sum(status = 'duplicate'), 0), coalesce(sum(status = 'dropped'), 0), "
@@ -194,12 +196,12 @@ class Journal:
         return Counts(*row)
 
     def record_items(self, items: Iterable[Items]) -> None:
-        """Write which items of tasks are scored, replacing what was there."""
+        """Writes which items of tasks are scored, replacing what was there."""
         rows = [(i.section, i.objective, i.task, i.split, json.dumps(i.ids)) for i in items]
         self._db.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?)", rows)
 
     def items(self) -> list[Items]:
-        """Which items of tasks are scored."""
+        """Returns which items of tasks are scored."""
         rows = self._db.execute("SELECT * FROM items ORDER BY rowid")
         return [
             Items(section, objective, task, split, tuple(json.loads(ids)))
@@ -207,44 +209,33 @@ class Journal:
         ]
 
     def record_held_out(self, model: str, scores: Scores) -> None:
-        """Write the held-out scores of a model, replacing older ones."""
+        """Writes the held-out scores of a model, replacing older ones."""
         self._db.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?)", (model, _dump(scores)))
 
     def keep_held_out(self, models: Collection[str]) -> None:
-        """Forget the held-out scores of all others."""
+        """Deletes the held-out scores of all models but these."""
         stale = [(model,) for model in self.held_out() if model not in models]
         self._db.executemany("DELETE FROM held_out WHERE model = ?", stale)
 
     def held_out(self) -> dict[str, Scores]:
-        """Model -> its held-out scores, in the order they were first written."""
+        """Returns model -> its held-out scores, in the order in which models were first scored."""
         rows = self._db.execute("SELECT model, scores FROM held_out ORDER BY rowid")
         return {model: _load(scores) for model, scores in rows}
 
 
-def open_existing(file: Path) -> Journal:
-    """The journal of a run that must be there.
-
-    Raises:
-        InputError: there is none.
-    """
-    if not file.is_file():
-        raise InputError("no such journal; expected a run directory of gptailor-evolve", file=file)
-    return Journal(file)
-
-
 def snapshot(file: Path) -> Journal:
-    """A copy, in memory, of a journal that a search may be writing.
+    """Copies a journal, which a search may be writing, into memory.
 
     The file is locked only while it is copied, so that the search need not wait.
 
     Raises:
-        InputError: there is none.
-        SearchError: the file is not a journal, or is of another version.
+        InputError: there is no such file.
+        SearchError: the file is not a journal, or has another format.
     """
     if not file.is_file():
         raise InputError("no such journal; expected a run directory of gptailor-evolve", file=file)
     try:
-        # Not read-only: what a killed search left half written has to be rolled back.
+        # Not read-only, since SQLite has to roll back what a killed search left half written.
         with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)) as source:
             return Journal(Path(":memory:"), copy_of=source)
     except sqlite3.Error as error:

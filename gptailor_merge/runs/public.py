@@ -1,31 +1,103 @@
-"""What of a run others may see: names of models and files, never where they lie."""
+"""The one place that decides what of a run may leave this machine.
+
+Models and files are shown by name, never by where they lie, and nothing that is published may hold the
+token or a path of this machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import PurePosixPath, PureWindowsPath
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-_FILES = ("file",)
-"""Keys whose values are files, however they are written."""
+from safetensors import safe_open
+
+from gptailor_merge.errors import MergeFailedError
+
+Names = Mapping[str, str]
+"""Model or file of this machine -> what the public calls it."""
+
+
+WEIGHTS = "*.safetensors"
+"""The pattern of the files that hold weights."""
+
+
+_FILE_KEYS = ("file",)
+"""Keys whose values are files, even where a value does not look like a path."""
 
 
 def public_name(model: str) -> str:
-    """A Hub id as it is; of a directory its name, also on both sides of an adapter's plus."""
+    """Returns a Hub id as it is, and the last part of a directory, on both sides of an adapter's plus.
+
+    >>> public_name("org/model@main")
+    'org/model@main'
+    >>> public_name("/home/alice/base+org/adapter")
+    'base+adapter'
+    """
     first, plus, adapter = model.partition("+")
     if not _is_path(first):
         return model if not _is_path(adapter) else f"{first}+{_last(adapter)}"
-    # Behind the plus of a directory's name may be more of the path.
+    # A directory's name may itself hold a plus, with more of the path behind it.
     return f"{_last(first)}{plus}{_last(adapter)}" if plus and _last(adapter) else _last(model)
 
 
-def public(value: Any) -> Any:
-    """A loaded YAML document with the last part of every path in it."""
-    if isinstance(value, Mapping):
-        return {public(key): _last(v) if key in _FILES else public(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [public(item) for item in value]
-    return public_name(value) if isinstance(value, str) and _is_path(value.partition("+")[0]) else value
+def public(document: Any, names: Names | None = None) -> Any:
+    """Returns a recipe, a config or another document of YAML with the last part of every path in it.
+
+    Args:
+        names: models, and files that have a public name of their own.
+
+    >>> public({"base_model": "/home/alice/base", "weights": {"/home/alice/math": 0.5}})
+    {'base_model': 'base', 'weights': {'math': 0.5}}
+    >>> public(["/home/alice/base"], {"/home/alice/base": "org/base@v1"})
+    ['org/base@v1']
+    """
+    names = names or {}
+    if isinstance(document, Mapping):
+        return {
+            public(key, names): (
+                names.get(value) or _last(value)
+                if key in _FILE_KEYS and isinstance(value, str)
+                else public(value, names)
+            )
+            for key, value in document.items()
+        }
+    if isinstance(document, (list, tuple)):
+        return [public(item, names) for item in document]
+    if not isinstance(document, str):
+        return document
+    # A plus means an adapter in models only, so that every other path is cut to its last part.
+    return names.get(document) or (_last(document) if _is_path(document) else public_name(document))
+
+
+def refuse_private(directory: Path, paths: Iterable[Path], token: str | None) -> None:
+    """Refuses a directory that is to be published if a file in it holds the token or a private path.
+
+    Args:
+        paths: what must not be named, beside the home and the working directory.
+
+    Raises:
+        MergeFailedError: a file holds one of them.
+    """
+    private = [path for path in (Path.home(), Path.cwd(), *paths) if path.is_absolute()]
+    # The root and what lies directly in it do not tell whose machine it is, and are parts of many texts.
+    texts = [str(path) for path in private if len(path.parts) > 2] + ([token] if token else [])
+    for file in sorted(directory.rglob("*")):
+        if not file.is_file():
+            continue
+        content = _metadata(file) if file.match(WEIGHTS) else file.read_bytes()
+        if any(text.encode() in content for text in texts):
+            raise MergeFailedError(
+                f"{file.name} names a path of this machine or the token, and was not published; look for it "
+                "in that file of the model, and in the config of the run"
+            )
+
+
+def _metadata(file: Path) -> bytes:
+    """Returns what a safetensors file says beside its tensors."""
+    with safe_open(file, "pt") as tensors:
+        return json.dumps(tensors.metadata() or {}, ensure_ascii=False).encode()
 
 
 def _is_path(text: str) -> bool:
@@ -33,5 +105,5 @@ def _is_path(text: str) -> bool:
     return rooted or text.startswith(("./", "../", "~"))
 
 
-def _last(path: Any) -> str:
-    return PureWindowsPath(str(path)).name
+def _last(path: str) -> str:
+    return PureWindowsPath(path).name

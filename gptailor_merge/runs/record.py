@@ -1,113 +1,154 @@
-"""What a run directory holds, read once; also while the search writes it."""
+"""The one reader of a run's files: summary, page, card and release are made from its Record."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptailor_merge.documents import read_yaml
+from pydantic import ValidationError
+
+from gptailor_merge.config import SearchConfig
+from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
-from gptailor_merge.runs.journal import Journal, snapshot
-from gptailor_merge.runs.summary import BASELINE
+from gptailor_merge.runs.directory import Directory
+from gptailor_merge.runs.journal import snapshot
+from gptailor_merge.runs.metadata import Dimensions
+from gptailor_merge.scoring.gap import Gap
 from gptailor_merge.scoring.gates import PREFIX
+from gptailor_merge.scoring.measures import Items
 from gptailor_merge.search.candidates import Candidate, Counts
-from gptailor_merge.search.front import Point, front, pick
+from gptailor_merge.search.front import FrontPoint, front, pick
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run as it is stored.
+    """A run at one moment, read once.
 
     Attributes:
-        document: the config as YAML has it; it is not checked, since its data need not be there any more.
-        finished: the candidates that were scored on everything.
-        points: the front, where one is sought.
-        best: None before anything was scored.
+        document: the config as its file has it, without the versions.
+        settings: the same, parsed; the data that it names need not exist any more.
+        versions: library -> its version when the run was begun.
+        candidates: all proposals in order.
+        finished: the candidates that were scored on everything, then the repaired ones.
+        repairs: the repaired recipes, those included that were of no use.
+        axes: the objectives of the front; empty where one recipe is sought.
+        front: the recipes that no other beats in every objective; empty where one recipe is sought.
+        best: the recipe that the run chose, or would choose now; None before anything was scored.
         done: whether the search has ended.
-        baseline: what was done instead of a search.
+        baseline: the baseline that was run instead of a search, or None.
+        held_out: model -> its scores on the held-out set.
+        items: the items of tasks that are scored.
+        sizes: model -> its dimensions; empty until the search has ended.
+        gaps: digest of a recipe -> how far its search scores are from its held-out scores.
+        warnings: sentences that belong beside every score.
     """
 
-    directory: RunDirectory
+    directory: Directory
     document: Mapping[str, Any]
+    settings: SearchConfig
+    versions: Mapping[str, str]
     candidates: tuple[Candidate, ...]
     finished: tuple[Candidate, ...]
     repairs: tuple[Candidate, ...]
     counts: Counts
     axes: tuple[str, ...]
-    points: tuple[Point, ...]
+    front: tuple[FrontPoint, ...]
     best: Candidate | None
     done: bool
     baseline: str | None
     held_out: Mapping[str, Scores]
-    meta: Mapping[str, Any]
+    items: tuple[Items, ...]
+    sizes: Mapping[str, Dimensions]
+    gaps: Mapping[str, tuple[Gap, ...]]
+    warnings: tuple[str, ...]
 
     @property
     def models(self) -> dict[str, str]:
-        """Name of a member -> its model, the base first."""
-        family = self.document["family"]
-        return {"base": family["base"], **family.get("variants", {})}
+        """The members: name -> model, the base first."""
+        return members_of(self.settings)
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """What is searched on, in the order of the config."""
+        """The objectives that are searched on, in the order of the config."""
         scores = {} if self.best is None else self.best.scores
         return tuple(name for name in scores if not name.startswith(PREFIX))
 
     @property
     def fingerprint(self) -> str | None:
-        """Of what its candidates were scored on."""
+        """The fingerprint of what the candidates were scored on; None before the first."""
         return self.candidates[0].fingerprint if self.candidates else None
 
 
-def record(run: RunDirectory) -> Record:
-    """Read a run.
+def members_of(settings: SearchConfig) -> dict[str, str]:
+    """Returns name -> model of a config's family, the base first."""
+    return {"base": settings.family.base, **settings.family.variants}
+
+
+def read(directory: Directory) -> Record:
+    """Reads a run, also while a search writes it.
 
     Raises:
         InputError: the directory holds no run.
+        ConfigError: the config cannot be read by this version, or needs a package that is missing.
+        SearchError: the journal cannot be read by this version.
     """
-    with snapshot(run.journal) as journal:
-        document = read_yaml(run.config, ConfigError)
-        axes = tuple(_meta(journal, "axes", []))
+    with snapshot(directory.journal) as journal:
+        document = _document(directory)
+        versions = document.pop("environment", {})
+        settings = _settings(document, directory)
+        metadata, counts = journal.metadata(), journal.counts()
         finished = tuple(journal.finished())
-        points = tuple(front(finished, axes)) if axes else ()
-        counts, baseline = journal.counts(), journal.meta(BASELINE) or None
-        # A resumed run has a best recipe from before; how many candidates a baseline proposes is its own.
-        complete = baseline is not None or counts.candidates >= document["search"]["budget"]
+        points = tuple(front(finished, metadata.axes)) if metadata.axes else ()
+        # A resumed run has a best recipe from before; a baseline decides itself how many it proposes.
+        complete = bool(metadata.baseline) or counts.candidates >= settings.search.budget
         return Record(
-            directory=run,
+            directory=directory,
             document=document,
+            settings=settings,
+            versions=versions,
             candidates=tuple(journal.candidates()),
             finished=finished,
             repairs=tuple(journal.repairs().values()),
             counts=counts,
-            axes=axes,
-            points=points,
-            best=_picked(run, points, axes, document) if points else journal.best(),
-            done=complete and run.best.exists(),
-            baseline=baseline,
+            axes=metadata.axes,
+            front=points,
+            best=_chosen(directory, points, metadata.axes, settings) if points else journal.best(),
+            done=complete and directory.best.exists(),
+            baseline=metadata.baseline or None,
             held_out=journal.held_out(),
-            meta={key: _meta(journal, key, {}) for key in ("sizes", "gaps", "warnings")},
+            items=tuple(journal.items()),
+            sizes=metadata.sizes or {},
+            gaps=metadata.gaps or {},
+            warnings=metadata.warnings,
         )
 
 
-def _picked(
-    run: RunDirectory, points: tuple[Point, ...], axes: tuple[str, ...], document: Mapping[str, Any]
+def _document(directory: Directory) -> dict[str, Any]:
+    document = read_yaml(directory.config, ConfigError)
+    if not isinstance(document, dict):
+        raise ConfigError(f"expected a mapping, found {type(document).__name__}", file=directory.config)
+    return document
+
+
+def _settings(document: Mapping[str, Any], directory: Directory) -> SearchConfig:
+    """Parses a stored config. SearchConfig.load would look for the data, which may be gone."""
+    try:
+        return SearchConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(explain(error, SearchConfig), file=directory.config) from None
+
+
+def _chosen(
+    directory: Directory, points: tuple[FrontPoint, ...], axes: tuple[str, ...], settings: SearchConfig
 ) -> Candidate:
-    """The one that the run took, or before its end would take."""
-    if run.best.exists():
-        digest = plan(Recipe.load(run.best)).digest
+    """Returns the candidate of best.yml; while there is none, the one that the run would choose now."""
+    if directory.best.exists():
+        digest = plan(Recipe.load(directory.best)).digest
         for point in points:
             if point.candidate.digest == digest:
                 return point.candidate
-    return pick(points, document["search"]["pick"], axes).candidate
-
-
-def _meta(journal: Journal, key: str, default: Any) -> Any:
-    stored = journal.meta(key)
-    return default if stored is None else json.loads(stored)
+    return pick(points, settings.search.pick, axes).candidate

@@ -1,24 +1,19 @@
-"""What a run came to, as `gptailor show` prints it."""
+"""The results of a run, as `gptailor show` prints them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.objectives.scores import TOTAL, natural
-from gptailor_merge.runs.directory import RunDirectory
-from gptailor_merge.runs.journal import open_existing
+from gptailor_merge.objectives.scores import TOTAL, Scores, natural
+from gptailor_merge.runs.metadata import Dimensions
+from gptailor_merge.runs.record import Record
 from gptailor_merge.scoring.gap import Gap
-from gptailor_merge.search.candidates import Counts
-from gptailor_merge.search.front import Point, front, pick
-
-BASELINE = "baseline"
-
+from gptailor_merge.search.candidates import Candidate, Counts
+from gptailor_merge.search.front import pick
 
 FOUND = "found"
 """The name of the best recipe in the held-out table, beside the members' names."""
@@ -29,25 +24,33 @@ class FrontRow:
     """A recipe of the front.
 
     Attributes:
-        scores: objective -> its total.
+        recipe: the file of the recipe; its name alone wherever it leaves this machine.
+        scores: objective -> its total, in the units that users see.
     """
 
     recipe: Path
     layers: int
     scores: Mapping[str, float]
 
+    @property
+    def name(self) -> str:
+        """The name of the file, without its ending."""
+        return self.recipe.stem
+
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to; values are in the units that users see.
+    """The results of a run, in the units that users see.
 
     Attributes:
-        front: the recipes that no other beats in every objective, where such a front was sought.
-        held_out: model -> objective -> set -> score; models are the members, the found recipe, and
-            those of the front by the names of their files.
-        gaps: of the found recipe.
+        digest, recipe, loss, scores: the chosen recipe: its digest, file and scores.
+        held_out: model -> objective -> set -> score; the models are the members, the chosen recipe
+            (FOUND), and the recipes of the front by the names of their files.
+        sizes: model -> its dimensions.
+        front: the recipes that no other beats in every objective; empty where one recipe is sought.
+        gaps: how far search scores of the chosen recipe are from its held-out scores.
         warnings: sentences that belong beside the scores.
-        baseline: which one the run is of, and of what model, where it is none of a search.
+        baseline: the baseline that was run instead of a search, and its model; None for a search.
     """
 
     digest: str
@@ -56,14 +59,14 @@ class Summary:
     scores: Mapping[str, Mapping[str, float]]
     counts: Counts
     held_out: Mapping[str, Mapping[str, Mapping[str, float]]]
-    sizes: Mapping[str, tuple[int, int]]
+    sizes: Mapping[str, Dimensions]
     front: tuple[FrontRow, ...] = ()
     gaps: tuple[Gap, ...] = ()
     warnings: tuple[str, ...] = ()
     baseline: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """As `gptailor show --json` prints it."""
+        """Returns what `gptailor show --json` prints."""
         counts = self.counts
         return {
             "digest": self.digest,
@@ -79,62 +82,71 @@ class Summary:
             "tokens": counts.tokens,
             "seconds": round(counts.seconds, 3),
             "held_out": self.held_out,
-            "sizes": {n: {"layers": x, "parameters": p} for n, (x, p) in self.sizes.items()},
+            "sizes": {name: size._asdict() for name, size in self.sizes.items()},
             "front": [{**asdict(row), "recipe": str(row.recipe)} for row in self.front],
-            "gaps": [{**asdict(one), "gap": one.difference} for one in self.gaps],
+            "gaps": [{**asdict(gap), "gap": gap.difference} for gap in self.gaps],
             "warnings": list(self.warnings),
             **({} if self.baseline is None else {"baseline": self.baseline}),
         }
 
 
-def summarize(run: RunDirectory, rule: str | None = None) -> Summary:
-    """Read a run's journal.
+def summarize(record: Record, rule: str | None = None) -> Summary:
+    """Summarises a run.
 
     Args:
-        rule: which recipe of a front is shown, see front.pick; default the one that the run took.
+        rule: chooses another recipe of the front than the run did, see search.front.pick.
 
     Raises:
-        InputError: the directory holds no run.
-        ConfigError: nothing has been scored yet, or the front does not have what is asked for.
+        ConfigError: nothing has been scored yet, or the front has no recipe for the rule.
     """
-    with open_existing(run.journal) as journal:
-        axes = json.loads(journal.meta("axes") or "[]")
-        points = front(journal.finished(), axes) if axes else []
-        best = journal.best()
-        if best is None:
-            raise ConfigError(f"{run.path}: no candidate has been scored yet")
-        recipe, name = run.best, FOUND
-        if rule is not None and not axes:
-            raise ConfigError(
-                f"{run.path}: --pick is for runs that sought a front; this one sought one recipe"
-            )
-        if axes:
-            point = pick(points, rule or SearchConfig.load(run.config).search.pick, axes)
-            best = point.candidate
-            if rule is not None:
-                recipe, name = run.pareto / f"{point.name}.yml", point.name
-        sizes = json.loads(journal.meta("sizes") or "{}")
-        held_out = {model: natural(scores) for model, scores in journal.held_out().items()}
-        if name != FOUND and name in held_out:
+    directory, best = record.directory, record.best
+    if best is None:
+        raise ConfigError(f"{directory.path}: no candidate has been scored yet")
+    held_out = {model: natural(scores) for model, scores in record.held_out.items()}
+    sizes, recipe = dict(record.sizes), directory.best
+    if rule is not None:
+        best, name = _picked(record, rule)
+        recipe = directory.pareto / f"{name}.yml"
+        if name in held_out:
             held_out[FOUND], sizes[FOUND] = held_out[name], sizes[name]
-        gaps = json.loads(journal.meta("gaps") or "{}").get(best.digest, [])
-        return Summary(
-            digest=best.digest,
-            recipe=recipe,
-            loss=best.loss if best.loss is not None else float("nan"),
-            scores=natural(best.scores),
-            counts=journal.counts(),
-            held_out=held_out,
-            sizes={name: (layers, parameters) for name, (layers, parameters) in sizes.items()},
-            front=tuple(_front_row(run, point, axes) for point in points),
-            gaps=tuple(Gap(**{**one, "sets": tuple(one["sets"])}) for one in gaps),
-            warnings=tuple(json.loads(journal.meta("warnings") or "[]")),
-            baseline=journal.meta(BASELINE) or None,
-        )
-
-
-def _front_row(run: RunDirectory, point: Point, axes: Sequence[str]) -> FrontRow:
-    scores = natural(point.candidate.scores)
-    return FrontRow(
-        run.pareto / f"{point.name}.yml", point.layers, {name: scores[name][TOTAL] for name in axes}
+    return Summary(
+        digest=best.digest,
+        recipe=recipe,
+        loss=best.loss if best.loss is not None else float("nan"),
+        scores=natural(best.scores),
+        counts=record.counts,
+        held_out=held_out,
+        sizes=sizes,
+        front=front_rows(record),
+        gaps=record.gaps.get(best.digest, ()),
+        warnings=record.warnings,
+        baseline=record.baseline,
     )
+
+
+def front_rows(record: Record) -> tuple[FrontRow, ...]:
+    """Returns the front of a run, the smallest recipe first; no rows where one recipe is sought."""
+    return tuple(
+        FrontRow(
+            record.directory.pareto / f"{point.name}.yml",
+            point.layers,
+            totals(point.candidate.scores, record.axes),
+        )
+        for point in record.front
+    )
+
+
+def totals(scores: Scores, objectives: Sequence[str]) -> dict[str, float]:
+    """Returns objective -> its score over all sets, in the units that users see."""
+    shown = natural(scores)
+    return {name: shown[name][TOTAL] for name in objectives}
+
+
+def _picked(record: Record, rule: str) -> tuple[Candidate, str]:
+    """Returns the recipe of the front that a rule chooses, and its name."""
+    if not record.axes:
+        raise ConfigError(
+            f"{record.directory.path}: --pick chooses from a front; this run sought one recipe and has none"
+        )
+    point = pick(record.front, rule, record.axes)
+    return point.candidate, point.name

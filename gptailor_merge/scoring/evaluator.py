@@ -1,4 +1,4 @@
-"""A generation of plans becomes scores. Failures are results, too."""
+"""Scores a generation of plans in this process; a failed plan is a result, too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import zip_longest
 
 import torch
@@ -18,169 +17,152 @@ from gptailor_merge.composing.memory import free, is_out_of_memory
 from gptailor_merge.composing.prefixes import PrefixWalk, State, advance, common, levels, path_of, trie_order
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.passes import Measured, Passes, Values, extend, predictions
 from gptailor_merge.scoring.racing import Race, Units
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one plan.
-
-    Attributes:
-        scores: objective -> set -> score, over the tokens that were scored; empty for a failure.
-        cause: why it failed, or None.
-        seconds: time spent on it; work that is shared counts for the first that needed it.
-        tokens: tokens that it was scored on.
-        units: of a candidate scored on everything in a race, for later races.
-        estimate: of a candidate that a race dropped: its loss, as far as it can be told.
-        measured: the units behind the scores.
-    """
-
-    scores: Scores
-    cause: str | None
-    seconds: float
-    tokens: int
-    units: Units | None = None
-    estimate: float | None = None
-    measured: Measured = field(default_factory=dict)
-
-
 class Evaluator:
-    """Scores plans, a generation together, rung by rung.
+    """Scores a generation of plans together, rung by rung.
 
-    Outer loop: batches. Inner: the plans along the trie of their slots, so that each distinct
-    prefix is computed once per batch. The scores are those of scoring one by one. A batch that
-    memory does not hold is scored in halves. What takes whole models is measured at the end of a
-    rung, one model after the other.
+    The outer loop runs over batches, the inner one over the plans along the trie of their slots, so that
+    each distinct prefix is computed once per batch. The scores equal those of scoring one plan at a time.
+    A batch that memory does not hold is scored in halves. Objectives that take whole models are measured
+    at the end of a rung, one model after the other.
 
     Attributes:
         composer: makes the models.
-        passes: what they are measured on.
-        layer_tokens: tokens times layers that were computed so far, but for those of whole models.
-        seconds: spent so far on composing, forward (the layers), head (and objectives), whole models,
-            bookkeeping.
+        passes: the objectives and the batches that they are measured on.
+        layer_tokens: tokens times layers computed so far, without those of whole models.
+        seconds: time spent so far on composing, forward (the layers), head (and objectives), whole models
+            and bookkeeping.
     """
 
     def __init__(self, composer: Composer, passes: Passes) -> None:
+        self.composer = composer
         self.passes = passes
         self.layer_tokens = 0
         self.seconds = dict.fromkeys(("composing", "forward", "head", "whole", "bookkeeping"), 0.0)
-        self.composer = composer
         self._device = composer.device
         self._most_sequences: int | None = None
 
     def score(self, plans: Sequence[Plan], race: Race | None = None) -> list[Outcome]:
-        """The outcomes in the order of the plans.
+        """Scores the plans and returns their outcomes in order.
 
         Args:
             race: drops plans that cannot win before they are scored on everything; None scores all.
         """
         with self._clock("bookkeeping"):
-            candidates = [_Candidate(plan, self.passes.nothing_measured()) for plan in plans]
-            order = [candidates[position] for position in trie_order([c.path for c in candidates])]
-        for number in range(len(self.passes.rungs)):
-            self._score_rung(number, order)
-            if race is not None and number + 1 < len(self.passes.rungs):
+            contestants = [_Contestant(plan, self.passes.nothing_measured()) for plan in plans]
+            order = [contestants[position] for position in trie_order([c.path for c in contestants])]
+        for rung in range(len(self.passes.rungs)):
+            self._score_rung(rung, order)
+            if race is not None and rung + 1 < len(self.passes.rungs):
                 with self._clock("bookkeeping"):
-                    running = [c for c in candidates if c.runs]
-                    hopeless = race.hopeless([self._units(c, race) for c in running], self.passes.totals)
-                    for candidate, leaves in zip(running, hopeless, strict=True):
-                        candidate.dropped = leaves
+                    self._drop_hopeless(contestants, race)
         with self._clock("bookkeeping"):
-            return self._outcomes(candidates, race)
+            return self._outcomes(contestants, race)
 
-    def _outcomes(self, candidates: Sequence[_Candidate], race: Race | None) -> list[Outcome]:
+    def _drop_hopeless(self, contestants: Sequence[_Contestant], race: Race) -> None:
+        running = [c for c in contestants if c.runs]
+        hopeless = race.hopeless([self._units(c, race) for c in running], self.passes.totals)
+        for contestant, leaves in zip(running, hopeless, strict=True):
+            contestant.dropped = leaves
+
+    def _outcomes(self, contestants: Sequence[_Contestant], race: Race | None) -> list[Outcome]:
         if race is None:
-            return [candidate.outcome(self.passes, None, None) for candidate in candidates]
-        units = {n: self._units(c, race) for n, c in enumerate(candidates) if c.cause is None}
-        finished = {n: u for n, u in units.items() if not candidates[n].dropped}
-        dropped = {n: u for n, u in units.items() if candidates[n].dropped}
+            return [contestant.outcome(self.passes, None, None) for contestant in contestants]
+        units = {n: self._units(c, race) for n, c in enumerate(contestants) if c.cause is None}
+        finished = {n: u for n, u in units.items() if not contestants[n].dropped}
+        dropped = {n: u for n, u in units.items() if contestants[n].dropped}
         estimates = race.estimates(list(finished.values()), dropped, self.passes.totals)
-        return [c.outcome(self.passes, finished.get(n), estimates.get(n)) for n, c in enumerate(candidates)]
+        return [c.outcome(self.passes, finished.get(n), estimates.get(n)) for n, c in enumerate(contestants)]
 
-    def _units(self, candidate: _Candidate, race: Race) -> Units:
-        return self.passes.units(candidate.measured, race.weights)
+    def _units(self, contestant: _Contestant, race: Race) -> Units:
+        return self.passes.units(contestant.measured, race.weights)
 
-    def _score_rung(self, number: int, order: Sequence[_Candidate]) -> None:
-        found: dict[_Candidate, Values] = {candidate: {} for candidate in order}
-        for batch in self.passes.rungs[number]:
-            candidates = [candidate for candidate in order if candidate.runs]
-            for candidate, values in self._score_batch(batch, candidates):
-                extend(found[candidate], values)
-            for candidate in candidates:
-                candidate.tokens += batch.ids.numel()
+    def _score_rung(self, rung: int, order: Sequence[_Contestant]) -> None:
+        values_of: dict[_Contestant, Values] = {contestant: {} for contestant in order}
+        for batch in self.passes.rungs[rung]:
+            running = [contestant for contestant in order if contestant.runs]
+            for contestant, values in self._score_batch(batch, running):
+                extend(values_of[contestant], values)
+            for contestant in running:
+                contestant.tokens += batch.ids.numel()
         with self._clock("bookkeeping"):
-            for candidate in order:
-                if candidate.runs:
-                    with candidate.attempt():
-                        self.passes.finish(number, found[candidate], candidate.measured)
-        if self.passes.takes_models(number):
-            for candidate in order:
-                if candidate.runs:
-                    self._score_model(number, candidate)
+            for contestant in order:
+                if contestant.runs:
+                    with contestant.attempt():
+                        self.passes.finish(rung, values_of[contestant], contestant.measured)
+        if self.passes.takes_models(rung):
+            for contestant in order:
+                if contestant.runs:
+                    self._score_model(rung, contestant)
 
-    def _score_model(self, number: int, candidate: _Candidate) -> None:
-        with candidate.attempt():
+    def _score_model(self, rung: int, contestant: _Contestant) -> None:
+        with contestant.attempt():
             with self._clock("composing"):
-                model = self.composer.compose(candidate.plan)
+                model = self.composer.compose(contestant.plan)
             with self._clock("whole"):
-                self.passes.measure_model(number, model, candidate.measured)
-        if candidate.cause is not None:
-            free(self._device)  # it may be that memory ran out
+                self.passes.measure_model(rung, model, contestant.measured)
+        if contestant.cause is not None:
+            free(self._device)  # the cause may be that memory ran out
 
-    def _score_batch(self, batch: Batch, candidates: Sequence[_Candidate]) -> list[tuple[_Candidate, Values]]:
-        """The values of a batch for each candidate that did not fail."""
+    def _score_batch(
+        self, batch: Batch, contestants: Sequence[_Contestant]
+    ) -> list[tuple[_Contestant, Values]]:
+        """Returns the values of a batch for each contestant that did not fail."""
         if self._most_sequences is None or len(batch.ids) <= self._most_sequences:
             try:
                 walk = self._by_levels if self.composer.streams else self._by_paths
-                return list(walk(batch, candidates))
+                return list(walk(batch, contestants))
             except _OutOfMemoryError:
                 self._most_sequences = max(1, len(batch.ids) // 2)
             free(self._device)
         first, second = batch.halves()
-        found = self._score_batch(first, candidates)
-        return [*found, *self._score_batch(second, [c for c in candidates if c.runs])]
+        scored = self._score_batch(first, contestants)
+        return [*scored, *self._score_batch(second, [c for c in contestants if c.runs])]
 
     def _by_paths(
-        self, batch: Batch, candidates: Sequence[_Candidate]
-    ) -> Iterator[tuple[_Candidate, Values]]:
+        self, batch: Batch, contestants: Sequence[_Contestant]
+    ) -> Iterator[tuple[_Contestant, Values]]:
         walk = PrefixWalk(batch.ids, batch.branches)
-        for candidate, after in zip_longest(candidates, candidates[1:]):
-            with candidate.attempt(batch):
+        for contestant, following in zip_longest(contestants, contestants[1:]):
+            with contestant.attempt(batch):
                 with self._clock("composing"):
-                    model = self.composer.compose(candidate.plan)
+                    model = self.composer.compose(contestant.plan)
                 with self._clock("forward"):
-                    keep = common(candidate.path, after.path) if after else 0
-                    state = walk.run(model, candidate.path, keep)
+                    keep = common(contestant.path, following.path) if following else 0
+                    state = walk.run(model, contestant.path, keep)
                 with self._clock("head"):
                     values = self.passes.measure(predictions(model, batch, state))
-                yield candidate, values
+                yield contestant, values
         self.layer_tokens += walk.layers_run * batch.ids.numel()
 
     def _by_levels(
-        self, batch: Batch, candidates: Sequence[_Candidate]
-    ) -> Iterator[tuple[_Candidate, Values]]:
+        self, batch: Batch, contestants: Sequence[_Contestant]
+    ) -> Iterator[tuple[_Contestant, Values]]:
         def step(position: int, depth: int, before: State) -> State:
-            candidate = candidates[position]
-            with candidate.attempt(batch):
+            contestant = contestants[position]
+            with contestant.attempt(batch):
                 with self._clock("composing"):
-                    model = self.composer.compose(candidate.plan, only=(depth,))
+                    model = self.composer.compose(contestant.plan, only=(depth,))
                 with self._clock("forward"):
                     layers = range(depth, depth + 1)
                     (after,) = advance(model, batch.ids, before, layers, {depth}, batch.branches)
                 self.layer_tokens += batch.ids.numel()
                 return after
-            for other in candidates:
-                if other.path[: depth + 1] == candidate.path[: depth + 1]:
-                    other.cause = candidate.cause
+            for sharer in contestants:
+                if sharer.path[: depth + 1] == contestant.path[: depth + 1]:
+                    sharer.cause = contestant.cause
             return None
 
-        for position, state in levels([c.path for c in candidates], step):
-            candidate = candidates[position]
-            with candidate.attempt(batch), self._clock("head"):
-                model = self.composer.compose(candidate.plan, only=())
+        for position, state in levels([c.path for c in contestants], step):
+            contestant = contestants[position]
+            with contestant.attempt(batch), self._clock("head"):
+                model = self.composer.compose(contestant.plan, only=())
                 values = self.passes.measure(predictions(model, batch, state))
-                yield candidate, values
+                yield contestant, values
 
     @contextmanager
     def _clock(self, part: str) -> Iterator[None]:
@@ -197,7 +179,7 @@ class _OutOfMemoryError(Exception):
     """Memory ran out on a batch that can be halved."""
 
 
-class _Candidate:
+class _Contestant:
     """A plan on its way through a generation."""
 
     def __init__(self, plan: Plan, measured: Measured) -> None:
@@ -211,28 +193,28 @@ class _Candidate:
 
     @property
     def runs(self) -> bool:
-        """Whether it is still to be scored."""
+        """Tells whether the plan is still to be scored."""
         return self.cause is None and not self.dropped
 
     @contextmanager
     def attempt(self, batch: Batch | None = None) -> Iterator[None]:
-        """Time a step; what goes wrong in it is the candidate's failure, not the generation's."""
+        """Times a step; an error in it fails this plan and not the generation."""
         begun = time.monotonic()
         try:
             yield
-        except Exception as error:  # one bad candidate must not end a search of hours
+        except Exception as error:  # one bad plan must not end a search of hours
             if batch is not None and len(batch.ids) > 1 and is_out_of_memory(error):
                 raise _OutOfMemoryError from None
             self.cause = "".join(traceback.format_exception_only(error)).strip()
         self.seconds += time.monotonic() - begun
 
     def outcome(self, passes: Passes, units: Units | None, estimate: float | None) -> Outcome:
-        """Scores, or the failure."""
-        made = {} if self.cause else passes.scores(self.measured)
-        cause = self.cause or _not_finite(made)
+        """Returns the scores, or the failure."""
+        scores = {} if self.cause else passes.scores(self.measured)
+        cause = self.cause or _not_finite(scores)
         if cause:
-            return Outcome({}, cause, self.seconds, 0)
-        return Outcome(made, None, self.seconds, self.tokens, units, estimate, self.measured)
+            return Outcome.failure(cause, self.seconds)
+        return Outcome(scores, None, self.seconds, self.tokens, units, estimate, self.measured)
 
 
 def _not_finite(scores: Scores) -> str | None:

@@ -1,4 +1,4 @@
-"""How much better a model looks on what it was chosen by than on what it has not seen."""
+"""Estimates how much better a model looks on what it was chosen by than on what it has not seen."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from gptailor_merge.scoring.passes import Measured, Passes
 from gptailor_merge.scoring.uncertainty import observations
 
 DRAWS = 2000
+"""Samples of the bootstrap."""
 
 
 COVERAGE = 0.95
+"""Share of the samples that lie in the interval."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An objective that is searched on and its counterpart that is held out.
+    """An objective that is searched on, and its counterpart that is held out.
 
     Attributes:
-        searched, held_out: names of the objectives.
+        searched: name of the objective.
+        held_out: name of its counterpart.
         sets: names of the sets that both have.
     """
 
@@ -34,7 +37,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Gap:
-    """Search score minus held-out score, in the units that users see, and its interval."""
+    """A search score minus its held-out score, in the units that users see.
+
+    Attributes:
+        objective: its name.
+        sets: the data that both scores are on.
+        searched: the search score.
+        held_out: the held-out score.
+        low, high: ends of the gap's interval.
+    """
 
     objective: str
     sets: tuple[str, ...]
@@ -45,7 +56,7 @@ class Gap:
 
     @property
     def difference(self) -> float:
-        """The gap itself."""
+        """The gap."""
         return self.searched - self.held_out
 
 
@@ -55,28 +66,36 @@ def gap(
     held_out: tuple[Passes, Measured],
     seed: int,
 ) -> Gap:
-    """The gap, with the percentile interval of the bootstrap (B. Efron, 1979) over items.
+    """Returns the gap, with the percentile interval of the bootstrap (B. Efron, 1979) over items.
 
-    Both samples are drawn anew, independently. Of texts sequences are drawn: their tokens are not
-    independent of each other.
+    Both samples are drawn anew, independently. In texts whole sequences are drawn, since their tokens are
+    not independent of each other.
+
+    Args:
+        searched: the passes of the search, and what a model measured in them.
+        held_out: the same for the held-out set.
+        seed: of the draws.
     """
     rng = np.random.RandomState(seed)
-    found, drawn = [], []
+    scores, drawn = [], []
     for (passes, measured), name in ((searched, pair.searched), (held_out, pair.held_out)):
-        objective = next(one for one in passes.objectives if one.name == name)
-        samples = [observations(objective, one, measured[name, one]) for one in pair.sets]
-        total = Score.total([objective.score(one, np.concatenate(measured[name, one])) for one in pair.sets])
+        objective = next(o for o in passes.objectives if o.name == name)
+        samples = [observations(objective, s, measured[name, s]) for s in pair.sets]
+        total = Score.total([objective.score(s, np.concatenate(measured[name, s])) for s in pair.sets])
         natural = UNITS[total.unit]
-        found.append(total.natural)
+        scores.append(total.natural)
         drawn.append(np.array([natural(mean) for mean in _means(samples, rng)]))
     tail = 100 * (1 - COVERAGE) / 2
     low, high = np.percentile(drawn[0] - drawn[1], [tail, 100 - tail])
-    of_searched, of_held_out = found
-    return Gap(pair.searched, pair.sets, of_searched, of_held_out, float(low), float(high))
+    return Gap(pair.searched, pair.sets, scores[0], scores[1], float(low), float(high))
 
 
 def _means(samples: Sequence[NDArray[np.float64]], rng: np.random.RandomState) -> NDArray[np.float64]:
-    """The mean over all sets, of as many draws; each set is drawn by itself."""
+    """Returns the means over all sets in each draw [DRAWS]; each set is drawn by itself.
+
+    Args:
+        samples: for each set (sum of units, what it is divided by) of each observation.
+    """
     sums = np.zeros((DRAWS, 2))
     for sample in samples:
         count = len(sample)

@@ -1,15 +1,15 @@
-"""Racing: candidates that cannot be among the best leave before they are scored on everything.
+"""Races candidates: those that cannot be among the best leave before they are scored on everything.
 
-Two candidates are compared by paired differences, token by token, on what both were scored on so
-far. The sets are strata: each takes part in every rung, so that only differences within a set are
+Two candidates are compared by paired differences, token by token, on the tokens that both were scored
+on so far. The sets are strata: each takes part in every rung, so that only differences within a set are
 left to chance, and tokens that have been scored are known and no longer chance (the correction for
 a finite population). With n of N tokens of a set scored, mean difference d and its variance s²,
 
     D = Σ_sets N d,   Var D = Σ_sets N² (1 − n/N) s²/n
 
-(W. G. Cochran, Sampling Techniques, 1977, equations 5.1 and 5.6.) Of a few units s² says little: two
-items that are both right here and wrong there have s² = 0. As long as fewer than FEWEST of a set are
-scored, s² is no less than the mean square of the differences between all candidates.
+(W. G. Cochran, Sampling Techniques, 1977, equations 5.1 and 5.6.) A few units say little about s²: two
+items that one candidate gets right and another gets wrong have s² = 0. As long as fewer than FEWEST units
+of a set are scored, s² is taken as no less than the mean square of the differences between all candidates.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ from numpy.typing import NDArray
 from gptailor_merge.objectives.scores import Weights
 
 Units = Mapping[str, NDArray[np.float64]]
-"""Digest of a set -> what each of its units (tokens, items), as far as scored, adds to the loss."""
+"""Digest of a set -> what each of its units (tokens, items) scored so far adds to the loss."""
 
 
 Totals = Mapping[str, int]
-"""Digest of a set -> its units."""
+"""Digest of a set -> the number of its units."""
 
 
 CERTAINTY = 4.0
-"""Neighbouring tokens are not independent: on the built-in family true errors are about 1.8 times those
-of the formula, so that 4 of the formula's standard errors are a little more than 2 true ones."""
+"""A difference counts if it is larger than this many standard errors of the formula. Neighbouring tokens are
+not independent: on the built-in family true errors are about 1.8 times those of the formula, so that 4 of
+the formula's standard errors are a little more than 2 true ones."""
 
 
 FEWEST = 8
-"""So many units of a set tell the variance of a difference."""
+"""Fewest units of a set from which the variance of a difference is estimated."""
 
 
 @dataclass(frozen=True)
 class Race:
-    """What a generation is raced for.
+    """Says how many candidates of a generation are kept, and who drops out.
 
     Attributes:
-        keep: so many of the best, incumbents included, are scored on everything.
-        weights: of the objectives in the loss.
-        incumbents: units of candidates scored before that new ones have to beat.
-        certainty: a difference counts if it is larger than so many standard errors.
+        keep: how many of the best, incumbents included, are scored on everything.
+        weights: objective -> its weight in the loss.
+        incumbents: units of candidates scored before, which new ones have to beat.
+        certainty: standard errors that a difference must exceed to count.
     """
 
     keep: int
@@ -57,25 +58,26 @@ class Race:
     certainty: float = CERTAINTY
 
     def hopeless(self, running: Sequence[Units], totals: Totals) -> list[bool]:
-        """For each whether `keep` others, incumbents included, are better beyond doubt."""
+        """Tells for each candidate whether `keep` others, incumbents included, are better beyond doubt."""
         if not running:
             return []
-        contenders = [*running, *self._cut(running[0])]
+        contenders = [*running, *(_cut(incumbent, running[0]) for incumbent in self.incumbents)]
         difference, variance = compare(contenders, totals)
         with np.errstate(invalid="ignore"):
             beaten = difference > self.certainty * np.sqrt(variance)
-        # A difference without any variance, as between equal candidates, is none.
+        # Equal candidates differ by nothing with no variance; neither beats the other.
         beaten &= difference > 0
         return [bool(row.sum() >= self.keep) for row in beaten[: len(running)]]
 
     def estimates(
         self, finished: Sequence[Units], dropped: Mapping[int, Units], totals: Totals
     ) -> dict[int, float]:
-        """What can be told of the losses of dropped candidates.
+        """Estimates the losses of dropped candidates.
 
-        That of the best finished one plus the paired difference to it so far; no less than what
-        it takes to be kept, since that has been ruled out. Where none has been finished, since all that
-        it was dropped for failed later, what it has so far, extrapolated.
+        An estimate is the loss of the best finished candidate plus the paired difference to it so far, and
+        no less than the loss that it takes to be kept, since that has been ruled out. Where no candidate
+        was finished, because all that a candidate was dropped for failed later, its loss so far is
+        extrapolated.
         """
         complete = [units for units in (*finished, *self.incumbents) if not np.isnan(loss_of(units))]
         if not complete:
@@ -83,22 +85,19 @@ class Race:
         losses = sorted(loss_of(units) for units in complete)
         least = losses[min(self.keep, len(losses)) - 1]
         best = min(complete, key=loss_of)
-        told = {}
+        estimates = {}
         for key, units in dropped.items():
-            difference, _ = compare([units, _first(best, units)], totals)
-            told[key] = max(least, losses[0] + float(difference[0, 1]))
-        return told
-
-    def _cut(self, like: Units) -> list[Units]:
-        return [_first(incumbent, like) for incumbent in self.incumbents]
+            difference, _ = compare([units, _cut(best, units)], totals)
+            estimates[key] = max(least, losses[0] + float(difference[0, 1]))
+        return estimates
 
 
 @dataclass(frozen=True)
 class Selection(Race):
-    """A race in which only `keep` of the candidates go on after the first rung, certain or not."""
+    """Lets only `keep` candidates go on after the first rung, however uncertain their lead."""
 
     def hopeless(self, running: Sequence[Units], totals: Totals) -> list[bool]:
-        """For each whether `keep` others are better so far."""
+        """Tells for each candidate whether `keep` others are better so far."""
         losses = [_extrapolated(units, totals) for units in running]
         order = sorted(range(len(losses)), key=lambda n: (math.isnan(losses[n]), losses[n], n))
         stay = set(order[: self.keep])
@@ -106,14 +105,15 @@ class Selection(Race):
 
 
 def loss_of(units: Units) -> float:
-    """The loss of a candidate that was scored on everything."""
+    """Returns the loss of a candidate that was scored on everything."""
     return float(sum(values.sum() for values in units.values()))
 
 
 def compare(contenders: Sequence[Units], totals: Totals) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(estimated loss of i − that of j, its variance), both [contenders, contenders].
+    """Compares each two contenders, which must have been scored on the same tokens.
 
-    All must have been scored on the same tokens.
+    Returns:
+        (estimated loss of i − that of j, its variance), both [contenders, contenders].
     """
     count = len(contenders)
     difference, variance = np.zeros((count, count)), np.zeros((count, count))
@@ -132,16 +132,16 @@ def compare(contenders: Sequence[Units], totals: Totals) -> tuple[NDArray[np.flo
 
 
 def _spread(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The variance over units of the difference between each two rows [contenders, contenders]."""
+    """Returns the variance over units of the difference between each two rows [contenders, contenders]."""
     centred = values - values.mean(axis=1, keepdims=True)
     products = centred @ centred.T / (values.shape[1] - 1)
-    own = products.diagonal()
-    spread: NDArray[np.float64] = np.maximum(own[:, None] + own[None] - 2 * products, 0)
+    variances = products.diagonal()
+    spread: NDArray[np.float64] = np.maximum(variances[:, None] + variances[None] - 2 * products, 0)
     return spread
 
 
 def _mean_square(values: NDArray[np.float64]) -> float:
-    """Of the differences between any two rows; infinite where there are no two that are finite."""
+    """Returns the mean square of the differences between any two rows; infinite without two finite rows."""
     finite = values[np.isfinite(values).all(axis=1)]
     return 2 * float(finite.var(axis=0, ddof=1).mean()) if len(finite) > 1 else np.inf
 
@@ -150,6 +150,6 @@ def _extrapolated(units: Units, totals: Totals) -> float:
     return float(sum(totals[digest] * values.mean() for digest, values in units.items()))
 
 
-def _first(units: Units, like: Units) -> Units:
-    """As many of each set's units as another candidate has."""
+def _cut(units: Units, like: Units) -> Units:
+    """Returns the first units of each set, as many as `like` has."""
     return {digest: units[digest][: len(values)] for digest, values in like.items()}

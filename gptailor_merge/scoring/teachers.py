@@ -1,4 +1,4 @@
-"""Dense models: loaded, told apart by their weights, and run as teachers."""
+"""Loads dense members, tells them apart by their weights, and runs them as teachers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from gptailor_merge.scoring.passes import predictions_alone
 
 
 class Teachers:
-    """Dense members, loaded when first asked; one at a time is in memory."""
+    """Dense members, loaded when first asked for; one at a time is in memory.
+
+    Attributes:
+        family: the members.
+        device: they run on it.
+    """
 
     def __init__(self, family: Family, device: torch.device, dtype: torch.dtype) -> None:
         self.family, self.device, self._dtype = family, device, dtype
         self._loaded: tuple[str, PreTrainedModel] | None = None
 
     def get(self, name: str) -> tuple[str, Forward]:
-        """(digest of the weights, forward pass); logits have the base's vocabulary."""
+        """Returns a member's (digest of the weights, forward pass); logits have the base's vocabulary."""
         member = self.family.by_name(name)
         assert member is not None
         vocabulary = int(self.family.base.config["vocab_size"])
@@ -34,7 +39,7 @@ class Teachers:
         return f"{member.model} {member_digest(member.directory)}", run
 
     def model(self, name: str) -> PreTrainedModel:
-        """The model itself."""
+        """Returns the member's model."""
         if self._loaded is None or self._loaded[0] != name:
             member = self.family.by_name(name)
             assert member is not None
@@ -43,6 +48,6 @@ class Teachers:
         return self._loaded[1]
 
     def release(self) -> None:
-        """Free the memory."""
+        """Frees the memory."""
         self._loaded = None
         gc.collect()

@@ -1,4 +1,4 @@
-"""How sure a score is: what it is a mean over, and the standard error of that mean."""
+"""Estimates how sure a score is, by the standard error of the mean that it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gptailor_merge.scoring.passes import Measured, Passes
 
 
 def with_errors(passes: Passes, measured: Measured) -> Scores:
-    """The scores of what was measured, each with its standard error, where it has one."""
+    """Returns the scores of what was measured, each with its standard error, where it has one."""
     by_name = {objective.name: objective for objective in passes.objectives}
     return {
         objective: {
@@ -31,9 +31,10 @@ def with_errors(passes: Passes, measured: Measured) -> Scores:
 
 
 def standard_error(observed: NDArray[np.float64]) -> float | None:
-    """Of the ratio of sums, to first order (W. Cochran, Sampling Techniques, 1977, 6.4).
+    """Returns the standard error of a ratio of sums, to first order.
 
-    Of items that count alike it is the sample's standard deviation over the root of their number.
+    The formula is W. Cochran's (Sampling Techniques, 1977, 6.4). For items that count alike it is
+    the sample's standard deviation over the root of their number.
 
     Args:
         observed: (sum of units, what it is divided by) of each observation [observations, 2].
@@ -52,13 +53,20 @@ def standard_error(observed: NDArray[np.float64]) -> float | None:
 def observations(
     objective: Objective, set_name: str, parts: Sequence[NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """What is drawn: (sum of units, what it is divided by) of each item or sequence [observations, 2]."""
+    """Returns what is independent in a set: its items, or in texts its sequences.
+
+    Args:
+        parts: the units of the set, rung by rung.
+
+    Returns:
+        (sum of units, what it is divided by) of each item or sequence [observations, 2].
+    """
     units = np.concatenate(parts)
     sizes = np.array([objective.size(set_name, n) for n in range(len(units) + 1)])
     pairs = np.stack([units, np.diff(sizes)], axis=-1)
-    one = next(one for one in objective.sets if one.name == set_name)
-    if not isinstance(one, TokenSet) or isinstance(one, ItemSet):
+    measured_on = next(s for s in objective.sets if s.name == set_name)
+    if not isinstance(measured_on, TokenSet) or isinstance(measured_on, ItemSet):
         return pairs
-    starts = np.cumsum([0, *(len(ids) - 1 for ids in one.sequences)])[:-1]
+    starts = np.cumsum([0, *(len(ids) - 1 for ids in measured_on.sequences)])[:-1]
     summed: NDArray[np.float64] = np.add.reduceat(pairs, starts)
     return summed

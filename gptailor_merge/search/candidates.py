@@ -1,9 +1,9 @@
-"""Candidates: proposed recipes, and what became of them."""
+"""Candidates: proposed plans, and what became of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -33,13 +33,19 @@ class Status(str, Enum):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A proposed recipe together with what became of it.
+    """A proposed plan together with what became of it.
 
-    A `probe` is scored like any other, but is not of the target size: it tells where to start.
+    A `probe` is scored like any other candidate, but is not of the target size: it tells where to start.
     A `dropped` one left a race: its scores are over the tokens that it was scored on, its loss is
-    the estimate that the optimiser was told. A `gated` one is out: it breaks a bound, has no loss,
-    and no scores but those of the gates. A `repaired` one has the number of the candidate that it was
-    made of.
+    the estimate that the optimiser was told. A `gated` one breaks a bound: it has no loss, and no scores but
+    those of the gates. A `repaired` one has the number of the candidate that it was made from.
+
+    Attributes:
+        recipe: the plan as a recipe in YAML, as the journal keeps it.
+        cause: why it failed, or which bound it breaks.
+        original: the number of the candidate that it is a duplicate of.
+        tokens: tokens that it was scored on.
+        resolved: the plan, where the recipe was written from it; else `plan` reads the recipe once.
     """
 
     number: int
@@ -53,10 +59,11 @@ class Candidate:
     original: int | None = None
     tokens: int = 0
     seconds: float = 0.0
+    resolved: Plan | None = field(default=None, compare=False, repr=False)
 
     @property
     def failed(self) -> bool:
-        """Whether it, or what it is a duplicate of, could not be scored."""
+        """True where it, or the candidate that it is a duplicate of, could not be scored."""
         return self.loss is None and not self.scores
 
     @cached_property
@@ -67,12 +74,12 @@ class Candidate:
     @cached_property
     def plan(self) -> Plan:
         """The recipe with nothing left to resolve."""
-        return plan(self.parsed)
+        return plan(self.parsed) if self.resolved is None else self.resolved
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many candidates of each kind, and the tokens that went through models, also for repairs."""
+    """Numbers of candidates by status; tokens and seconds are those of repairs, too."""
 
     candidates: int
     failures: int
@@ -89,16 +96,16 @@ class Log(Protocol):
 
     @property
     def file(self) -> Path:
-        """Where they are kept, for messages."""
+        """The file that keeps them, for messages."""
 
     def candidates(self) -> Iterator[Candidate]:
-        """Every candidate in the order of proposal."""
+        """Yield every candidate in the order of proposal."""
 
     def record(self, candidates: Sequence[Candidate]) -> None:
         """Write finished candidates, all or none."""
 
     def best(self) -> Candidate | None:
-        """The first with the lowest loss of those that were scored on everything."""
+        """Return the first with the lowest loss of those that were scored on everything."""
 
     def counts(self) -> Counts:
-        """Totals over all candidates."""
+        """Return totals over all candidates."""

@@ -6,31 +6,35 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.search.baselines.problem import removed_by
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.search.baselines.layer_sets import removed_by
 from gptailor_merge.space.points import Point
 from gptailor_merge.space.space import Space
 
 
 def first_generation(
     space: Space,
-    found: Sequence[Recipe],
+    warm: Sequence[Plan],
     size: int,
     rng: np.random.RandomState,
-    start: Sequence[Recipe] = (),
-) -> Sequence[Point]:
-    """The given recipes, what warm starts found, each other member without the same layers, and mutations.
+    start: Sequence[Plan] = (),
+) -> list[Point]:
+    """Return `size` points: the start, the warm starts, every other member pruned like these, and mutations.
 
-    With nothing to start from, random points.
+    With nothing to start from, the points are random.
 
     Args:
-        found: no more of them and of what follows from them than `size` holds, the first ones.
+        warm: plans that baselines came to. Where `size` does not hold all that follows from them, the first
+            are taken.
+        start: plans that the user names; no more than `size`.
     """
-    starts = [space.encode(recipe, rng, nearest=True) for recipe in start]
-    removals = dict.fromkeys(removed_by(space, recipe) for recipe in found)
-    pruned = [space.select(m, set(gone)) for m in range(1, len(space.models)) for gone in removals]
-    starts += [space.encode(recipe, rng, nearest=True) for recipe in [*found, *pruned][: size - len(starts)]]
+    starts = [space.encode(plan, rng, nearest=True) for plan in start]
+    removals = dict.fromkeys(removed_by(space, plan) for plan in warm)
+    pruned = [
+        space.select(member, set(removed)) for member in range(1, len(space.models)) for removed in removals
+    ]
+    starts += [space.encode(plan, rng, nearest=True) for plan in [*warm, *pruned][: size - len(starts)]]
     if not starts:
         return [space.random(rng) for _ in range(size)]
-    others = [space.mutate(starts[i % len(starts)], rng) for i in range(size - len(starts))]
-    return [*starts, *others]
+    mutants = [space.mutate(starts[i % len(starts)], rng) for i in range(size - len(starts))]
+    return [*starts, *mutants]

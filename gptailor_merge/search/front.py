@@ -1,4 +1,4 @@
-"""The front of a search with several objectives, and which of its recipes is taken."""
+"""The front of a search with several objectives, and the rules that pick one of its candidates."""
 
 from __future__ import annotations
 
@@ -12,20 +12,28 @@ from gptailor_merge.config import KNEE, RULE, RULES
 from gptailor_merge.errors import ConfigError, Problem
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.search.candidates import Candidate
-from gptailor_merge.search.ranking import dominates
 
 
 def losses(scores: Scores, axes: Sequence[str]) -> tuple[float, ...]:
-    """What is minimised, objective by objective."""
+    """Return what is minimised, objective by objective."""
     return tuple(Score.total(list(scores[name].values())).mean for name in axes)
 
 
+def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Tell whether the first is nowhere worse than the second and somewhere better; lower is better.
+
+    >>> dominates((1.0, 2.0), (1.0, 3.0)), dominates((1.0, 2.0), (2.0, 1.0))
+    (True, False)
+    """
+    return all(a <= b for a, b in zip(first, second, strict=True)) and tuple(first) != tuple(second)
+
+
 @dataclass(frozen=True)
-class Point:
-    """A candidate that no other beats in every objective.
+class FrontPoint:
+    """A candidate that no candidate dominates.
 
     Attributes:
-        losses: by objective, lower is better.
+        losses: one for each objective, lower is better.
     """
 
     candidate: Candidate
@@ -33,22 +41,22 @@ class Point:
 
     @cached_property
     def layers(self) -> int:
-        """Of its model."""
+        """The number of layers of its model."""
         return len(self.candidate.plan.slots)
 
     @property
     def name(self) -> str:
-        """Of its file, without the ending."""
+        """The name of its file, without the ending."""
         return f"{self.layers:02d}-layers-{self.candidate.digest[:8]}"
 
 
-def front(candidates: Iterable[Candidate], axes: Sequence[str]) -> list[Point]:
-    """The candidates that no other dominates, the smallest first; of equal ones the first."""
-    points: dict[tuple[float, ...], Point] = {}
+def front(candidates: Iterable[Candidate], axes: Sequence[str]) -> list[FrontPoint]:
+    """Return the candidates that no other dominates, the smallest first; of equal ones the first."""
+    points: dict[tuple[float, ...], FrontPoint] = {}
     for candidate in candidates:
-        point = Point(candidate, losses(candidate.scores, axes))
+        point = FrontPoint(candidate, losses(candidate.scores, axes))
         points.setdefault(point.losses, point)
-    best = [p for p in points.values() if not any(dominates(other, p.losses) for other in points)]
+    best = [p for p in points.values() if not any(dominates(rival, p.losses) for rival in points)]
     return sorted(best, key=lambda point: (point.layers, point.losses))
 
 
@@ -56,7 +64,7 @@ def check_rule(rule: str, axes: Sequence[str], sizes: Sequence[int]) -> None:
     """Refuse a rule that no front of this search can answer.
 
     Raises:
-        ConfigError: an objective or a size that is not searched, or a search of one recipe.
+        ConfigError: the rule names an objective or a size that is not searched, or one recipe is sought.
     """
     kind, argument = _parse(rule)
     message = ""
@@ -70,17 +78,16 @@ def check_rule(rule: str, axes: Sequence[str], sizes: Sequence[int]) -> None:
         raise ConfigError(Problem(("search", "pick"), f"{message}, found {rule!r}"))
 
 
-def pick(points: Sequence[Point], rule: str, axes: Sequence[str]) -> Point:
-    """One recipe of a front.
+def pick(points: Sequence[FrontPoint], rule: str, axes: Sequence[str]) -> FrontPoint:
+    """Return the point of a front that a rule chooses.
 
     Args:
-        rule: `knee`, the recipe with the lowest sum of the objectives, each scaled to [0, 1] over
-            the front, which is the farthest from the plane through the worst corners (I. Das, On
-            characterizing the "knee" of the Pareto curve, 1999); `best:OBJECTIVE`; or `layers=N`, the
-            knee of those with N layers.
+        rule: `knee`, the lowest sum of the objectives, each scaled to [0, 1] over the front, which is
+            the farthest from the plane through the worst corners (I. Das, On characterizing the "knee"
+            of the Pareto curve, 1999); `best:OBJECTIVE`; or `layers=N`, the knee of those with N layers.
 
     Raises:
-        ConfigError: an objective or a size that the front does not have.
+        ConfigError: the front does not have the objective or the size.
     """
     kind, argument = _parse(rule)
     sizes = sorted({point.layers for point in points})
@@ -96,7 +103,7 @@ def pick(points: Sequence[Point], rule: str, axes: Sequence[str]) -> Point:
 
 
 def _parse(rule: str) -> tuple[str, str]:
-    """Of config.RULE: the kind of rule, and its objective or size."""
+    """Split a rule, see config.RULE, into its kind and its objective or size."""
     match = RULE.fullmatch(rule)
     if match is None:
         raise ConfigError(Problem(("search", "pick"), f"expected {RULES}, found {rule!r}"))

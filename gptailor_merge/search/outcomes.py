@@ -1,27 +1,28 @@
-"""What became of a recipe, as it is remembered."""
+"""Outcomes become candidates: what is remembered of a plan that was judged, scored or measured."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptailor_merge.objectives.scores import Score, Scores, Weights
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.evaluator import Outcome
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.search.candidates import Candidate, Status
 
 
 def loss(scores: Scores, weights: Weights) -> float:
-    """The number that is minimised: the weighted sum of the objectives' means over all units."""
+    """Return what is minimised: the weighted sum of the objectives' means over all units."""
     return sum(weight * Score.total(list(scores[name].values())).mean for name, weight in weights.items())
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the gate says of a candidate.
+class GateVerdict:
+    """The gate's judgement of a plan.
 
     Attributes:
-        beyond: the bound that it breaks, or None.
+        outcome: scores on the gate's own measures.
+        beyond: the bound that they break, in a sentence, or None.
     """
 
     outcome: Outcome
@@ -29,20 +30,27 @@ class Verdict:
 
     @property
     def passes(self) -> bool:
+        """True where the plan could be measured and breaks no bound."""
         return self.outcome.cause is None and self.beyond is None
 
 
 def candidate_of(
     number: int,
-    digest: str,
+    plan: Plan,
     recipe: Recipe,
-    verdict: Verdict | None,
+    verdict: GateVerdict | None,
     outcome: Outcome | None,
     weights: Weights,
     fingerprint: str,
     status: Status,
 ) -> Candidate:
-    """What became of a proposal that was judged, scored, or both."""
+    """Return the candidate that remembers a plan that was judged by a gate, scored, or both.
+
+    Args:
+        recipe: the plan, written down.
+        outcome: None where the gate's verdict is against it.
+        status: what it is where nothing went wrong.
+    """
     parts = [verdict.outcome] if verdict is not None else []
     parts += [outcome] if outcome is not None else []
     scores = {name: by_set for part in parts for name, by_set in part.scores.items()}
@@ -59,7 +67,7 @@ def candidate_of(
         value = loss(scores, weights)
     return Candidate(
         number=number,
-        digest=digest,
+        digest=plan.digest,
         recipe=recipe.to_yaml(),
         status=status,
         loss=value,
@@ -68,28 +76,27 @@ def candidate_of(
         cause=cause,
         tokens=sum(part.tokens for part in parts),
         seconds=sum(part.seconds for part in parts),
+        resolved=plan,
     )
 
 
-def duplicate_of(number: int, recipe: Recipe, original: Candidate) -> Candidate:
-    return Candidate(
+def duplicate_of(number: int, original: Candidate) -> Candidate:
+    """Return a candidate with the plan and the scores of an earlier one, for which nothing was computed."""
+    return replace(
+        original,
         number=number,
-        digest=original.digest,
-        recipe=recipe.to_yaml(),
         status=Status.DUPLICATE,
-        loss=original.loss,
-        scores=original.scores,
-        fingerprint=original.fingerprint,
-        cause=original.cause,
         original=original.number if original.original is None else original.original,
+        tokens=0,
+        seconds=0.0,
     )
 
 
-def measured(number: int, made: Plan, recipe: Recipe, outcome: Outcome, fingerprint: str) -> Candidate:
-    """A model on which something else was measured than the objectives; it has no loss."""
+def measured(number: int, plan: Plan, recipe: Recipe, outcome: Outcome, fingerprint: str) -> Candidate:
+    """Return the candidate that remembers a plan on which something else was measured; it has no loss."""
     return Candidate(
         number=number,
-        digest=made.digest,
+        digest=plan.digest,
         recipe=recipe.to_yaml(),
         status=Status.PROBE,
         loss=None,
@@ -97,4 +104,5 @@ def measured(number: int, made: Plan, recipe: Recipe, outcome: Outcome, fingerpr
         fingerprint=fingerprint,
         tokens=outcome.tokens,
         seconds=outcome.seconds,
+        resolved=plan,
     )

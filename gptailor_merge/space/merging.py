@@ -1,4 +1,4 @@
-"""What a merge takes: which members, which of them is the base, and with what weights."""
+"""Merges of a space: which members take part, which of them is the base, and with what weights."""
 
 from __future__ import annotations
 
@@ -7,35 +7,48 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from mergekit.merge_methods.base import BasePolicy, MergeMethodSpec
 
-from gptailor_merge.methods.specs import method_names, method_spec
+from gptailor_merge.methods.specs import BasePolicy, MethodSpec, method_names, method_spec
 from gptailor_merge.recipe.plan import SELECT, Operation, Settings
 from gptailor_merge.space.points import WEIGHTS, Array, scale, unscale
 
 SEARCHABLE = {"weight", "t"}
-"""Required parameters that the space can give a value."""
+"""The required parameters that the space can give a value."""
 
 
 @dataclass(frozen=True)
-class Merge:
+class MemberMerge:
     """A merge of some members of a family.
 
     Attributes:
-        members: ascending; the base is 0.
+        method: a mergekit method.
+        members: indices into the family, ascending; the family's base is 0.
         base: the member that is the method's base, if there is one.
-        weights: of the members that take one.
-        t: of the merge as a whole, where the method has it.
+        weights: member -> weight, for the members that take one.
+        t: the interpolation between two members, where the method has it.
     """
 
+    method: str
     members: tuple[int, ...]
     base: int | None
     weights: Mapping[int, float]
     t: float | None
 
+    @property
+    def operation(self) -> Operation:
+        """What a slot does with the members' layers, in the order of `members`."""
+        inputs = [(("weight", self.weights[m]),) if m in self.weights else () for m in self.members]
+        shared = () if self.t is None else (("t", self.t),)
+        position = None if self.base is None else self.members.index(self.base)
+        return Operation(self.method, tuple(inputs), shared, position)
+
 
 def problem(name: str, family: int) -> str | None:
-    """Why a family of so many members cannot be searched with a method, if it cannot."""
+    """Tell why a family cannot be searched with a method; None where it can.
+
+    Args:
+        family: the number of its members.
+    """
     spec = method_spec(name)
     if spec is None or name == SELECT:
         known = ", ".join(n for n in method_names() if n != SELECT)
@@ -50,19 +63,20 @@ def problem(name: str, family: int) -> str | None:
     return None
 
 
-def merge(method: str, share: Array, weight: Array) -> Merge:
-    """The merge of a method that the entries of a point say; total.
+def merge(method: str, share: Array, weight: Array) -> MemberMerge:
+    """Return the merge that the entries of a point stand for; every point has one.
 
     Args:
-        share: of each member; those above 1/2 take part, or the highest.
-        weight: of each member; the base's is slerp's t.
+        share: an entry for each member; those above 1/2 take part, or the highest.
+        weight: an entry for each member; the base's is slerp's t.
     """
     spec = method_spec(method)
     assert spec is not None
     members, base = _members(spec, share)
     required = {p.name for p in spec.parameters if p.required}
     weighted = [member for member in members if member != base] if "weight" in required else []
-    return Merge(
+    return MemberMerge(
+        method=method,
         members=tuple(members),
         base=base,
         weights={member: scale(weight[member]) for member in weighted},
@@ -71,7 +85,10 @@ def merge(method: str, share: Array, weight: Array) -> Merge:
 
 
 def set_merge(members: Iterable[int], operation: Operation, share: Array, weight: Array) -> None:
-    """Set the entries to what a merge of these members, in the order of its inputs, has.
+    """Set the entries of a point to those of a merge.
+
+    Args:
+        members: in the order of the operation's inputs.
 
     Raises:
         ConfigError: weights that differ by tensor.
@@ -95,7 +112,7 @@ def change(share: Array, weight: Array, rng: np.random.RandomState) -> None:
 
 
 def shape(sources: Sequence[Any], operation: Operation) -> list[Any]:
-    """A merge but for the values of what is searched, and the order of its sources."""
+    """Return what two merges share that differ only in searched values and in the order of their sources."""
     base = None if operation.base is None else sources[operation.base]
     settings = map(_without_values, operation.inputs)
     ordered: list[Any] = sorted(zip(sources, settings, strict=True))
@@ -109,11 +126,11 @@ def _without_values(settings: Settings) -> Settings:
     )
 
 
-def _members(spec: MergeMethodSpec, share: Array) -> tuple[list[int], int | None]:
-    """The members that a merge takes, and which of them is its base."""
+def _members(spec: MethodSpec, share: Array) -> tuple[list[int], int | None]:
+    """Returns the members that take part, ascending, and the one that is the base."""
     order = sorted(range(len(share)), key=lambda member: (-share[member], member))
-    at_most = spec.contract.max_inputs or spec.contract.max_non_base or len(order)
-    if spec.contract.base is BasePolicy.REQUIRED and at_most > 2:
+    at_most = spec.most or spec.most_besides_base or len(order)
+    if spec.base is BasePolicy.REQUIRED and at_most > 2:
         fewest = _fewest(spec) - 1
         others = [member for member in order if member != 0]
         chosen = [member for member in others if share[member] > 0.5]
@@ -123,15 +140,14 @@ def _members(spec: MergeMethodSpec, share: Array) -> tuple[list[int], int | None
     chosen = [member for member in order if share[member] > 0.5]
     fewest = _fewest(spec)
     chosen = sorted((chosen if len(chosen) >= fewest else order[:fewest])[:at_most])
-    return chosen, chosen[0] if spec.contract.base is BasePolicy.REQUIRED else None
+    return chosen, chosen[0] if spec.base is BasePolicy.REQUIRED else None
 
 
-def _fewest(spec: MergeMethodSpec) -> int:
-    """How many models a merge takes at the least, the base included; never fewer than two."""
-    contract = spec.contract
-    return max(2, int(contract.min_inputs), int(contract.min_non_base or 0))
+def _fewest(spec: MethodSpec) -> int:
+    """Returns the fewest models that a merge takes, the base included; never fewer than two."""
+    return max(2, spec.fewest, spec.fewest_besides_base or 0)
 
 
-def _spares_base(spec: MergeMethodSpec) -> bool:
-    """Methods that may go without a base are searched without one; the base is no source then."""
-    return bool(spec.contract.base is BasePolicy.OPTIONAL)
+def _spares_base(spec: MethodSpec) -> bool:
+    """Tells whether the space leaves the family's base out: a method that may go without a base does."""
+    return spec.base is BasePolicy.OPTIONAL

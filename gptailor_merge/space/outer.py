@@ -11,13 +11,11 @@ matrix, there is one component.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.recipe.plan import SELECT, Plan
-from gptailor_merge.recipe.recipe import BASE
+from gptailor_merge.recipe.plan import SELECT, Component, Operation, Plan
 from gptailor_merge.space import merging
 from gptailor_merge.space.points import Array, Point, index, middle
 
@@ -33,12 +31,12 @@ COMPONENTS = ("embeddings", "head")
 
 @dataclass(frozen=True)
 class Outer:
-    """What embeddings and head may be.
+    """The choices for embeddings and head.
 
     Attributes:
         models: the members whose vocabulary is the base's, as recipes name them, the base first.
         methods: mergekit methods that may merge them.
-        tied: whether the head is the embedding matrix.
+        tied: True where the head is the embedding matrix.
     """
 
     models: tuple[str, ...]
@@ -47,33 +45,33 @@ class Outer:
 
     @property
     def kinds(self) -> int:
-        """Number of things that a component can be."""
+        """The number of things that a component can be."""
         return len(self.models) + len(self.methods)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the arrays that it adds to a point."""
+        """Return the shapes of the arrays that it adds to a point."""
         components = 1 if self.tied else len(COMPONENTS)
         grid = (components, len(self.models))
         return {KIND: (components,), SHARE: grid, WEIGHT: grid}
 
-    def decode(self, point: Point) -> dict[str, Any]:
-        """A recipe's `embeddings` and `head`, as its document has them."""
+    def decode(self, point: Point) -> tuple[Component, Component]:
+        """Return the embeddings and the head that a point stands for."""
         rows = range(len(point[KIND]))
-        made = [self._component(point[KIND][i], point[SHARE][i], point[WEIGHT][i]) for i in rows]
-        return dict(zip(COMPONENTS, made * 2 if self.tied else made, strict=True))
+        components = [self._component(point[KIND][i], point[SHARE][i], point[WEIGHT][i]) for i in rows]
+        return components[0], components[-1]
 
     def select(self, point: Point, model: str) -> None:
-        """Take both from a member; from the base, where that member's do not fit."""
+        """Take both from a member; from the base where that member's do not fit."""
         member = self.models.index(model) if model in self.models else 0
         point[KIND][:] = middle(member, self.kinds)
 
-    def encode(self, point: Point, resolved: Plan) -> None:
-        """Set a point's entries to what a plan has.
+    def encode(self, point: Point, plan: Plan) -> None:
+        """Set a point's entries to the embeddings and the head of a plan.
 
         Raises:
             ConfigError: embeddings or a head that are not in the space.
         """
-        components = (resolved.embeddings, resolved.head)
+        components = (plan.embeddings, plan.head)
         for row, (models, operation) in enumerate(components[: len(point[KIND])]):
             try:
                 members = [self.models.index(model) for model in models]
@@ -93,16 +91,17 @@ class Outer:
         if kind >= len(self.models) and rng.uniform() < 0.5:
             merging.change(point[SHARE][row], point[WEIGHT][row], rng)
         else:
-            others = [other for other in range(self.kinds) if other != kind]
-            point[KIND][row] = middle(rng.choice(others), self.kinds)
+            alternatives = [alternative for alternative in range(self.kinds) if alternative != kind]
+            point[KIND][row] = middle(rng.choice(alternatives), self.kinds)
 
-    def _component(self, kind: float, share: Array, weight: Array) -> Any:
+    def _component(self, kind: float, share: Array, weight: Array) -> Component:
         choice = index(kind, self.kinds)
         if choice < len(self.models):
-            return self._name(choice)
-        method = self.methods[choice - len(self.models)]
-        made = merging.merge(method, share, weight)
-        return {"method": method, "weights": {self._name(m): w for m, w in made.weights.items()}}
+            return whole(self.models[choice])
+        merge = merging.merge(self.methods[choice - len(self.models)], share, weight)
+        return Component(tuple(self.models[member] for member in merge.members), merge.operation)
 
-    def _name(self, member: int) -> str:
-        return BASE if member == 0 else self.models[member]
+
+def whole(model: str) -> Component:
+    """Return a component that is a member's as it is."""
+    return Component((model,), Operation(SELECT, ((),)))

@@ -1,4 +1,4 @@
-"""How large the pruned model is to be, and which layers may go for it."""
+"""The target of a search: how many layers stay, and which may go."""
 
 from __future__ import annotations
 
@@ -8,32 +8,39 @@ from typing import Any
 
 
 def removable_layers(depth: int, first: int, last: int, only: Sequence[int] | None) -> tuple[int, ...]:
-    """The layers that may go: `only` these, or all, but for the protected first and last."""
-    free = range(first, depth - last)
-    return tuple(free) if only is None else tuple(sorted(set(only)))
+    """Return the layers that may be removed: `only` these, or all but the protected first and last.
+
+    >>> removable_layers(6, first=1, last=2, only=None)
+    (1, 2, 3)
+    """
+    unprotected = range(first, depth - last)
+    return tuple(unprotected) if only is None else tuple(sorted(set(only)))
 
 
 def target_sizes(target: Mapping[str, Any], outer: int, layers: Sequence[int]) -> tuple[int, ...]:
-    """Numbers of layers to keep, ascending, for a target of layers, of layers to remove, or of a
-    share of parameters; each is one number or a range.
-
-    A share gives the most layers whose parameters are no more than that share of the base's,
-    whichever layers these are.
+    """Return the numbers of layers to keep, ascending.
 
     Args:
+        target: the number of `layers` to keep, of layers to `remove`, or a share of `parameters`; a number
+            or a range (lowest, highest). A share means the most layers that have no more than this share
+            of the base's parameters, whichever layers they are.
         outer: parameters outside the layers.
         layers: parameters of each layer.
+
+    >>> target_sizes({"remove": (1, 3)}, outer=50, layers=[100] * 12)
+    (9, 10, 11)
     """
-    ((unit, given),) = ((unit, given) for unit, given in target.items() if given is not None)
-    bounds = [_kept(unit, one, outer, layers) for one in (given if isinstance(given, tuple) else (given,))]
-    return tuple(range(min(bounds), max(bounds) + 1))
+    ((unit, amount),) = ((unit, amount) for unit, amount in target.items() if amount is not None)
+    bounds = amount if isinstance(amount, tuple) else (amount,)
+    sizes = [_size(unit, bound, outer, layers) for bound in bounds]
+    return tuple(range(min(sizes), max(sizes) + 1))
 
 
-def _kept(unit: str, given: float, outer: int, layers: Sequence[int]) -> int:
+def _size(unit: str, amount: float, outer: int, layers: Sequence[int]) -> int:
     if unit == "layers":
-        return int(given)
+        return int(amount)
     if unit == "remove":
-        return len(layers) - int(given)
-    allowed = given * (outer + sum(layers)) - outer
+        return len(layers) - int(amount)
+    allowed = amount * (outer + sum(layers)) - outer
     largest_first = accumulate(sorted(layers, reverse=True))
     return sum(parameters <= allowed for parameters in largest_first)

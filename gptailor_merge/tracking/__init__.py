@@ -1,1 +1,1 @@
-"""A search is told to trackers."""
+"""Sends a search's progress to experiment trackers."""

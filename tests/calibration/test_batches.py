@@ -1,3 +1,5 @@
+"""Every sequence is in one batch, and every set in the first rung."""
+
 from __future__ import annotations
 
 import torch
@@ -17,13 +19,13 @@ def token_set(digest: str, count: int, length: int) -> TokenSet:
 
 def rows_of(batch: Batch, sets: dict[str, TokenSet]) -> list[tuple[str, int]]:
     """(set, row) of every row, after checking that the ids are theirs."""
-    found = []
+    rows = []
     for segment in batch.segments:
         for row, at in zip(segment.rows, segment.at, strict=True):
             assert torch.equal(batch.ids[at], sets[segment.digest].sequences[row])
-            found.append((segment.digest, row))
-    assert len(found) == len(batch.ids)
-    return found
+            rows.append((segment.digest, row))
+    assert len(rows) == len(batch.ids)
+    return rows
 
 
 counts = st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 9), st.integers(2, 5)), min_size=1)
@@ -31,12 +33,12 @@ counts = st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 9), s
 
 @given(counts, st.integers(1, 40))
 def test_every_sequence_is_in_one_batch_and_nothing_is_padded(
-    made: dict[str, tuple[int, int]], batch_tokens: int
+    shapes: dict[str, tuple[int, int]], batch_tokens: int
 ) -> None:
-    sets = {digest: token_set(digest, *shape) for digest, shape in made.items()}
+    sets = {digest: token_set(digest, *shape) for digest, shape in shapes.items()}
     rungs = layout([*sets.values(), *sets.values()], batch_tokens, device=CPU)
-    found = [row for rung in rungs for batch in rung for row in rows_of(batch, sets)]
-    assert sorted(found) == [(d, row) for d in sorted(made) for row in range(made[d][0])]
+    rows = [row for rung in rungs for batch in rung for row in rows_of(batch, sets)]
+    assert sorted(rows) == [(d, row) for d in sorted(shapes) for row in range(shapes[d][0])]
     for rung in rungs:
         for batch in rung:
             assert batch.ids.numel() <= max(batch_tokens, batch.ids.shape[1])

@@ -1,3 +1,5 @@
+"""Texts are tokenised, joined and cut."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,22 +19,22 @@ def tokenizer(family: dict[str, str]):  # type: ignore[no-untyped-def]
 def test_documents_are_joined_by_eos_and_cut(tmp_path: Path, tokenizer) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "t.jsonl"
     file.write_text('{"text": "ABC"}\n\n{"text": "DE"}\n')
-    made = tokenize("t", TextSource(str(file)), tokenizer, tokens=99, sequence_length=3)
-    letters = [[tokenizer.decode([i]) for i in ids] for ids in made.sequences]
+    token_set = tokenize("t", TextSource(str(file)), tokenizer, tokens=99, sequence_length=3)
+    letters = [[tokenizer.decode([i]) for i in ids] for ids in token_set.sequences]
     assert letters == [["A", "B", "C"], [" ", "D", "E"]]
-    assert made.units == 4
+    assert token_set.units == 4
 
 
 def test_at_most_so_many_tokens_are_taken(texts: dict[str, str], tokenizer) -> None:  # type: ignore[no-untyped-def]
-    made = tokenize("t", TextSource(texts["sums"]), tokenizer, tokens=50, sequence_length=16)
-    assert [len(ids) for ids in made.sequences] == [16, 16, 16]
+    token_set = tokenize("t", TextSource(texts["sums"]), tokenizer, tokens=50, sequence_length=16)
+    assert [len(ids) for ids in token_set.sequences] == [16, 16, 16]
 
 
 def test_a_short_source_is_one_short_sequence(tmp_path: Path, tokenizer) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "t.txt"
     file.write_text("ABCD")
-    made = tokenize("t", TextSource(str(file)), tokenizer, tokens=50, sequence_length=16)
-    assert [len(ids) for ids in made.sequences] == [4]
+    token_set = tokenize("t", TextSource(str(file)), tokenizer, tokens=50, sequence_length=16)
+    assert [len(ids) for ids in token_set.sequences] == [4]
 
 
 def test_the_digest_is_of_the_content(texts: dict[str, str], tokenizer) -> None:  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""Rows and trees ask for just the tokens that were requested."""
+"""Rows, trees and packs ask for just the tokens that were requested."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gptailor_merge.calibration import batches as batching
-from gptailor_merge.calibration import token_trees as items_module
+from gptailor_merge.calibration import packing
 from gptailor_merge.calibration.batches import RUNGS, Batch, layout
-from gptailor_merge.calibration.token_trees import LARGEST_TREE, ItemSet, Request, item_set, packed, probe
+from gptailor_merge.calibration.packing import packed
+from gptailor_merge.calibration.token_trees import LARGEST_TREE, ItemSet, Request, item_set
 from gptailor_merge.objectives.protocols import Forward, Prediction, log_likelihood
 from gptailor_merge.objectives.tasks.likelihood import takes_trees
 from gptailor_merge.scoring.passes import predictions_alone
@@ -41,7 +42,7 @@ def logits_after(text: tuple[int, ...]) -> torch.Tensor:
 def fake(batch: Batch) -> Iterator[Prediction]:
     """A model whose prediction depends on all that a token sees, in the order of the positions."""
     sequences, places = batch.places
-    found = []
+    answers = []
     for sequence, place in zip(sequences.tolist(), places.tolist(), strict=True):
         ids = batch.ids[sequence].tolist()
         seen = list(range(place + 1))
@@ -51,8 +52,8 @@ def fake(batch: Batch) -> Iterator[Prediction]:
             seen.sort(key=positions.__getitem__)
             assert [positions[at] for at in seen] == list(range(len(seen)))
             assert seen[-1] == place
-        found.append(logits_after(tuple(ids[at] for at in seen)))
-    logits = torch.stack(found)
+        answers.append(logits_after(tuple(ids[at] for at in seen)))
+    logits = torch.stack(answers)
     for segment, at, asked in batch.questions:
         yield Prediction(segment, asked, logits, logits.logsumexp(-1), at)
 
@@ -71,7 +72,7 @@ def likelihoods(
     sets: Sequence[ItemSet], rungs: Sequence[Sequence[Batch]], forward: Forward
 ) -> dict[str, list[float]]:
     """Set -> the log-likelihood of each token asked for, request by request."""
-    found: dict[str, list[float]] = {items.name: [] for items in sets}
+    answers: dict[str, list[float]] = {items.name: [] for items in sets}
     for rung in rungs:
         values: dict[str, list[float]] = {}
         rows: dict[str, list[int]] = {}
@@ -86,8 +87,8 @@ def likelihoods(
                 of_rung = rows[items.digest]
                 first, stop = items.items_of(min(of_rung), max(of_rung) + 1)
                 places = items.asked(of_rung, first, stop)
-                found[items.name] += np.array(values[items.digest])[places].tolist()
-    return found
+                answers[items.name] += np.array(values[items.digest])[places].tolist()
+    return answers
 
 
 def shattered(batch: Batch, how: random.Random) -> Iterator[Batch]:
@@ -99,7 +100,7 @@ def shattered(batch: Batch, how: random.Random) -> Iterator[Batch]:
         yield batch
 
 
-def made_of(batch: Batch) -> list[tuple[str, int]]:
+def rows_in(batch: Batch) -> list[tuple[str, int]]:
     """(set, row) of all that it asks for, after checking that segments and sequences say the same."""
     rows = [(segment.digest, row) for segment in batch.segments for row in segment.rows]
     assert sorted(rows) == sorted((m.digest, m.number) for pack in batch.packs for m in pack.members)
@@ -111,11 +112,11 @@ def questions(draw: st.DrawFn) -> list[Request]:
     """An item: options behind a context that may be empty, and requests that have nothing to do with it."""
     tokens = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=5)
     context = [0, *draw(st.lists(st.integers(0, VOCABULARY - 1), max_size=6))]
-    made = []
+    requests = []
     for option in draw(st.lists(tokens, min_size=1, max_size=4)):
         before = draw(st.sampled_from([context, context, context, [0], [0, *option]]))
-        made.append(Request((*before, *option), draw(st.integers(1, len(option)))))
-    return made + draw(st.sampled_from([[], made[:1]]))
+        requests.append(Request((*before, *option), draw(st.integers(1, len(option)))))
+    return requests + draw(st.sampled_from([[], requests[:1]]))
 
 
 @settings(deadline=None)
@@ -130,7 +131,7 @@ def questions(draw: st.DrawFn) -> list[Request]:
     st.randoms(use_true_random=False),
 )
 def test_trees_rows_and_single_requests_ask_for_the_same(
-    made: list[Items],
+    tasks: list[Items],
     trees: tuple[bool, ...],
     batch_tokens: int,
     rungs: tuple[float, ...],
@@ -140,26 +141,28 @@ def test_trees_rows_and_single_requests_ask_for_the_same(
     how: random.Random,
 ) -> None:
     """Whatever texts share, however they are laid out, and in whatever parts they are computed."""
-    sets = [item_set(str(n), one, trees=trees[n % len(trees)]) for n, one in enumerate(made)]
+    sets = [item_set(str(n), task, trees=trees[n % len(trees)]) for n, task in enumerate(tasks)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(items_module, "FILLED", filled)
-        patch.setattr(items_module, "EVEN", even)
+        patch.setattr(packing, "FILLED", filled)
+        patch.setattr(packing, "EVEN", even)
         patch.setattr(batching, "PADDING", padding)
         whole = layout(sets, batch_tokens, device=CPU, rungs=rungs)
-    expected = {str(n): [v for item in one for r in item for v in directly(r)] for n, one in enumerate(made)}
+    expected = {
+        str(n): [v for item in task for r in item for v in directly(r)] for n, task in enumerate(tasks)
+    }
     assert likelihoods(sets, whole, fake) == expected
     parts = [[part for batch in rung for part in shattered(batch, how)] for rung in whole]
     assert likelihoods(sets, parts, fake) == expected
     distinct = {items.digest: items for items in sets}
-    rows = sorted(row for rung in whole for batch in rung for row in made_of(batch))
+    rows = sorted(row for rung in whole for batch in rung for row in rows_in(batch))
     assert rows == sorted((digest, n) for digest, s in distinct.items() for n in range(len(s.rows)))
     for batch in (batch for rung in whole for batch in rung):
         lengths = [len(row.ids) for row in batch.rows]
         assert batch.ids.shape == (len(lengths), max(lengths))
         assert batch.ids.numel() - sum(lengths) <= padding * batch_tokens
         assert len(lengths) == 1 or batch.ids.numel() <= batch_tokens
-        assert [made_of(part) for part in batch.cut(2)] == [
-            made_of(batch.part(at, at + 2)) for at in range(0, len(lengths), 2)
+        assert [rows_in(part) for part in batch.cut(2)] == [
+            rows_in(batch.part(at, at + 2)) for at in range(0, len(lengths), 2)
         ]
 
 
@@ -168,8 +171,8 @@ def tokens_of(items: ItemSet) -> list[int]:
     return sorted(len(pack.row.ids) for pack in packed([(items, n) for n in range(len(items.rows))]))
 
 
-def options(context: Sequence[int], *made: Sequence[int]) -> list[Request]:
-    return [Request((*context, *option), len(option)) for option in made]
+def options(context: Sequence[int], *choices: Sequence[int]) -> list[Request]:
+    return [Request((*context, *option), len(option)) for option in choices]
 
 
 @pytest.mark.parametrize("trees", [True, False])
@@ -197,17 +200,17 @@ def test_a_request_that_another_begins_with_costs_nothing() -> None:
 def test_a_tree_that_saves_less_than_a_quarter_is_none(shared: int, rows: int) -> None:
     """Two texts of 12 tokens: 19 tokens as a tree are too many, 18 are three quarters."""
     item = options(range(shared), range(20, 33 - shared), range(40, 53 - shared))
-    made = item_set("one", [item], trees=True)
-    assert len(made.rows) == rows
-    assert sum(len(row.ids) for row in made.rows) == (24 if rows == 2 else 18)
+    laid_out = item_set("one", [item], trees=True)
+    assert len(laid_out.rows) == rows
+    assert sum(len(row.ids) for row in laid_out.rows) == (24 if rows == 2 else 18)
 
 
 @pytest.mark.parametrize(("length", "rows"), [(LARGEST_TREE - 2, 1), (LARGEST_TREE - 1, 2)])
 def test_a_tree_has_its_limit(length: int, rows: int) -> None:
     """What each token sees takes memory by the square; a text alone may be as long as it is."""
-    made = item_set("one", [options(range(length), [1, 2], [3, 4])], trees=True)
-    assert len(made.rows) == rows
-    assert sum(tokens_of(made)) == (length + 2 if rows == 1 else 2 * (length + 1))
+    laid_out = item_set("one", [options(range(length), [1, 2], [3, 4])], trees=True)
+    assert len(laid_out.rows) == rows
+    assert sum(tokens_of(laid_out)) == (length + 2 if rows == 1 else 2 * (length + 1))
 
 
 def test_items_behind_the_same_examples_share_them() -> None:
@@ -229,15 +232,6 @@ def test_short_rows_fill_a_sequence_and_long_ones_that_share_little_stay_apart()
     assert tokens_of(item_set("long", long, trees=True)) == [202] * 4
 
 
-def test_a_model_is_asked_on_the_longest_sequence_and_on_the_longest_text() -> None:
-    examples = list(range(300))
-    shared = [options([*examples, 1000 + n], [1], [2]) for n in range(20)]
-    deep = options(range(2000, 2310), [1, 2], [3, 4])
-    alone = options(range(3000, 3500), [1, 2])
-    assert probe(item_set("all", [deep, *shared, alone], trees=True)) == list(range(21))
-    assert probe(item_set("all", [alone], trees=True)) == []
-
-
 ITEMS: dict[str, Items] = {
     "short": [options([n], [3, 4], [3, 5]) for n in (7, 8, 9, 10, 11)],  # texts of 2 tokens go through
     "long": [options([0, *range(20, 40), n], [n, 4, 5], [6], [6, 7, 8]) for n in range(3, 9)],
@@ -251,13 +245,13 @@ def model_of(name: str, root: Path) -> PreTrainedModel:
 
 def by_texts(model: PreTrainedModel, items: Items) -> list[float]:
     """Each request by the model's own forward."""
-    found = []
+    answers = []
     with torch.inference_mode():
         for request in (request for item in items for request in item):
             ids = torch.tensor(request.ids)
             logits = model(input_ids=ids[None, :-1], use_cache=False).logits[0]
-            found += logits.log_softmax(-1).gather(1, ids[1:, None])[-request.scored :, 0].tolist()
-    return found
+            answers += logits.log_softmax(-1).gather(1, ids[1:, None])[-request.scored :, 0].tolist()
+    return answers
 
 
 @pytest.mark.parametrize(
@@ -275,11 +269,11 @@ def test_a_real_model_gives_what_it_gives_text_by_text(
     name: str, items: str, trees: bool, longest: int, tmp_path: Path
 ) -> None:
     model = model_of(name, tmp_path)
-    one = item_set("one", ITEMS[items], trees=trees)
-    rungs = layout([one], 64, device=CPU, rungs=(1.0,))
+    laid_out = item_set("one", ITEMS[items], trees=trees)
+    rungs = layout([laid_out], 64, device=CPU, rungs=(1.0,))
     assert max(len(row.ids) for batch in rungs[0] for row in batch.rows) == longest
-    found = likelihoods([one], rungs, lambda batch: predictions_alone(model, batch))["one"]
-    assert found == pytest.approx(by_texts(model, ITEMS[items]), abs=2e-6)
+    answers = likelihoods([laid_out], rungs, lambda batch: predictions_alone(model, batch))["one"]
+    assert answers == pytest.approx(by_texts(model, ITEMS[items]), abs=2e-6)
 
 
 @pytest.mark.parametrize(("name", "takes"), [("llama", True), ("gemma3", False)])

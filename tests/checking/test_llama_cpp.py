@@ -1,98 +1,34 @@
-"""Conversion to GGUF, with a converter that writes what a test wants."""
+"""llama.cpp computes some patterns by itself; models that need others are warned of."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+from transformers import AutoConfig, Exaone4Config, Gemma3TextConfig
 
-from gptailor_merge.checking.finding import Finding
-from gptailor_merge.checking.llama_cpp import COMMAND, SCRIPT, find_converter
-from gptailor_merge.checking.soundness import examine
-from gptailor_merge.errors import ConfigError
-from tests.conftest import DEPTH
-
-WRITES = """
-import sys
-from gguf import GGUFWriter
-
-model, flag, out, *_ = sys.argv[1:]
-assert flag == "--outfile"
-writer = GGUFWriter(out, "llama")
-{body}
-writer.write_header_to_file()
-writer.write_kv_data_to_file()
-writer.write_tensors_to_file()
-writer.close()
-"""
+from gptailor_merge.checking.llama_cpp import PATTERNS, hazards
 
 
-@pytest.fixture
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that stands for llama.cpp's; its path has a space, which a shell would split."""
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setenv("LLAMA_CPP", str(tmp_path / "llama cpp"))
-    (tmp_path / "llama cpp").mkdir()
-    return tmp_path / "llama cpp"
+@pytest.mark.parametrize("kind", sorted(PATTERNS))
+def test_the_patterns_are_those_of_the_published_models(kind: str) -> None:
+    """transformers' defaults are the published configs; llama.cpp runs those right."""
+    config = AutoConfig.for_model(kind).to_dict()
+    assert hazards(config) == []
+    key, period = PATTERNS[kind].key, PATTERNS[kind].period
+    kept = config[key][1:]
+    assert f"every {period}" in hazards({**config, key: kept, "num_hidden_layers": len(kept)})[0]
+    whole = config[key][period:]
+    assert hazards({**config, key: whole, "num_hidden_layers": len(whole)}) == []
 
 
-def conversion(model: str, script: Path, text: str) -> Finding:
-    """The last finding, with a converter of this text."""
-    script.write_text(text)
-    finding = examine(Path(model), gguf=True).findings[-1]
-    assert finding.name == "gguf"
-    return finding
+def test_the_27b_is_known_by_its_depth_only() -> None:
+    """Gemma3 27B: hidden_size / heads = 168 and head_dim = 128."""
+    shape = {"hidden_size": 5376, "num_attention_heads": 32, "head_dim": 128, "query_pre_attn_scalar": 168}
+    assert hazards(Gemma3TextConfig(num_hidden_layers=62, **shape).to_dict()) == []
+    (sentence,) = hazards(Gemma3TextConfig(num_hidden_layers=56, **shape).to_dict())
+    assert sentence.startswith("query_pre_attn_scalar: 168 here, but for gemma3_text with 56 layers")
 
 
-def test_the_layers_are_read_back(family: dict[str, str], directory: Path) -> None:
-    script = WRITES.format(body=f"writer.add_block_count({DEPTH})")
-    finding = conversion(family["base"], directory / SCRIPT, script)
-    assert finding == Finding("gguf", "ok", "llama.cpp's converter writes 5 layers")
-
-
-@pytest.mark.parametrize(
-    ("script", "message"),
-    [
-        (WRITES.format(body="writer.add_block_count(4)"), "says 4 layers, num_hidden_layers is 5"),
-        (WRITES.format(body=""), "cannot be read: KeyError('llama.block_count')"),
-        ("import sys; open(sys.argv[3], 'w').write('no gguf')", "cannot be read: ValueError"),
-        ("import sys; sys.exit('Model X is not supported')", "exits with 1: Model X is not supported"),
-        ("", "exits with 0: nothing"),
-    ],
-)
-def test_a_conversion_that_is_wrong(
-    family: dict[str, str], directory: Path, script: str, message: str
-) -> None:
-    finding = conversion(family["base"], directory / SCRIPT, script)
-    assert (finding.verdict, message in finding.sentence) == ("fail", True), finding
-
-
-def test_where_the_converter_is_looked_for(
-    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(ConfigError, match=r"LLAMA_CPP is .*/llama cpp; expected llama.cpp's directory"):
-        find_converter()
-    (directory / SCRIPT).touch()
-    assert find_converter() == [sys.executable, str(directory / SCRIPT)]
-    monkeypatch.setenv("LLAMA_CPP", str(directory / SCRIPT))
-    assert find_converter() == [sys.executable, str(directory / SCRIPT)]
-    monkeypatch.delenv("LLAMA_CPP")
-    with pytest.raises(ConfigError, match=r"LLAMA_CPP is not set, neither .* is on PATH, and no such module"):
-        find_converter()
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / SCRIPT).touch()
-    monkeypatch.syspath_prepend(tmp_path / "modules")
-    assert find_converter() == [sys.executable, str(tmp_path / "modules" / SCRIPT)]
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / COMMAND).touch(mode=0o755)
-    assert find_converter() == [str(tmp_path / "bin" / COMMAND)]
-
-
-def test_without_the_package_gguf(
-    family: dict[str, str], directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (directory / SCRIPT).touch()
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ConfigError, match=r"pip install 'gptailor-merge\[gguf\]'"):
-        examine(Path(family["base"]), gguf=True)
+def test_exaone4_slides_at_one_depth_only() -> None:
+    assert hazards(Exaone4Config(num_hidden_layers=64, sliding_window=4096).to_dict()) == []
+    (sentence,) = hazards(Exaone4Config(num_hidden_layers=60, sliding_window=4096).to_dict())
+    assert "a sliding window only with 64 layers, found 60" in sentence

@@ -10,8 +10,7 @@ from urllib.request import urlopen
 import pytest
 
 from gptailor_merge.report.watch import Server
-from gptailor_merge.runs.directory import RunDirectory
-from gptailor_merge.runs.summary import summarize
+from gptailor_merge.runs import run as runs
 from tests.cli.test_app import Run, config, run
 from tests.report.runs import candidate, one_recipe, perplexities, write
 
@@ -25,7 +24,7 @@ def test_a_search_writes_its_report_and_tells_its_trackers(run: Run, config: Pat
     assert (code, error.count("Error")) == (0, 0), error
     assert f"report  {out / 'report.html'}" in printed.splitlines()
     text = (out / "report.html").read_text(encoding="utf-8")
-    assert summarize(RunDirectory(out)).digest in text
+    assert runs.Run(out).summary().digest in text
     assert str(tmp_path) not in text
     assert list((out / "tensorboard").glob("events.out.tfevents.*"))
 

@@ -13,7 +13,7 @@ from torch import nn
 from gptailor_merge.cli.recipe_table import comparison, rows
 from gptailor_merge.composing.editing import Placed, edited, from_json, load_map, save_map, to_json
 from gptailor_merge.composing.exits import _keeps_zero, exit_of, placed
-from gptailor_merge.digests import digest_of
+from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import FamilyError, RecipeError
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.models.family import Family
@@ -21,10 +21,10 @@ from gptailor_merge.planning.check import check, check_with_family
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Edit
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.testing.three_models import IDS, assert_three_equal, compose
 from tests.conftest import recipe_of
 from tests.host.test_exporting import assert_same_model, run_plain, write_plain
 from tests.host.test_hook import SCRIPTS, assert_same_weights, run, write
-from tests.test_three_models import IDS, assert_three_equal, compose
 from tests.zoo import ZOO, config_of, write_family
 
 PARTS = ("attention", "mlp")
@@ -34,7 +34,7 @@ NO_PART = {
     ("gpt_oss", "mlp"): EXPERTS,
     ("lfm2", "attention"): "expected one, found none in its layer",
 }
-"""Of the zoo's layer 3 of 8."""
+"""(architecture, part) of layer 3 of the zoo's 8 -> why the part has no exit."""
 NAMES = {"base": "org/base", "math": "org/math", "code": "org/code"}
 
 
@@ -207,7 +207,9 @@ def test_edits_are_drawn_and_compared() -> None:
 def test_what_a_norm_changes_afterwards_cannot_be_repaired(name: str, tmp_path: Path) -> None:
     family = write_family(tmp_path, name)
     made = whole(family, 8, repaired(family["base"], 3, tmp_path))
-    with pytest.raises(RecipeError, match="cannot be repaired: post_feedforward_layernorm changes what it"):
+    with pytest.raises(
+        RecipeError, match="cannot be repaired: post_feedforward_layernorm changes its result"
+    ):
         check_with_family(made)
 
 
@@ -281,4 +283,4 @@ def test_a_file_without_a_map_is_refused(tmp_path: Path) -> None:
     save_file({"other": torch.eye(2)}, tmp_path / "f.safetensors")
     for file in (tmp_path / "f.safetensors", Path(__file__)):
         with pytest.raises(RecipeError, match="holds no map"):
-            load_map(str(file), digest_of(file.read_bytes()))
+            load_map(str(file), digest_of_bytes(file.read_bytes()))

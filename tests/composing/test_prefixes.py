@@ -19,7 +19,6 @@ from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.prefixes import PrefixWalk, advance, common, head, levels, path_of, trie_order
 from gptailor_merge.models.family import Family
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.space.space import Space
 
 IDS = torch.randint(0, 64, (3, 11), generator=torch.Generator().manual_seed(0))
@@ -54,11 +53,11 @@ def generation(family: dict[str, str]) -> tuple[Composer, list[Any]]:
     points = [space.random(rng)]
     points += [space.mutate(points[0], rng) for _ in range(23)]
     composer = Composer(Bank(loaded, Precision.of("float32", "float32")))
-    return composer, [plan(space.decode(point)) for point in points]
+    return composer, [space.decode(point) for point in points]
 
 
 def hidden(model: Any) -> torch.Tensor:
-    """What the last layer gives when the model runs by itself."""
+    """The last layer's output when the model runs by itself."""
     caught = []
     hook = model.base_model.layers[-1].register_forward_hook(lambda *given: caught.append(given[2]))
     with torch.inference_mode():

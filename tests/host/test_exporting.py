@@ -1,4 +1,4 @@
-"""What `export --plain` writes makes the same model with a mergekit that does not know us."""
+"""The files of `export --plain` make the same model with a mergekit that does not know us."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write_plain(recipe: Recipe, directory: Path) -> bool:
 
 
 def run_plain(directory: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """mergekit on what was written, as its users run it."""
+    """Runs mergekit on the exported files, as its users do."""
     monkeypatch.chdir(directory)
     documents = list(yaml.safe_load_all(Path(RECIPE).read_text()))
     assert "tailor" not in {document["merge_method"] for document in documents}
@@ -134,7 +134,7 @@ def test_methods_filters_embeddings_and_heads(
 def test_a_stack_of_selected_layers_is_one_configuration_for_mergekit_yaml(
     family: dict[str, str], tmp_path: Path
 ) -> None:
-    """In a process of its own, with the plug-in switched off."""
+    """Runs in a process of its own, with the plug-in switched off."""
     whole = {"sources": [{"model": family["code"], "layer_range": [2, 4]}], "parameters": {"op": "select"}}
     recipe = Recipe.from_mapping(recipe_of(family, whole, out_dtype="bfloat16"))
     assert not write_plain(recipe, tmp_path / "plain")

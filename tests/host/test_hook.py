@@ -142,7 +142,7 @@ def test_a_normal_install_is_found_as_well(family: dict[str, str], tmp_path: Pat
         "import sys, gptailor_merge; print(gptailor_merge.__file__)\n"
         "from mergekit.scripts.run_yaml import main; main(sys.argv[1:])"
     )
-    done = run([str(python), "-c", code, file, str(tmp_path / "out")], cwd=tmp_path)
+    done = run([str(python), "-c", code, file, str(tmp_path / "out")], cwd=tmp_path, PYTHONPATH="")
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.splitlines()[0]).is_relative_to(site)
     assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -220,7 +220,7 @@ def test_what_cannot_be_imported_is_named(document: dict[str, Any], message: str
 
 
 def published_json(number: int) -> dict[str, Any]:
-    """What the paper's code would have written for a recipe of ours."""
+    """The file that the paper's code would have written for a recipe of ours."""
     recipe = plan(Recipe.load(RECIPES / f"llama-2-13b-gptailor-{number}.yml"))
     kept = {slot.layers[0][1]: slot for slot in recipe.slots}
     document: dict[str, Any] = {}

@@ -22,7 +22,7 @@ from tests.report.conftest import search_config as search_config
 
 ROOT = Path(__file__).parents[2]
 USER = "someone_private"
-"""Whoever runs the tests; in no published file."""
+"""The name of the user who runs the tests; no published file may hold it."""
 REPO = "me/small"
 
 
@@ -81,7 +81,7 @@ class Worker:
         return self._ask(kind=kind, arguments=[*map(str, arguments)], environment=environment)
 
     def run_code(self, code: str) -> Any:
-        """What code leaves in `result`."""
+        """Runs code in the process and returns what it leaves in `result`."""
         done = self._ask(kind="code", code=code, environment={})
         assert done.code == 0, done.err
         return done.value
@@ -109,7 +109,7 @@ def server() -> Iterator[StandIn]:
 
 @pytest.fixture(scope="session")
 def workers(server: StandIn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Worker, Worker]]:
-    """One without xet and one with it, started together."""
+    """Two clients, one without xet and one with it, started together."""
     made = (
         Worker(tmp_path_factory.mktemp("lfs"), server.endpoint, HF_HUB_DISABLE_XET="1"),
         Worker(tmp_path_factory.mktemp("xet"), server.endpoint),

@@ -29,7 +29,7 @@ _NUMBERS = count()
 
 @dataclass(frozen=True)
 class Blob:
-    """A file; of a large one that came by xet only the digest is known."""
+    """A file; `content` is None for a large file that came by xet."""
 
     content: bytes | None
     sha256: str
@@ -38,7 +38,7 @@ class Blob:
 
     @property
     def oid(self) -> str:
-        """As preupload tells it, for the client to see what has not changed."""
+        """The id that preupload tells the client, which compares it to find unchanged files."""
         if self.large:
             return self.sha256
         assert self.content is not None
@@ -68,7 +68,7 @@ class Repository:
         return self.refs["main"][-1]
 
     def at(self, revision: str) -> Commit | None:
-        """A commit by the name of a branch or tag, or by its digest."""
+        """Returns a commit by the name of a branch or tag, or by its digest."""
         if revision in self.refs:
             return self.refs[revision][-1]
         commits = {one.sha: one for ref in self.refs.values() for one in ref}
@@ -77,7 +77,7 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What happens instead of an answer, so many times.
+    """Happens instead of an answer, a number of times.
 
     Attributes:
         path: a pattern of "METHOD /path".
@@ -98,7 +98,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Request:
-    """One that came in."""
+    """A request that came in."""
 
     method: str
     path: str
@@ -134,11 +134,11 @@ class StandIn:
         return Commit(hashlib.sha1(str(next(_NUMBERS)).encode()).hexdigest(), title, files)
 
     def asked(self, pattern: str) -> list[Request]:
-        """The requests of that kind so far."""
+        """Returns the requests of that kind so far."""
         return [one for one in self.requests if re.search(pattern, f"{one.method} {one.path}")]
 
     def content(self, repo_id: str, path: str, revision: str = "main") -> bytes:
-        """Of a published file."""
+        """Returns the content of a published file."""
         commit = self.repositories[repo_id].at(revision)
         assert commit is not None
         found = commit.files[path].content
@@ -177,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: StandIn
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: the requests are kept."""
+        """Logs nothing; the requests are kept."""
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":

@@ -15,7 +15,7 @@ AGAIN = "push again: what has arrived is not sent again"
 
 
 def sentence(done: Done) -> str:
-    """The one that a failed command ends with."""
+    """Returns the sentence that a failed command ends with."""
     (line,) = [line for line in done.err.splitlines() if line.startswith("Error: ")]
     assert done.err.endswith(f"{line}\n")
     assert "Traceback" not in done.err
@@ -167,7 +167,7 @@ def test_offline(hub: StandIn, by_lfs: Worker, run: Path) -> None:
 
 
 def test_short_failures_are_waited_for(hub: StandIn, by_lfs: Worker, run: Path) -> None:
-    """As long as the Hub asks for, or else a moment, by the client itself."""
+    """The client itself waits, as long as the Hub asks for, or else a moment."""
     hub.faults += [
         Fault("POST .*/preupload/", 429, {"Retry_After": "7"}),
         Fault("POST .*/lfs/objects/batch", 500),

@@ -1,4 +1,4 @@
-"""What members are called in public, and the licence of what is made of them."""
+"""Members have public names, and their licences decide that of a model made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gptailor push`: what arrives at the Hub, and what is refused."""
+"""`gptailor push` puts a run on the Hub, or refuses to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = {
     ".gitattributes", "README.md", "config.json", "generation_config.json", "gptailor_run.json",
     "mergekit_config.yml", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
-"""Besides the pictures."""
+"""The files of a published model, besides the pictures."""
 COMMIT = r"POST /api/models/.*/commit/"
 
 
@@ -54,7 +54,7 @@ def test_a_run_is_published_with_a_tag_and_again_without_a_commit(
 
 
 def test_a_later_state_of_a_run_replaces_the_earlier(hub: StandIn, by_lfs: Worker, run: Path) -> None:
-    """What the earlier one had and the later has not is deleted; what people added stays."""
+    """Files that only the earlier push had are deleted; files that people added stay."""
     hub.fill(
         REPO,
         {

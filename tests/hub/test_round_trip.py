@@ -1,4 +1,4 @@
-"""From a search to the Hub, and back: the same logits, and the same tensors built again."""
+"""A model goes to the Hub and comes back: it has the same logits, and is built again with the same tensors."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def local_members(members: dict[str, Path]) -> list[str]:
 
 
 def used_members(run: Path, members: dict[str, Path]) -> dict[str, Path]:
-    """Those that the found recipe names."""
+    """The members that the found recipe names."""
     recipe = (run / "best.yml").read_text()
     return {name: path for name, path in members.items() if str(path) in recipe}
 

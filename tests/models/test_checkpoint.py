@@ -22,8 +22,8 @@ from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.models.family import Family
 from gptailor_merge.planning.check import check
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import VOCABULARY, MakeFamily, recipe_of, write_member
-from tests.test_three_models import assert_three_equal
 
 # peft 0.21 asks transformers 5.23 for an attribute by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.parts import mlp_filters
+from gptailor_merge.planning.writing import slices_of
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.space.slots import parts
+from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import MakeFamily
-from tests.test_three_models import assert_three_equal
 from tests.zoo import ZOO, write_family
 
 LAYER = (
@@ -45,18 +46,24 @@ def test_layers_without_an_mlp_have_no_parts() -> None:
 
 @pytest.mark.parametrize("name", sorted(ZOO))
 def test_parts_are_those_of_their_members_to_the_bit(name: str, tmp_path: Path) -> None:
-    """On every architecture: in memory == written == loaded, and each tensor == that of its member."""
+    """Every architecture: in memory == written == loaded, and each tensor equals its member's."""
     family = write_family(tmp_path / "family", name)
     read = Family.load(family["base"], {"math": family["math"], "code": family["code"]})
     filters = mlp_filters(read.base.architecture.layers)
-    mixed = parts((family["math"], 1), (family["code"], 1), filters)
+    (mixed,) = slices_of([parts((family["math"], 1), (family["code"], 1), filters)], family["base"])
     others = [[0, 1], [2, 8]]
     kept = [
         {"sources": [{"model": family["base"], "layer_range": r}], "parameters": {"op": "select"}}
         for r in others
     ]
     document = {"merge_method": "tailor", "base_model": family["base"], "dtype": "float32"}
-    recipe = Recipe.from_mapping({**document, "out_dtype": "bfloat16", "slices": [kept[0], mixed, kept[1]]})
+    recipe = Recipe.from_mapping(
+        {
+            **document,
+            "out_dtype": "bfloat16",
+            "slices": [kept[0], mixed.model_dump(exclude_defaults=True), kept[1]],
+        }
+    )
     composed = assert_three_equal(recipe, tmp_path / "out").state_dict()
     prefix = f"{read.base.architecture.prefix}1."
     layer = {n.removeprefix(prefix): t for n, t in composed.items() if n.startswith(prefix)}

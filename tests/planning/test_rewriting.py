@@ -8,8 +8,8 @@ import pytest
 
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.planning.rewriting import rewritten
+from gptailor_merge.planning.writing import slices_of
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.recipe.writing import written
 from tests.conftest import recipe_of
 
 NAMES = {"base": "org/base", "math": "org/math", "code": "org/code"}
@@ -62,7 +62,7 @@ def test_the_plan_stays_the_same(name: str, top: dict[str, Any]) -> None:
     used = name in ("gradients", "filters", "a marked base")
     recipe = Recipe.from_mapping(recipe_of(NAMES, MERGES[name], **({"parameters": top} if used else {})))
     before = plan(recipe)
-    slices = tuple(written(before.slots, before.base_model))
+    slices = tuple(slices_of(before.slots, before.base_model))
     after = plan(recipe.model_copy(update={"slices": slices}))
     assert after.slots == before.slots
     assert after.digest == before.digest
@@ -74,5 +74,5 @@ def test_neighbours_that_are_made_alike_are_one_slice() -> None:
     whole = {"sources": [{"model": NAMES["math"], "layer_range": [1, 4]}], "parameters": {"op": "select"}}
     document: dict[str, Any] = recipe_of(NAMES, whole)
     del document["slices"][1]
-    made = list(written(plan(Recipe.from_mapping(document)).slots, NAMES["base"]))
+    made = list(slices_of(plan(Recipe.from_mapping(document)).slots, NAMES["base"]))
     assert [part.sources[0].layer_range for part in made] == [(0, 4), (4, 5)]

@@ -17,10 +17,10 @@ from gptailor_merge.host.materialize import materialize
 from gptailor_merge.planning.check import check, check_with_family
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.testing.three_models import assert_three_equal, compose
 from tests.conftest import recipe_of
 from tests.host.test_exporting import assert_same_model, run_plain, write_plain
 from tests.host.test_hook import SCRIPTS, assert_same_weights, run, write
-from tests.test_three_models import assert_three_equal, compose
 from tests.zoo import write_family
 
 NAMES = {"base": "org/base", "math": "org/math", "code": "org/code"}

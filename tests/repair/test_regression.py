@@ -16,7 +16,8 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import MLP, Edit, Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair.regression import Climb, Cut, Moments, cuts, with_edit
+from gptailor_merge.repair.cuts import Cut, cuts_of, with_edit
+from gptailor_merge.repair.regression import Climb, Moments
 from tests.zoo import write_family
 
 DEPTH = 8
@@ -31,20 +32,20 @@ def stack(model: str, kept: list[int], **top: Any) -> Plan:
     return plan(Recipe.from_mapping({"merge_method": "tailor", "base_model": model, "slices": slices, **top}))
 
 
-def composer(model: str) -> Composer:
+def composer_over(model: str) -> Composer:
     family = Family.load(model, {})
     return Composer(Bank(family, Precision(compute=torch.float32)))
 
 
-def hidden(made: Composer, resolved: Plan, layer: int) -> torch.Tensor:
+def hidden(composer: Composer, resolved: Plan, layer: int) -> torch.Tensor:
     """What the layer in a slot gives, float64 [tokens, width]."""
-    found = []
-    model = made.compose(resolved)
-    hook = model.base_model.layers[layer].register_forward_hook(lambda _m, _i, output: found.append(output))
+    outputs = []
+    model = composer.compose(resolved)
+    hook = model.base_model.layers[layer].register_forward_hook(lambda _m, _i, output: outputs.append(output))
     with torch.inference_mode():
         model(IDS)
     hook.remove()
-    return found[0].double().flatten(0, 1)
+    return outputs[0].double().flatten(0, 1)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.5])
@@ -63,15 +64,15 @@ def test_a_map_solves_the_regression_that_the_module_says(ridge: float) -> None:
 
 def test_a_strong_ridge_leaves_the_model_as_it_is() -> None:
     m = torch.randn(50, 6, dtype=torch.float64)
-    made = Moments(m.T @ m, m.T @ torch.randn(50, 6, dtype=torch.float64), 0.0, 50).solve(1e12)
-    torch.testing.assert_close(made, torch.eye(6, dtype=torch.float64), atol=1e-9, rtol=0)
+    solved = Moments(m.T @ m, m.T @ torch.randn(50, 6, dtype=torch.float64), 0.0, 50).solve(1e12)
+    torch.testing.assert_close(solved, torch.eye(6, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
 def test_cuts_are_where_layers_are_missing_behind_another() -> None:
-    made = stack("org/m", [1, 2, 5, 5, 6])
-    assert cuts(made, 8) == [Cut(1, range(3, 5)), Cut(4, range(7, 8))]
-    assert cuts(stack("org/m", [0, 1, 2]), 3) == []
-    everywhere = cuts(made, 8, everywhere=True)
+    pruned = stack("org/m", [1, 2, 5, 5, 6])
+    assert cuts_of(pruned, 8) == [Cut(1, range(3, 5)), Cut(4, range(7, 8))]
+    assert cuts_of(stack("org/m", [0, 1, 2]), 3) == []
+    everywhere = cuts_of(pruned, 8, everywhere=True)
     assert [cut.slot for cut in everywhere] == [0, 1, 3, 4]  # slot 2 is followed by its own layer again
     assert [len(cut.removed) for cut in everywhere] == [0, 2, 0, 1]
 
@@ -80,64 +81,64 @@ def test_cuts_are_where_layers_are_missing_behind_another() -> None:
 def test_moments_are_those_of_the_mlp_and_of_what_is_missing(name: str, tmp_path: Path) -> None:
     """In granite the MLP's part is scaled, in gpt_neox attention runs beside it, starcoder2 has biases."""
     base = write_family(tmp_path, name, torch.float32)["base"]
-    made, pruned = composer(base), stack(base, [0, 1, 2, 5, 6, 7])
-    (cut,) = cuts(pruned, DEPTH)
+    composer, pruned = composer_over(base), stack(base, [0, 1, 2, 5, 6, 7])
+    (cut,) = cuts_of(pruned, DEPTH)
     # In two batches, that they add up.
     batches = [Batch(IDS[:5], ()), Batch(IDS[5:], ())]
-    found = Climb(made, pruned, [cut], batches, DEPTH).moments(pruned, cut)
+    moments = Climb(composer, pruned, [cut], batches, DEPTH).moments(pruned, cut)
     full = stack(base, list(range(DEPTH)))
-    h, y = hidden(made, pruned, 2), hidden(made, full, 4)
-    rest = hidden(made, with_edit(pruned, 2, Edit(MLP)), 2)
-    assert found.tokens == IDS.numel()
-    torch.testing.assert_close(found.gram, (h - rest).T @ (h - rest), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found.cross, (h - rest).T @ (y - h), rtol=1e-4, atol=1e-6)
-    assert found.square == pytest.approx(float((y - h).square().sum()), rel=1e-4)
+    h, y = hidden(composer, pruned, 2), hidden(composer, full, 4)
+    rest = hidden(composer, with_edit(pruned, 2, Edit(MLP)), 2)
+    assert moments.tokens == IDS.numel()
+    torch.testing.assert_close(moments.gram, (h - rest).T @ (h - rest), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(moments.cross, (h - rest).T @ (y - h), rtol=1e-4, atol=1e-6)
+    assert moments.square == pytest.approx(float((y - h).square().sum()), rel=1e-4)
 
 
 def test_the_error_is_what_a_map_leaves() -> None:
     torch.manual_seed(1)
     m, wanted, matrix = (torch.randn(n, 6, dtype=torch.float64) for n in (50, 50, 6))
-    found = Moments(m.T @ m, m.T @ wanted, float(wanted.square().sum()), 50)
+    moments = Moments(m.T @ m, m.T @ wanted, float(wanted.square().sum()), 50)
     left = (wanted - m @ (matrix - torch.eye(6)).T).square().sum() / 50
-    assert found.error(matrix) == pytest.approx(float(left))
+    assert moments.error(matrix) == pytest.approx(float(left))
 
 
 def test_a_climb_to_the_second_cut_sees_the_repair_of_the_first(tmp_path: Path) -> None:
     base = write_family(tmp_path, "llama", torch.float32)["base"]
-    made, pruned = composer(base), stack(base, [0, 2, 3, 6, 7], dtype="float32")
+    composer, pruned = composer_over(base), stack(base, [0, 2, 3, 6, 7], dtype="float32")
     batches = [Batch(IDS[:5], ()), Batch(IDS[5:], ())]
-    first, second = cuts(pruned, DEPTH)
-    climb = Climb(made, pruned, [first, second], batches, DEPTH)
+    first, second = cuts_of(pruned, DEPTH)
+    climb = Climb(composer, pruned, [first, second], batches, DEPTH)
     file, digest = save_map(climb.moments(pruned, first).solve(0.1), tmp_path, "m.safetensors")
     repaired = with_edit(pruned, first.slot, Edit(MLP, digest, str(file)))
-    found = climb.moments(repaired, second)
-    anew = Climb(made, repaired, [second], batches, DEPTH).moments(repaired, second)
-    assert torch.equal(found.gram, anew.gram)
-    assert torch.equal(found.cross, anew.cross)
-    assert found.square == anew.square
+    moments = climb.moments(repaired, second)
+    anew = Climb(composer, repaired, [second], batches, DEPTH).moments(repaired, second)
+    assert torch.equal(moments.gram, anew.gram)
+    assert torch.equal(moments.cross, anew.cross)
+    assert moments.square == anew.square
 
 
 @pytest.mark.parametrize("name", ["llama", "granite", "gpt_neox", "starcoder2"])
 def test_the_repaired_model_does_what_the_map_promises(name: str, tmp_path: Path) -> None:
     """Behind the cut it gives r + M m, which is nearer to the base's state than h = r + m."""
     base = write_family(tmp_path, name, torch.float32)["base"]
-    made, pruned = composer(base), stack(base, [0, 1, 2, 5, 6, 7], dtype="float32")
-    (cut,) = cuts(pruned, DEPTH)
-    found = Climb(made, pruned, [cut], [Batch(IDS, ())], DEPTH).moments(pruned, cut)
-    file, digest = save_map(found.solve(1e-6), tmp_path, "m.safetensors")
+    composer, pruned = composer_over(base), stack(base, [0, 1, 2, 5, 6, 7], dtype="float32")
+    (cut,) = cuts_of(pruned, DEPTH)
+    moments = Climb(composer, pruned, [cut], [Batch(IDS, ())], DEPTH).moments(pruned, cut)
+    file, digest = save_map(moments.solve(1e-6), tmp_path, "m.safetensors")
     repaired = with_edit(pruned, cut.slot, Edit(MLP, digest, str(file)))
-    h, rest = hidden(made, pruned, 2), hidden(made, with_edit(pruned, 2, Edit(MLP)), 2)
-    y = hidden(made, stack(base, list(range(DEPTH))), 4)
-    promised = rest + (h - rest) @ found.solve(1e-6).T
-    after = hidden(made, repaired, 2)
+    h, rest = hidden(composer, pruned, 2), hidden(composer, with_edit(pruned, 2, Edit(MLP)), 2)
+    y = hidden(composer, stack(base, list(range(DEPTH))), 4)
+    promised = rest + (h - rest) @ moments.solve(1e-6).T
+    after = hidden(composer, repaired, 2)
     torch.testing.assert_close(after, promised, rtol=1e-4, atol=1e-4)
     assert (y - after).square().sum() < (y - h).square().sum()
 
 
 def test_where_nothing_is_missing_the_map_is_the_identity(tmp_path: Path) -> None:
     base = write_family(tmp_path, "llama", torch.float32)["base"]
-    made = composer(base)
+    composer = composer_over(base)
     pruned = stack(base, [0, 1, 2, 3])
     cut = Cut(2, range(3, 3))
-    found = Climb(made, pruned, [cut], [Batch(IDS, ())], DEPTH).moments(pruned, cut)
-    torch.testing.assert_close(found.solve(1e-3), torch.eye(16, dtype=torch.float64), atol=1e-6, rtol=0)
+    moments = Climb(composer, pruned, [cut], [Batch(IDS, ())], DEPTH).moments(pruned, cut)
+    torch.testing.assert_close(moments.solve(1e-3), torch.eye(16, dtype=torch.float64), atol=1e-6, rtol=0)

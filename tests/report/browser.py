@@ -1,4 +1,4 @@
-"""Looking at a page in Chromium."""
+"""Opens pages in Chromium and measures them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLAGS = (
 )
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 REQUIRED = os.environ.get("GPTAILOR_BROWSER") == "required"
-"""Whether a machine without a browser fails the tests; else they are skipped."""
+"""True where a machine without a browser fails the tests instead of skipping them."""
 
 LOOK = """() => {
   const box = (one) => { const r = one.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; };
@@ -54,7 +54,7 @@ LOOK = """() => {
 
 @dataclass
 class Seen:
-    """What the browser complained of, and what it fetched."""
+    """The complaints of the browser, and the addresses that it fetched."""
 
     complaints: list[str] = field(default_factory=list)
     fetched: list[str] = field(default_factory=list)
@@ -63,21 +63,21 @@ class Seen:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """A browser; where there is none the test is skipped, or fails if one is required."""
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if found is None:
+    executable = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if executable is None:
         message = f"no browser; looked for {', '.join(NAMES)}"
         pytest.fail(message) if REQUIRED else pytest.skip(message)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=list(FLAGS))
+        browser = playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
         yield browser
         browser.close()
 
 
 @contextmanager
 def opened(chromium: Any, url: str, *, width: int, scheme: str) -> Iterator[tuple[Any, Seen]]:
-    """A page at a width, light or dark, and what is seen of it."""
+    """Opens a page at a width, light or dark, and records what the browser sees."""
     context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     page, seen = context.new_page(), Seen()
     page.on("console", lambda m: seen.complaints.append(m.text) if m.type in ("error", "warning") else None)
@@ -91,5 +91,5 @@ def opened(chromium: Any, url: str, *, width: int, scheme: str) -> Iterator[tupl
 
 
 def look(page: Any) -> Any:
-    """Measures of a page as it is now; boxes are [left, top, right, bottom] in pixels."""
+    """Measures a page as it is now; boxes are [left, top, right, bottom] in pixels."""
     return page.evaluate(LOOK)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
+from gptailor_merge.runs.run import Run
 from gptailor_merge.search.baselines.choice import Choice
 from tests.report.browser import chromium
 
@@ -41,7 +41,7 @@ def search_config(
 
 
 @pytest.fixture(scope="session")
-def runs(search_config: SearchConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunDirectory]:
+def runs(search_config: SearchConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """A search for one recipe, a baseline of it, and a search for a front of two objectives and the size."""
     root = tmp_path_factory.mktemp("runs")
     document: dict[str, Any] = search_config.model_dump(mode="json", exclude_none=True)
@@ -54,7 +54,7 @@ def runs(search_config: SearchConfig, tmp_path_factory: pytest.TempPathFactory) 
         "random": (search_config, Choice("random")),
         "front": (SearchConfig.model_validate({**document, **open_size}), None),
     }
-    made = {name: RunDirectory(root / name) for name in configs}
+    made = {name: Run(root / name) for name in configs}
     for name, (config, baseline) in configs.items():
         execute(config, made[name], torch.device("cpu"), baseline=baseline)
     return made

@@ -1,8 +1,7 @@
-"""Runs written by hand, of numbers that tests know."""
+"""Writes runs by hand, with numbers that tests know."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import yaml
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.metadata import Metadata
+from gptailor_merge.runs.run import Run
 from gptailor_merge.search.candidates import Candidate
 from tests.conftest import recipe_of
 
@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
 
 
 def recipe(weight: float = 0.6, removed: int = 1) -> Recipe:
-    """Of the family of 5 layers: slot 0 of math, a merge of two slots, and the last layer."""
+    """Returns a recipe for a family of 5 layers: slot 0 from math, a merge of two slots, and the last layer."""
     made = recipe_of(FAMILY)
     made["slices"][2]["sources"][0]["parameters"]["weight"] = weight  # type: ignore[index]
     if removed == 0:
@@ -61,7 +61,7 @@ def candidate(
 
 
 def deep(depth: int) -> Candidate:
-    """The best of a family of so many layers, without layer 1."""
+    """Returns a candidate for a family of this depth, which removes layer 1."""
     parts = [
         {
             "sources": [
@@ -96,15 +96,14 @@ def write(
     meta: dict[str, Any] | None = None,
     held_out: dict[str, Scores] | None = None,
     **config: Any,
-) -> RunDirectory:
-    """A run directory with these candidates."""
-    run = RunDirectory(directory)
+) -> Run:
+    """Writes a run directory with these candidates."""
+    run = Run(directory)
     directory.mkdir(parents=True, exist_ok=True)
     run.config.write_text(yaml.safe_dump({**CONFIG, **config}, sort_keys=False))
     with Journal(run.journal) as journal:
         journal.record(candidates)
-        for key, value in (meta or {}).items():
-            journal.set_meta(key, value if isinstance(value, str) else json.dumps(value))
+        journal.describe(Metadata(**meta or {}))
         for model, scores in (held_out or {}).items():
             journal.record_held_out(model, scores)
         best = journal.best()
@@ -114,7 +113,7 @@ def write(
 
 
 def perplexities(**means: float) -> dict[str, Scores]:
-    """model -> held-out scores of two sets, with standard errors."""
+    """Returns held-out scores of each model on two sets, with standard errors."""
     return {
         model: {
             "perplexity": {

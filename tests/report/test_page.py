@@ -12,22 +12,21 @@ import plotly.graph_objects as go
 import pytest
 
 from gptailor_merge.errors import InputError
-from gptailor_merge.report.page import Content, content, page, write_report
-from gptailor_merge.report.palette import DARK, LIGHT, Theme, contrast, mixed, readable
-from gptailor_merge.report.sections import sections, wrapped
+from gptailor_merge.report.page import PageContent, content, page, write_report
+from gptailor_merge.report.palette import DARK, LIGHT
+from gptailor_merge.report.sections import sections
 from gptailor_merge.report.view import view
-from gptailor_merge.runs.directory import RunDirectory
-from gptailor_merge.runs.summary import summarize
+from gptailor_merge.runs.run import Run
 from tests.report.browser import look, opened
 from tests.report.runs import deep, one_recipe, perplexities, write
 
-Runs = dict[str, RunDirectory]
+Runs = dict[str, Run]
 Box = list[float]
 
 
 @pytest.fixture(scope="session")
 def pages(runs: Runs) -> dict[str, Path]:
-    """Of the search with its baseline, and of the front."""
+    """The pages of the search, with its baseline beside it, and of the front."""
     return {
         "search": write_report(runs["search"], [runs["random"]]),
         "front": write_report(runs["front"]),
@@ -43,7 +42,7 @@ def embedded(file: Path) -> Any:
 
 
 def test_it_says_what_the_journal_says(runs: Runs, pages: dict[str, Path]) -> None:
-    summary = summarize(runs["search"])
+    summary = runs["search"].summary()
     text = pages["search"].read_text(encoding="utf-8").split("<noscript>")[0]
     assert summary.digest in text
     assert f"{summary.counts.tokens:,} tokens" in text
@@ -55,7 +54,7 @@ def test_it_says_what_the_journal_says(runs: Runs, pages: dict[str, Path]) -> No
 
 
 def test_its_figures_hold_what_the_journal_holds(runs: Runs, pages: dict[str, Path]) -> None:
-    summary = summarize(runs["search"])
+    summary = runs["search"].summary()
     drawn = embedded(pages["search"])
     for theme in ("light", "dark"):
         of_found = drawn[theme]["held-out-0"]["data"][-1]
@@ -63,14 +62,14 @@ def test_its_figures_hold_what_the_journal_holds(runs: Runs, pages: dict[str, Pa
         assert of_found["x"] == pytest.approx(list(summary.held_out["found"]["perplexity"].values()))
         best, random = drawn[theme]["progress-tokens"]["data"][-2:]
         assert best["y"][-1] == summary.loss
-        assert (random["name"], random["y"][0]) == ("random", summarize(runs["random"]).loss)
+        assert (random["name"], random["y"][0]) == ("random", runs["random"].summary().loss)
         spent = [trace["x"][1] for trace in drawn[theme]["cost"]["data"]]
         assert sum(spent) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", ["search", "front"])
 def test_every_chart_has_a_figure_that_plotly_takes(runs: Runs, pages: dict[str, Path], name: str) -> None:
-    keys = [chart.key for section in sections(view(runs[name])) for chart in section.charts]
+    keys = [chart.key for section in sections(view(runs[name].record())) for chart in section.charts]
     drawn = embedded(pages[name])
     for theme in ("light", "dark"):
         assert sorted(drawn[theme]) == sorted(keys)
@@ -79,7 +78,7 @@ def test_every_chart_has_a_figure_that_plotly_takes(runs: Runs, pages: dict[str,
 
 
 def test_the_front_has_its_own_chart_and_table(runs: Runs, pages: dict[str, Path]) -> None:
-    summary = summarize(runs["front"])
+    summary = runs["front"].summary()
     points = {row.recipe.stem for row in summary.front}
     text = pages["front"].read_text(encoding="utf-8")
     assert all(f"<td>{name}" in text for name in points)
@@ -98,9 +97,9 @@ def test_no_path_of_this_machine_is_in_it(runs: Runs, pages: dict[str, Path], tm
         text = file.read_text(encoding="utf-8")
         assert "pytest-of" not in text
         assert str(runs["search"].path.parent) not in text
-    # Without plotly's program, which knows a colour aliceblue.
+    # The content alone: plotly's program knows a colour aliceblue.
     failed = write(tmp_path / "run", one_recipe(), held_out=perplexities(base=1.0, found=1.5))
-    shown = content(view(failed))
+    shown = content(view(failed.record()))
     assert "org/code@v1" in shown.main
     assert "alice" not in shown.main + shown.figures
     assert "home" not in shown.main + shown.figures
@@ -112,7 +111,7 @@ def test_what_a_run_says_cannot_become_script(tmp_path: Path) -> None:
     held_out = perplexities(base=1.0, found=1.5)
     for scores in held_out.values():
         scores["perplexity"] = {evil: scores["perplexity"]["a"]}  # type: ignore[index]
-    run = write(tmp_path / "run", one_recipe(), meta={"warnings": [evil]}, held_out=held_out)
+    run = write(tmp_path / "run", one_recipe(), meta={"warnings": (evil,)}, held_out=held_out)
     text = write_report(run).read_text(encoding="utf-8")
     assert "document.title = 'evil'</script>" not in text
     assert "&lt;/script&gt;&lt;script&gt;" in text
@@ -120,32 +119,7 @@ def test_what_a_run_says_cannot_become_script(tmp_path: Path) -> None:
 
 def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such journal; expected a run directory"):
-        write_report(RunDirectory(tmp_path))
-
-
-def test_long_names_are_broken_behind_what_parts_their_words() -> None:
-    assert wrapped("short") == ["short"]
-    assert wrapped("gptailor_blimp_left_branch_island_echo_question") == [
-        "gptailor_blimp_left_",
-        "branch_island_echo_",
-        "question",
-    ]
-    assert "".join(wrapped("x" * 50)) == "x" * 50
-
-
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
-def test_text_and_marks_stand_out(theme: Theme) -> None:
-    """WCAG 2.2 AA: 4.5 for text, 3 for what is drawn."""
-    for ground in (theme.surface, theme.tile):
-        assert min(contrast(ink, ground) for ink in (theme.ink, theme.muted, theme.accent)) >= 4.5
-        assert min(contrast(hue, ground) for hue in (theme.base, *theme.variants)) >= 3
-    assert min(contrast(theme.outcomes[status], theme.surface) for status in ("scored", "dropped")) >= 3
-    for hue in (theme.accent, theme.base, *theme.variants):
-        for share in range(11):
-            cell = mixed(theme.tile, hue, share / 10)
-            assert contrast(readable(cell), cell) >= 4.5
-    assert mixed("#000000", "#ffffff", 1.0) == "#ffffff"
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+        write_report(Run(tmp_path))
 
 
 @pytest.mark.parametrize("width", [375, 1280])
@@ -153,9 +127,9 @@ def test_text_and_marks_stand_out(theme: Theme) -> None:
 def test_a_browser_draws_every_chart(
     chromium: Any, runs: Runs, pages: dict[str, Path], name: str, width: int
 ) -> None:
-    """On a telephone and on a screen, and in the other theme when the system changes to it."""
+    """A telephone and a screen both show it, and the other theme when the system changes to that."""
     url = pages[name].as_uri()
-    wanted = [chart.key for section in sections(view(runs[name])) for chart in section.charts]
+    wanted = [chart.key for section in sections(view(runs[name].record())) for chart in section.charts]
     with opened(chromium, url, width=width, scheme="light") as (tab, seen):
         light = look(tab)
         tab.emulate_media(color_scheme="dark")
@@ -177,7 +151,7 @@ REDRAWN = """() => getComputedStyle(document.querySelector(".main-svg")).backgro
 
 
 def rgb(colour: str) -> str:
-    """As a browser writes it."""
+    """Writes a colour as a browser does."""
     return f"rgb({', '.join(str(int(colour[n : n + 2], 16)) for n in (1, 3, 5))})"
 
 
@@ -199,10 +173,10 @@ def check_labels(key: str, chart: dict[str, Any]) -> None:
         assert not [pair for pair in combinations(labels, 2) if overlap(*pair)], (key, axis)
 
 
-def overlap(one: Box, other: Box) -> bool:
-    """Of two boxes, by more than a pixel."""
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
+def overlap(first: Box, second: Box) -> bool:
+    """Tells whether two boxes overlap by more than a pixel."""
+    wide = min(first[2], second[2]) - max(first[0], second[0])
+    high = min(first[3], second[3]) - max(first[1], second[1])
     return wide > 1 and high > 1
 
 
@@ -222,8 +196,8 @@ def test_a_map_that_is_too_wide_is_scrolled_and_the_page_is_not(
 
 
 def test_a_page_without_figures_is_a_page(chromium: Any, tmp_path: Path) -> None:
-    """Before the first candidate."""
-    shown: Content = content(view(write(tmp_path / "run", one_recipe()[:1], done=False)))
+    """The page of a run before its first candidate was scored."""
+    shown: PageContent = content(view(write(tmp_path / "run", one_recipe()[:1], done=False).record()))
     file = tmp_path / "page.html"
     file.write_text(page(shown), encoding="utf-8")
     with opened(chromium, file.as_uri(), width=375, scheme="light") as (tab, seen):

@@ -1,4 +1,4 @@
-"""What is read of a run for its figures."""
+"""A run is turned into what its page and pictures show."""
 
 from __future__ import annotations
 
@@ -11,40 +11,41 @@ from gptailor_merge.errors import ConfigError, InputError
 from gptailor_merge.objectives.scores import TOTAL, Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.report.sections import headline, total
-from gptailor_merge.report.view import Size, Spent, view
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.report.view import Spent, view
+from gptailor_merge.runs.metadata import Dimensions
+from gptailor_merge.runs.run import Run
 from gptailor_merge.search.candidates import Candidate
 from tests.report.runs import CONFIG, candidate, one_recipe, perplexities, recipe, write
 
-SIZES = {"base": [5, 1000], "found": [4, 800]}
+SIZES = {"base": Dimensions(5, 1000), "found": Dimensions(4, 800)}
 
 
 def test_a_run_is_read_whole(tmp_path: Path) -> None:
     held_out = perplexities(base=1.0, math=1.2, code=1.3, found=1.5)
-    made = view(write(tmp_path / "run", one_recipe(), meta={"sizes": SIZES}, held_out=held_out))
-    assert [(m.name, m.model, m.local) for m in made.members] == [
+    shown = view(write(tmp_path / "run", one_recipe(), meta={"sizes": SIZES}, held_out=held_out).record())
+    assert [(m.name, m.model, m.local) for m in shown.members] == [
         ("base", "base", True),
         ("math", "math", True),
         ("code", "org/code@v1", False),
     ]
-    assert (made.digest, made.loss) == (plan(recipe(0.4)).digest, 0.3)
-    assert (made.kept, made.depth, made.removed) == (4, 5, (1,))
-    assert made.sizes == {"base": Size(5, 1000), "found": Size(4, 800)}
-    assert made.spent["scored"] == Spent(2, 200, 1.0)
-    assert sum(spent.candidates for spent in made.spent.values()) == made.counts.candidates == 6
-    assert (made.summed, made.nats, made.axes, made.front) == (("kl",), True, (), ())
-    assert made.agreement is not None
-    assert made.agreement.recipes == 1
-    assert [(row.objective, row.name) for row in made.held_out] == [
+    assert (shown.digest, shown.loss) == (plan(recipe(0.4)).digest, 0.3)
+    assert (shown.kept, shown.depth, shown.removed) == (4, 5, (1,))
+    assert shown.sizes == {"base": Dimensions(5, 1000), "found": Dimensions(4, 800)}
+    assert shown.spent["scored"] == Spent(2, 200, 1.0)
+    assert sum(spent.candidates for spent in shown.spent.values()) == shown.counts.candidates == 6
+    assert (shown.summed, shown.nats, shown.axes, shown.front) == (("kl",), True, (), ())
+    assert shown.agreement is not None
+    assert shown.agreement.recipes == 1
+    assert [(row.objective, row.name) for row in shown.held_out] == [
         ("perplexity", "a"),
         ("perplexity", "b"),
         ("perplexity", TOTAL),
     ]
-    assert list(made.held_out[0].scores) == ["base", "math", "code", "found"]
-    whole = total(made)
+    assert list(shown.held_out[0].scores) == ["base", "math", "code", "found"]
+    whole = total(shown)
     assert whole is not None
     assert whole.scores["base"].mean == pytest.approx(0.25 * 1 + 0.75 * 2)
-    assert headline(made) == (
+    assert headline(shown) == (
         f"4 of 5 layers and 80% of the parameters: held-out perplexity {math.exp(2.25):.3f}, "
         f"the base’s {math.exp(1.75):.3f}"
     )
@@ -53,23 +54,29 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
 def test_an_interval_is_in_the_units_of_the_score(tmp_path: Path) -> None:
     held_out = perplexities(base=1.0, found=1.5)
     held_out["base"]["perplexity"]["a"] = Score(1.0, 50, "perplexity")  # type: ignore[index]
-    row = view(write(tmp_path / "run", one_recipe(), held_out=held_out)).held_out[0]
+    row = view(write(tmp_path / "run", one_recipe(), held_out=held_out).record()).held_out[0]
     assert row.interval("found") == pytest.approx((math.exp(1.5 - 0.196), math.exp(1.5 + 0.196)))
     assert row.interval("base") is None
     assert not row.higher_is_better
 
 
 def test_a_search_that_has_just_begun_has_little(tmp_path: Path) -> None:
-    made = view(write(tmp_path / "run", one_recipe()[:1], done=False))
-    assert (made.digest, made.places, made.loss, made.agreement, made.held_out) == (None, (), None, None, ())
-    assert headline(made) == "No candidate has been scored yet"
-    assert (made.done, made.counts.candidates, made.budget) == (False, 1, 6)
+    shown = view(write(tmp_path / "run", one_recipe()[:1], done=False).record())
+    assert (shown.digest, shown.places, shown.loss, shown.agreement, shown.held_out) == (
+        None,
+        (),
+        None,
+        None,
+        (),
+    )
+    assert headline(shown) == "No candidate has been scored yet"
+    assert (shown.done, shown.counts.candidates, shown.budget) == (False, 1, 6)
 
 
 def test_the_best_so_far_stands_for_a_search_that_goes_on(tmp_path: Path) -> None:
-    made = view(write(tmp_path / "run", one_recipe()[:3], done=False))
-    assert (made.loss, made.done) == (0.5, False)
-    assert headline(made) == "4 of 5 layers: loss (kl, nats) 0.500 so far"
+    shown = view(write(tmp_path / "run", one_recipe()[:3], done=False).record())
+    assert (shown.loss, shown.done) == (0.5, False)
+    assert headline(shown) == "4 of 5 layers: loss (kl, nats) 0.500 so far"
 
 
 def of_front(number: int, margin: float, size: float, weight: float) -> Candidate:
@@ -82,29 +89,29 @@ def of_front(number: int, margin: float, size: float, weight: float) -> Candidat
 
 
 FRONT = [of_front(0, 1.0, 800, 0.1), of_front(1, 2.0, 900, 0.2), of_front(2, 0.5, 850, 0.3)]
-AXES = {"axes": ["margin", "parameters"]}
-OBJECTIVES = [{"kind": "task", "weight": 1.0}, {"kind": "parameters"}]
+AXES = {"axes": ("margin", "parameters")}
+OBJECTIVES = [{"kind": "task", "tasks": ["t"], "metric": "margin", "weight": 1.0}, {"kind": "parameters"}]
 
 
 def test_a_front_is_in_natural_units_with_the_costs_first(tmp_path: Path) -> None:
     run = write(tmp_path / "run", FRONT, done=False, meta=AXES, objectives=OBJECTIVES)
     run.best.write_text(FRONT[1].recipe)
-    made = view(run)
-    assert made.axes == ("parameters", "margin")
-    assert [dict(point.scores) for point in made.front] == [
+    shown = view(run.record())
+    assert shown.axes == ("parameters", "margin")
+    assert [dict(point.scores) for point in shown.front] == [
         {"margin": 2.0, "parameters": 900.0},
         {"margin": 1.0, "parameters": 800.0},
     ]
-    assert made.beaten == ({"margin": 0.5, "parameters": 850.0},)
-    assert made.picked == f"04-layers-{FRONT[1].digest[:8]}"
-    assert made.digest == FRONT[1].digest
-    assert made.summed == ("margin",)
-    assert not made.nats
-    assert made.lower_is_better["margin"] is False
-    assert made.agreement is not None
-    assert made.agreement.recipes == 2
+    assert shown.beaten == ({"margin": 0.5, "parameters": 850.0},)
+    assert shown.picked == f"04-layers-{FRONT[1].digest[:8]}"
+    assert shown.digest == FRONT[1].digest
+    assert shown.summed == ("margin",)
+    assert not shown.nats
+    assert shown.lower_is_better["margin"] is False
+    assert shown.agreement is not None
+    assert shown.agreement.recipes == 2
     # In the box from 800 to 900 and from -2 to -0.5: a third of it is behind the first.
-    assert [trial.best for trial in made.trials] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
+    assert [trial.best for trial in shown.trials] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
 
 
 def test_other_runs_stand_beside_it(tmp_path: Path) -> None:
@@ -122,25 +129,25 @@ def test_other_runs_stand_beside_it(tmp_path: Path) -> None:
         held_out=perplexities(base=1.0, found=1.7),
         seed=4,
     )
-    made = view(run, [other, elsewhere])
-    assert [(one.name, one.value) for one in made.others] == [("sleb", 0.4), ("elsewhere", 0.6)]
+    shown = view(run.record(), [other.record(), elsewhere.record()])
+    assert [(other.name, other.value) for other in shown.others] == [("sleb", 0.4), ("elsewhere", 0.6)]
     # Drawn by another seed, held-out items may be others.
-    assert list(made.held_out[0].scores) == ["base", "found", "sleb"]
+    assert list(shown.held_out[0].scores) == ["base", "found", "sleb"]
 
 
 def test_a_run_of_something_else_is_no_baseline(tmp_path: Path) -> None:
     run = write(tmp_path / "run", one_recipe())
     other = write(tmp_path / "other", [candidate(0, "scored", 0.4, 0.7, fingerprint="g")])
     with pytest.raises(ConfigError, match="other was scored on something else; expected a run of the same"):
-        view(run, [other])
+        view(run.record(), [other.record()])
     with pytest.raises(ConfigError, match="new: no candidate has been scored yet"):
-        view(run, [write(tmp_path / "new", [])])
+        view(run.record(), [write(tmp_path / "new", []).record()])
     with pytest.raises(InputError, match="no such journal"):
-        view(run, [RunDirectory(tmp_path / "nothing")])
+        view(run.record(), [Run(tmp_path / "nothing").record()])
 
 
 def test_no_path_and_no_cause_of_a_failure_is_kept(tmp_path: Path) -> None:
-    made = view(write(tmp_path / "run", one_recipe(), held_out=perplexities(base=1.0, found=1.5)))
-    assert "alice" not in repr(made)
-    assert "/" not in repr(made).replace("org/code", "")
+    shown = view(write(tmp_path / "run", one_recipe(), held_out=perplexities(base=1.0, found=1.5)).record())
+    assert "alice" not in repr(shown)
+    assert "/" not in repr(shown).replace("org/code", "")
     assert CONFIG["family"]["base"] == "/home/alice/models/base"

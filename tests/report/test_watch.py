@@ -15,14 +15,14 @@ import pytest
 
 from gptailor_merge.errors import ConfigError, InputError
 from gptailor_merge.report.watch import HOST, Server, Watched
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.run import Run
 from tests.report.browser import look, opened
 from tests.report.runs import one_recipe, write
 
 
 @contextmanager
-def serving(run: RunDirectory) -> Iterator[Server]:
+def serving(run: Run) -> Iterator[Server]:
     with Server(Watched(run)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -73,7 +73,7 @@ def test_a_search_that_has_written_nothing_yet_is_waited_for(tmp_path: Path) -> 
             journal.record(one_recipe())
         assert "0.300 so far" in get(server, "/")[1]
     with pytest.raises(InputError, match="no such run; expected a run directory"):
-        Watched(RunDirectory(tmp_path))
+        Watched(Run(tmp_path))
 
 
 def test_the_search_is_not_disturbed(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_the_search_is_not_disturbed(tmp_path: Path) -> None:
 
 
 def test_only_this_machine_is_served(tmp_path: Path) -> None:
-    """By address, and by the name that a browser believes to talk to."""
+    """Neither another address nor another host name, which a browser may believe to talk to, is served."""
     run = write(tmp_path / "run", one_recipe())
     with serving(run) as server:
         assert server.server_address[0] == "127.0.0.1"

@@ -1,4 +1,4 @@
-"""A run with everything at once: tasks, several sizes, gates, what is held out."""
+"""A run that has everything at once: tasks, several sizes, gates, a held-out set."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, SearchError
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.summary import FOUND, Summary, summarize
+from gptailor_merge.runs.run import Run
+from gptailor_merge.runs.summary import FOUND, Summary
 
 # lm-eval and what it imports warn of their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -50,9 +50,9 @@ def config(family: dict[str, str], texts: dict[str, str], tasks: Path) -> Search
     )
 
 
-def run(config: SearchConfig, directory: Path, **options: Any) -> tuple[RunDirectory, Summary]:
-    made = RunDirectory(directory)
-    return made, execute(config, made, torch.device("cpu"), **options)
+def run(config: SearchConfig, directory: Path, **options: Any) -> tuple[Run, Summary]:
+    done = execute(config, Run(directory), torch.device("cpu"), **options)
+    return done, done.summary()
 
 
 def test_a_front_is_found_written_reported_and_picked_from(config: SearchConfig, tmp_path: Path) -> None:
@@ -67,24 +67,24 @@ def test_a_front_is_found_written_reported_and_picked_from(config: SearchConfig,
     assert summary.scores["gate: perplexity"]["total"] > 0
     # One split serves both, so that each has its own items.
     with Journal(directory.journal) as journal:
-        items = {(one.section, one.objective): set(one.ids) for one in journal.items()}
+        items = {(scored.section, scored.objective): set(scored.ids) for scored in journal.items()}
     assert items["objectives", "margin"] | items["held_out", "margin"] == set(range(12))
     assert not items["objectives", "margin"] & items["held_out", "margin"]
-    assert [(one.objective, one.sets) for one in summary.gaps] == [
+    assert [(gap.objective, gap.sets) for gap in summary.gaps] == [
         ("margin", ("tiny_choice",)),
         ("exact_match", ("tiny_generation",)),
     ]
-    for one in summary.gaps:
-        assert one.low <= one.difference <= one.high
-        assert one.held_out == summary.held_out[FOUND][one.objective]["total"]
+    for gap in summary.gaps:
+        assert gap.low <= gap.difference <= gap.high
+        assert gap.held_out == summary.held_out[FOUND][gap.objective]["total"]
     assert [sentence.split(":")[0] for sentence in summary.warnings] == ["tiny_choice", "tiny_generation"]
     assert json.loads(json.dumps(summary.to_json()))["warnings"] == list(summary.warnings)
     for row in summary.front:
-        picked = summarize(directory, f"layers={row.layers}")
-        assert picked.recipe in {other.recipe for other in summary.front if other.layers == row.layers}
+        picked = directory.summary(f"layers={row.layers}")
+        assert picked.recipe in {same.recipe for same in summary.front if same.layers == row.layers}
         assert picked.held_out[FOUND] == picked.held_out[picked.recipe.stem]
     with pytest.raises(ConfigError, match=r"search\.pick: no such objective"):
-        summarize(directory, "best:accuracy")
+        directory.summary("best:accuracy")
 
 
 def test_another_pick_changes_the_best_and_not_the_search(config: SearchConfig, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_bound_that_nothing_keeps_to_is_told(config: SearchConfig, tmp_path: P
         match=r"none of 16 candidates could be scored, \d+ were kept out by gates",
     ):
         run(config.model_copy(update={"gates": gates}), tmp_path / "run")
-    with Journal(RunDirectory(tmp_path / "run").journal) as journal:
+    with Journal(Run(tmp_path / "run").journal) as journal:
         causes = {c.cause for c in journal.candidates() if c.status == "gated"}
     assert causes
     assert all(

@@ -12,6 +12,7 @@ import pytest
 from gptailor_merge.errors import InputError, SearchError
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.runs.journal import Journal, snapshot
+from gptailor_merge.runs.metadata import Metadata
 from gptailor_merge.search.candidates import Candidate
 
 
@@ -36,12 +37,12 @@ def test_a_search_writes_on_while_it_is_read(tmp_path: Path) -> None:
         journal.record([candidate(0)])
     search = sqlite3.connect(file, timeout=0, isolation_level=None)
     search.execute("BEGIN IMMEDIATE")
-    search.execute("INSERT OR REPLACE INTO meta VALUES ('axes', '[]')")
+    search.execute("INSERT OR REPLACE INTO meta VALUES ('axes', '[\"kl\"]')")
     with snapshot(file) as copy:
-        assert copy.meta("axes") is None
+        assert copy.metadata().axes == ()
         search.execute("COMMIT")  # with no patience at all
         with snapshot(file) as later:
-            assert later.meta("axes") == "[]"
+            assert later.metadata().axes == ("kl",)
     search.close()
 
 
@@ -62,7 +63,7 @@ def test_what_a_killed_search_left_half_written_is_not_seen(tmp_path: Path) -> N
     assert file.with_name("journal.db-journal").stat().st_size > 0
     with snapshot(file) as copy:
         assert list(copy.candidates()) == [candidate(0)]
-        assert copy.meta("5") is None
+        assert copy.metadata() == Metadata()
 
 
 def test_what_is_no_journal_is_said(tmp_path: Path) -> None:

@@ -23,10 +23,10 @@ from gptailor_merge.objectives.kl import build_kl
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.check import check_with_family
-from gptailor_merge.planning.resolve import plan as plan_of
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.evaluator import Evaluator, Outcome
+from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.passes import Passes, predictions_alone
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.space.space import Space
@@ -75,7 +75,7 @@ def generation(family: dict[str, str]) -> tuple[Family, list[Plan]]:
     space = Space(models, 5, (3,), (1, 2, 3), ("task_arithmetic", "slerp"), "float32", "float32")
     rng = np.random.RandomState(1)
     parent = space.random(rng)
-    plans = {p.digest: p for p in (plan_of(space.decode(space.mutate(parent, rng))) for _ in range(24))}
+    plans = {p.digest: p for p in (space.decode(space.mutate(parent, rng)) for _ in range(24))}
     return loaded, list(plans.values())
 
 
@@ -127,7 +127,7 @@ def test_a_generation_scores_as_its_members_do_alone(parts) -> None:  # type: ig
     before = evaluator.layer_tokens
     together = scores_of(evaluator.score(plans))
     assert evaluator.layer_tokens - before == 4 * evaluator.passes.tokens
-    assert together == [scores_of(evaluator.score([one]))[0] for one in plans]
+    assert together == [scores_of(evaluator.score([child]))[0] for child in plans]
 
 
 def test_a_failure_concerns_one_candidate_of_a_generation(  # type: ignore[no-untyped-def]
@@ -165,8 +165,8 @@ def test_a_failure_while_streaming_concerns_those_that_share_it(
     bank = streaming.composer._bank
     layer = bank.layer
     monkeypatch.setattr(bank, "layer", lambda slot: 1 / 0 if slot == bad else layer(slot))
-    for made, outcome, scores in zip(plans, streaming.score(plans), expected, strict=True):
-        if bad in made.slots:
+    for child, outcome, scores in zip(plans, streaming.score(plans), expected, strict=True):
+        if bad in child.slots:
             assert outcome.cause == "ZeroDivisionError: division by zero"
         else:
             assert outcome.scores == scores
@@ -200,13 +200,13 @@ def test_a_batch_that_memory_does_not_hold_is_halved(
         return forward(self, hidden)
 
     monkeypatch.setattr(LlamaMLP, "forward", limited)
-    found = scores_of(evaluator.score(plans))
+    halved = scores_of(evaluator.score(plans))
     assert 4 in sizes
-    for one, other in zip(found, expected, strict=True):
-        for objective, by_set in one.items():
+    for scores, whole in zip(halved, expected, strict=True):
+        for objective, by_set in scores.items():
             for name, score in by_set.items():
-                assert score.count == other[objective][name].count
-                assert score.mean == pytest.approx(other[objective][name].mean, rel=1e-6)
+                assert score.count == whole[objective][name].count
+                assert score.mean == pytest.approx(whole[objective][name].mean, rel=1e-6)
     sizes.clear()
     evaluator.score(plans)
     assert max(sizes) == 2  # it has learnt
@@ -242,17 +242,17 @@ def test_a_race_scores_the_winners_on_everything_and_the_others_on_less(
     finished = [n for n, outcome in enumerate(raced) if outcome.estimate is None]
     assert 0 < len(finished) < len(plans)
     least = min(loss(raced[n]) for n in finished)
-    for n, (one, other) in enumerate(zip(raced, whole, strict=True)):
+    for n, (outcome, on_everything) in enumerate(zip(raced, whole, strict=True)):
         if n in finished:
-            assert one.scores == other.scores
-            assert one.units is not None
-            assert one.tokens == evaluator.passes.tokens
-            total = sum(values.sum() for values in one.units.values())
-            assert total == pytest.approx(loss(one), rel=1e-9)
+            assert outcome.scores == on_everything.scores
+            assert outcome.units is not None
+            assert outcome.tokens == evaluator.passes.tokens
+            total = sum(values.sum() for values in outcome.units.values())
+            assert total == pytest.approx(loss(outcome), rel=1e-9)
         else:
-            assert one.units is None
-            assert one.tokens < evaluator.passes.tokens
-            assert one.estimate >= least  # type: ignore[operator]
+            assert outcome.units is None
+            assert outcome.tokens < evaluator.passes.tokens
+            assert outcome.estimate >= least  # type: ignore[operator]
 
 
 def test_a_race_with_room_for_all_drops_nobody(
@@ -268,7 +268,7 @@ def test_scores_stand_in_the_order_of_the_objectives(parts, sets) -> None:  # ty
     _, plan, evaluator = parts
     short = replace(sets[1], sequences=tuple(ids[:9] for ids in sets[1].sequences), digest="short")
     rungs = layout((sets[0], short), 64, device=CPU)
-    other = Evaluator(evaluator.composer, Passes([Perplexity("perplexity", (sets[0], short))], rungs))
-    (outcome,) = other.score([plan])
+    unequal = Evaluator(evaluator.composer, Passes([Perplexity("perplexity", (sets[0], short))], rungs))
+    (outcome,) = unequal.score([plan])
     assert list(outcome.scores["perplexity"]) == [sets[0].name, sets[1].name]
     assert rungs[0][0].segments[0].digest == "short"  # shorter sequences go first

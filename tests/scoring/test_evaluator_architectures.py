@@ -12,7 +12,6 @@ from transformers import AutoModelForCausalLM
 
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.models.family import Family
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.space.space import Space
 from tests.scoring.test_evaluator import evaluator_of, scores_of
 from tests.scoring.test_evaluator import sets as sets
@@ -31,12 +30,11 @@ def test_a_generation_is_scored_as_its_written_models(
     space = Space(models, DEPTH, (6,), tuple(range(1, DEPTH)), ("task_arithmetic",), "float32", "float32")
     rng = np.random.RandomState(1)
     parent = space.random(rng)
-    recipes = [space.decode(space.mutate(parent, rng)) for _ in range(4)]
-    plans = [plan(recipe) for recipe in recipes]
+    plans = [space.decode(space.mutate(parent, rng)) for _ in range(4)]
     evaluator, streaming = (evaluator_of(loaded, sets, on_host=on_host) for on_host in (False, True))
     together = scores_of(evaluator.score(plans))
     assert len({str(scores) for scores in together}) > 1
     assert scores_of(streaming.score(plans)) == together
-    materialize(recipes[0], tmp_path / "out")
+    materialize(space.recipe(plans[0]), tmp_path / "out")
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     assert evaluator.passes.score(written) == together[0]

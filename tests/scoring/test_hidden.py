@@ -19,10 +19,10 @@ from gptailor_merge.composing.compose import Composer
 from gptailor_merge.errors import ConfigError, ScoringError
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_tokenizer
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, SIMILARITY, HiddenStates, block_of
 from gptailor_merge.search.baselines.subject import base_of
+from gptailor_merge.space.outer import whole
 from gptailor_merge.space.space import Space
 from tests.zoo import DEPTH, write_family
 
@@ -45,21 +45,21 @@ def space_of(family: dict[str, str], depth: int = 5) -> Space:
 def dense(family: dict[str, str], member: str = "base", depth: int = 5) -> Plan:
     """A member with all its layers."""
     model = family[member]
-    subject = replace(base_of(space_of(family, depth)), sources={model: {}}, outer=model)
-    return plan(subject.without(()))
+    subject = replace(base_of(space_of(family, depth)), sources=(model,), outer=whole(model))
+    return subject.without(())
 
 
 def hidden_of(family: dict[str, str], sets: Any, batch_tokens: int = 64, **bank: Any) -> HiddenStates:
     loaded = Family.load(family["base"], {"math": family["math"]})
     composer = Composer(Bank(loaded, Precision.of("float32", "float32", torch.float32), **bank))
-    return HiddenStates(composer, layout(sets, batch_tokens, device=CPU))
+    return HiddenStates(lambda: composer, layout(sets, batch_tokens, device=CPU))
 
 
 def by_transformers(directory: str, ids: torch.Tensor) -> list[np.ndarray[Any, Any]]:
     """What goes into each layer, and what the last gives before the final norm, each [length, width]."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     last: list[torch.Tensor] = []
-    model.model.layers[-1].register_forward_hook(lambda *given: last.append(given[2]))
+    model.model.layers[-1].register_forward_hook(lambda *call: last.append(call[2]))
     with torch.inference_mode():
         states = model(ids[None], output_hidden_states=True).hidden_states
     return [state[0].double().numpy() for state in (*states[:-1], last[0])]
@@ -71,9 +71,9 @@ def cosine(a: Any, b: Any) -> Any:
 
 def test_block_influence_is_that_of_the_paper(family: dict[str, str], sets: list[TokenSet]) -> None:
     """1 − the mean over all tokens of cos(X_i, X_{i+1}), with the states that transformers gives."""
-    made = dense(family)
-    outcome = hidden_of(family, sets).block_influence(made)
-    states = [by_transformers(family["base"], ids) for one in sets for ids in one.sequences]
+    base_plan = dense(family)
+    outcome = hidden_of(family, sets).block_influence(base_plan)
+    states = [by_transformers(family["base"], ids) for token_set in sets for ids in token_set.sequences]
     for layer in range(5):
         cosines = np.concatenate([cosine(s[layer], s[layer + 1]) for s in states])
         score = outcome.scores[INFLUENCE][str(layer)]
@@ -83,9 +83,9 @@ def test_block_influence_is_that_of_the_paper(family: dict[str, str], sets: list
 
 def test_angular_distance_is_that_of_the_paper(family: dict[str, str], sets: list[TokenSet]) -> None:
     """arccos(cos(x^(l), x^(l+n))) / π at the last token, mean over sequences."""
-    made = dense(family)
-    outcome = hidden_of(family, sets).angular_distances(made, [2, 3])
-    states = [by_transformers(family["base"], ids) for one in sets for ids in one.sequences]
+    base_plan = dense(family)
+    outcome = hidden_of(family, sets).angular_distances(base_plan, [2, 3])
+    states = [by_transformers(family["base"], ids) for token_set in sets for ids in token_set.sequences]
     blocks = {block_of(name): score for name, score in outcome.scores[DISTANCE].items()}
     assert set(blocks) == {(0, 2), (1, 3), (2, 4), (3, 5), (0, 3), (1, 4), (2, 5)}
     for (first, stop), score in blocks.items():
@@ -100,20 +100,20 @@ def test_similarity_is_the_cosine_of_whole_sequences(family: dict[str, str], set
     itself = hidden.similarity(base, base)
     assert itself.scores[SIMILARITY]["last layer"].mean == pytest.approx(1.0)
     outcome = hidden.similarity(dense(family, "math"), base)
-    first = [ids for one in sets for ids in one.sequences[: one.rows_until(0.125)]]
+    first = [ids for token_set in sets for ids in token_set.sequences[: token_set.rows_until(0.125)]]
     assert outcome.tokens == itself.tokens == sum(map(len, first))
-    found = [
+    cosines = [
         cosine(*(by_transformers(family[name], ids)[-1].reshape(-1) for name in ("math", "base")))
         for ids in first
     ]
-    assert outcome.scores[SIMILARITY]["last layer"].mean == pytest.approx(np.mean(found), abs=1e-6)
+    assert outcome.scores[SIMILARITY]["last layer"].mean == pytest.approx(np.mean(cosines), abs=1e-6)
 
 
-def measures(hidden: HiddenStates, made: Plan, reference: Plan) -> list[Any]:
+def measures(hidden: HiddenStates, measured_plan: Plan, reference: Plan) -> list[Any]:
     outcomes = [
-        hidden.block_influence(made),
-        hidden.angular_distances(made, [2]),
-        hidden.similarity(made, reference),
+        hidden.block_influence(measured_plan),
+        hidden.angular_distances(measured_plan, [2]),
+        hidden.similarity(measured_plan, reference),
     ]
     return [(outcome.scores, outcome.tokens) for outcome in outcomes]
 
@@ -122,7 +122,7 @@ def test_batches_and_where_the_family_lives_make_no_difference(
     family: dict[str, str], sets: list[TokenSet]
 ) -> None:
     space = space_of(family)
-    plans = plan(space.select(1, {2})), dense(family)
+    plans = space.select(1, {2}), dense(family)
     expected = measures(hidden_of(family, sets), *plans)
     for hidden in (hidden_of(family, sets, batch_tokens=16), hidden_of(family, sets, on_host=True)):
         for (scores, tokens), (others, same) in zip(expected, measures(hidden, *plans), strict=True):
@@ -136,14 +136,14 @@ def test_a_batch_that_does_not_fit_is_cut(
     family: dict[str, str], sets: list[TokenSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     space = space_of(family)
-    plans = plan(space.select(1, {2})), dense(family)
+    plans = space.select(1, {2}), dense(family)
     expected = measures(hidden_of(family, sets), *plans)
     original = HiddenStates._states
 
-    def small(self, made, batch):  # type: ignore[no-untyped-def]
+    def small(self, model_plan, batch):  # type: ignore[no-untyped-def]
         if len(batch.ids) > 1:
             raise torch.OutOfMemoryError
-        return original(self, made, batch)
+        return original(self, model_plan, batch)
 
     monkeypatch.setattr(HiddenStates, "_states", small)
     for (scores, tokens), (others, same) in zip(
@@ -172,17 +172,19 @@ def test_rows_of_items_count_their_tokens_and_no_padding(family: dict[str, str])
 
 def test_texts_alone_are_looked_at_where_there_are_some(family: dict[str, str], sets: list[TokenSet]) -> None:
     items = item_set("items", [[Request((5, 9, 3, 7), 1)]], trees=False)
-    made = dense(family)
-    alone, beside = (hidden_of(family, some).block_influence(made) for some in (sets, [*sets, items]))
+    base_plan = dense(family)
+    alone, beside = (
+        hidden_of(family, chosen).block_influence(base_plan) for chosen in (sets, [*sets, items])
+    )
     assert (alone.scores, alone.tokens) == (beside.scores, beside.tokens)
 
 
 def test_nothing_to_run_and_states_that_are_no_numbers_are_told(
     family: dict[str, str], sets: list[TokenSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = dense(family)
+    base_plan = dense(family)
     with pytest.raises(ConfigError, match="on texts or on tasks with right answers, and the objectives have"):
-        hidden_of(family, []).block_influence(made)
+        hidden_of(family, []).block_influence(base_plan)
     hidden = hidden_of(family, sets)
     monkeypatch.setattr(
         HiddenStates,
@@ -190,10 +192,10 @@ def test_nothing_to_run_and_states_that_are_no_numbers_are_told(
         lambda _, __, batch: iter([torch.full((*batch.ids.shape, 2), torch.nan)] * 2),
     )
     with pytest.raises(ScoringError, match="the block influence of layers is not finite"):
-        hidden.block_influence(made)
+        hidden.block_influence(base_plan)
     monkeypatch.setattr(HiddenStates, "_states", lambda *_: 1 / 0)
     with pytest.raises(ScoringError, match="angular distance of layers: ZeroDivisionError"):
-        hidden.angular_distances(made, [2])
+        hidden.angular_distances(base_plan, [2])
 
 
 @pytest.mark.parametrize("name", ["gemma3", "lfm2", "qwen3_moe", "gpt_neox", "ernie4_5_moe"])
@@ -204,15 +206,15 @@ def test_states_are_those_of_the_layers_whatever_the_architecture(
     model = AutoModelForCausalLM.from_pretrained(family["base"], dtype=torch.float32)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     for layer in model.base_model.layers:
-        layer.register_forward_hook(lambda _, given, gave: seen.append((given[0], gave)))
+        layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     sums, count = np.zeros(DEPTH), 0
-    for one in sets:
-        for ids in one.sequences:
+    for token_set in sets:
+        for ids in token_set.sequences:
             seen.clear()
             with torch.inference_mode():
                 model(ids[None], use_cache=False)
             sums += [float(cosine(a[0].double().numpy(), b[0].double().numpy()).sum()) for a, b in seen]
             count += len(ids)
     outcome = hidden_of(family, sets).block_influence(dense(family, depth=DEPTH))
-    found = [score.mean for score in outcome.scores[INFLUENCE].values()]
-    assert found == pytest.approx(list(1 - sums / count), abs=1e-5)
+    influence = [score.mean for score in outcome.scores[INFLUENCE].values()]
+    assert influence == pytest.approx(list(1 - sums / count), abs=1e-5)

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def made(
+def build(
     family: dict[str, str], texts: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
     """Measures of a config whose tasks have the given splits, each a list of questions."""
@@ -69,8 +69,8 @@ def made(
         }
         for section in ("objectives", "gates", "held_out"):
             document[section] = [
-                {**of_task, **one} if one.get("kind", "task") == "task" else one
-                for one in document.get(section, [])
+                {**of_task, **entry} if entry.get("kind", "task") == "task" else entry
+                for entry in document.get(section, [])
             ]
         checked = SearchConfig.model_validate(document)
         return measures(checked, tokenizer, Teachers(loaded, CPU, torch.float32), torch.float32)
@@ -82,78 +82,87 @@ def questions(first: int, count: int) -> list[str]:
     return [f"{n}+{n}=" for n in range(first, first + count)]
 
 
-def documents(found: Measures, section: str) -> dict[str, set[str]]:
+def documents(measured: Measures, section: str) -> dict[str, set[str]]:
     """Objective -> the items that it is measured on."""
-    passes = {"objectives": found.searched, "gates": found.gates, "held_out": found.held_out}[section]
-    return {o.name: {text for one in o.sets for text in one.documents} for o in passes.objectives}
+    passes = {"objectives": measured.searched, "gates": measured.gates, "held_out": measured.held_out}[
+        section
+    ]
+    return {o.name: {text for units in o.sets for text in units.documents} for o in passes.objectives}
 
 
-def test_what_is_searched_on_is_reported_on_the_test_split(made: Any) -> None:
-    """By the margin that is climbed, and by the accuracy that people know."""
+def test_what_is_searched_on_is_reported_on_the_test_split(build: Any) -> None:
+    """It is reported by the margin that is climbed, and by the accuracy that people know."""
     splits = {"validation": questions(0, 6), "test": questions(10, 8)}
-    found = made(splits, {"validation_split": "validation", "test_split": "test"})
-    assert [(i.section, i.objective, i.task, i.split, len(i.ids)) for i in found.items] == [
+    measured = build(splits, {"validation_split": "validation", "test_split": "test"})
+    assert [(i.section, i.objective, i.task, i.split, len(i.ids)) for i in measured.items] == [
         ("objectives", "margin", "sums", "validation", 6),
         ("held_out", "margin", "sums", "test", 8),
         ("held_out", "acc", "sums", "test", 8),
     ]
-    assert [(pair.searched, pair.held_out, pair.sets) for pair in found.pairs] == [
+    assert [(pair.searched, pair.held_out, pair.sets) for pair in measured.pairs] == [
         ("margin", "margin", ("sums",))
     ]
-    assert found.warnings == ()
+    assert measured.warnings == ()
 
 
-def test_a_split_that_serves_both_is_divided_by_the_text_of_its_items(made: Any) -> None:
+def test_a_split_that_serves_both_is_divided_by_the_text_of_its_items(build: Any) -> None:
     """The same item twice is on one side."""
-    found = made({"validation": [*questions(0, 40), *questions(0, 40)]}, {"validation_split": "validation"})
-    searched, held_out = documents(found, "objectives")["margin"], documents(found, "held_out")["margin"]
+    measured = build(
+        {"validation": [*questions(0, 40), *questions(0, 40)]}, {"validation_split": "validation"}
+    )
+    searched, held_out = (
+        documents(measured, "objectives")["margin"],
+        documents(measured, "held_out")["margin"],
+    )
     assert searched
     assert held_out
     assert not searched & held_out
     assert len(searched | held_out) == 40
 
 
-def test_a_limit_takes_a_subset_that_the_seed_chooses(made: Any) -> None:
+def test_a_limit_takes_a_subset_that_the_seed_chooses(build: Any) -> None:
     splits, declared = {"validation": questions(0, 30), "test": questions(40, 9)}, {"test_split": "test"}
     declared["validation_split"] = "validation"
-    taken = [made(splits, declared, objectives=[{"limit": 10}], seed=seed).items[0].ids for seed in (1, 1, 2)]
+    taken = [
+        build(splits, declared, objectives=[{"limit": 10}], seed=seed).items[0].ids for seed in (1, 1, 2)
+    ]
     assert taken[0] == taken[1] != taken[2]
     assert len(taken[0]) == 10
     assert sorted(taken[0]) != list(range(10))
     assert {n % 4 for n in taken[0]} == {0, 1, 2, 3}  # every place of the right answer
 
 
-def test_searching_on_the_test_split_needs_leave_and_is_told(made: Any) -> None:
+def test_searching_on_the_test_split_needs_leave_and_is_told(build: Any) -> None:
     splits, declared = {"test": questions(0, 20)}, {"test_split": "test"}
     with pytest.raises(ConfigError) as caught:
-        made(splits, declared)
+        build(splits, declared)
     assert "objectives[0].split: sums: 'test' is its test split, scores on it" in str(caught.value)
     assert "--allow-test-split" in str(caught.value)
-    found = made(splits, declared, allow_test_split=True)
-    assert found.warnings == (
+    measured = build(splits, declared, allow_test_split=True)
+    assert measured.warnings == (
         "sums: 'test' is its test split, and was searched on: scores on it flatter this model and no other",
     )
     both = {"test": questions(0, 20), "validation": questions(30, 20)}
     gate = {"split": "test", "metric": "acc", "at_least": 0.1}
     with pytest.raises(ConfigError, match=r"gates\[0\]\.split: sums: 'test' is its test split"):
-        made(both, {"validation_split": "validation", "test_split": "test"}, gates=[gate])
+        build(both, {"validation_split": "validation", "test_split": "test"}, gates=[gate])
 
 
-def test_a_leaked_item_is_refused_or_left_out(made: Any) -> None:
+def test_a_leaked_item_is_refused_or_left_out(build: Any) -> None:
     """White space and the order of the options do not make it another item."""
     splits = {"validation": questions(0, 6), "test": ["3+3=", " 4+4= ", *questions(10, 5)]}
     declared = {"validation_split": "validation", "test_split": "test"}
     with pytest.raises(ConfigError) as caught:
-        made(splits, declared)
+        build(splits, declared)
     assert (
         "held_out[0].tasks: 2 of 7 items of sums are also searched on (as sums), found '3+3= 1 2 ? A B'; "
         "expected other items; drop_leaks: true leaves them out" in str(caught.value)
     )
-    found = made(splits, declared, drop_leaks=True)
-    assert [len(one) for one in documents(found, "held_out").values()] == [5, 5]
+    measured = build(splits, declared, drop_leaks=True)
+    assert [len(texts) for texts in documents(measured, "held_out").values()] == [5, 5]
 
 
-def test_gates_and_objectives_are_named_apart(made: Any, texts: dict[str, str]) -> None:
+def test_gates_and_objectives_are_named_apart(build: Any, texts: dict[str, str]) -> None:
     splits = {"validation": questions(0, 6), "test": questions(10, 6)}
     declared = {"validation_split": "validation", "test_split": "test"}
     gates = [
@@ -161,10 +170,10 @@ def test_gates_and_objectives_are_named_apart(made: Any, texts: dict[str, str]) 
         {"metric": "acc", "at_least": 0.1},
         {"kind": "kv_cache", "at_most": 1000},
     ]
-    found = made(splits, declared, gates=gates, objectives=[{}, {"metric": "acc"}, {"kind": "bytes"}])
-    assert list(documents(found, "gates")) == ["gate: perplexity", "gate: acc", "gate: kv_cache"]
-    assert list(documents(found, "objectives")) == ["margin", "acc", "bytes"]
-    assert list(documents(found, "held_out")) == ["margin", "acc"]
+    measured = build(splits, declared, gates=gates, objectives=[{}, {"metric": "acc"}, {"kind": "bytes"}])
+    assert list(documents(measured, "gates")) == ["gate: perplexity", "gate: acc", "gate: kv_cache"]
+    assert list(documents(measured, "objectives")) == ["margin", "acc", "bytes"]
+    assert list(documents(measured, "held_out")) == ["margin", "acc"]
 
 
 def test_a_task_that_is_held_out_already_gets_the_metric_that_is_searched_on() -> None:
@@ -176,8 +185,8 @@ def test_a_task_that_is_held_out_already_gets_the_metric_that_is_searched_on() -
         "objectives": [of_task],
         "held_out": held_out,
     }
-    found = reported(SearchConfig.model_validate(document))
-    assert [(one.tasks, one.split, one.metric, one.limit) for one in found] == [  # type: ignore[union-attr]
+    measured = reported(SearchConfig.model_validate(document))
+    assert [(config.tasks, config.split, config.metric, config.limit) for config in measured] == [  # type: ignore[attr-defined]
         (("a",), "test", "acc", None),
         (("a",), "test", "margin", None),
         (("b",), None, "margin", 5),

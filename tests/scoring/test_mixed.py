@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from gptailor_merge.calibration.batches import RUNGS
 from gptailor_merge.calibration.texts import TextSource, tokenize
 from gptailor_merge.models.family import Family
-from gptailor_merge.objectives.costs import cost
+from gptailor_merge.objectives.parameters import Parameters
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.protocols import UnitSet
 from gptailor_merge.objectives.repetition import Repetition, repetition
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.objectives.tasks.harness import encoder
-from gptailor_merge.objectives.tasks.likelihood import objective
+from gptailor_merge.objectives.tasks.task import objective_of
 from gptailor_merge.objectives.tasks.task_items import TaskSettings, load_items
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.scoring.evaluator import Evaluator, Outcome
+from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.space.space import Space
@@ -57,13 +57,13 @@ def evaluator(loaded: Family, tokenizer: Any, tasks: Path, texts: dict[str, str]
     return evaluator_of(
         loaded,
         [
-            objective(choice, "margin", trees=True, lm=lm),
+            objective_of(choice, "margin", trees=True, lm=lm),
             Perplexity("perplexity", sets),
-            objective(generation, None, trees=False, lm=lm, batch_size=1),
+            objective_of(generation, None, trees=False, lm=lm, batch_size=1),
             repetition(
                 "repetition", sources, tokenizer, prompts=9, prompt_tokens=4, new_tokens=8, batch_size=2
             ),
-            cost("parameters", "parameters", dtype=torch.float32, device=CPU),
+            Parameters("parameters"),
         ],
         batch_tokens=64,
     )
@@ -75,8 +75,8 @@ def generation_of(loaded: Family, seed: int, count: int) -> list[Plan]:
     space = Space(models, DEPTH, (2, 3, 4), (1, 2, 3), ("task_arithmetic", "slerp"), "float32", "float32")
     rng = np.random.RandomState(seed)
     parent = space.random(rng)
-    made = {p.digest: p for p in (plan(space.decode(space.mutate(parent, rng))) for _ in range(count))}
-    return list(made.values())
+    children = {p.digest: p for p in (space.decode(space.mutate(parent, rng)) for _ in range(count))}
+    return list(children.values())
 
 
 def loss(outcome: Outcome) -> float:
@@ -98,7 +98,7 @@ def test_a_generation_is_scored_as_its_members_are_alone(
     plans = generation_of(loaded, seed, 6)
     together = evaluator.score(plans)
     assert [outcome.cause for outcome in together] == [None] * len(plans)
-    alone = [evaluator.score([one])[0] for one in plans]
+    alone = [evaluator.score([child])[0] for child in plans]
     assert [outcome.scores for outcome in together] == [outcome.scores for outcome in alone]
     raced = evaluator.score(plans, Race(keep, WEIGHTS, certainty=certainty))
     survivors = [n for n, outcome in enumerate(raced) if outcome.estimate is None]
@@ -164,14 +164,14 @@ def test_a_failure_on_a_whole_model_concerns_one_candidate(
 
     bad = evaluator.composer.compose(plans[0]).base_model.layers[1].mlp.up_proj.weight.data_ptr()
     monkeypatch.setattr(Repetition, "measure", fails)
-    found = evaluator.score(plans)
-    assert found[0].cause is not None
-    assert found[0].cause.endswith(cause)
-    same = [one.slots[1] == plans[0].slots[1] for one in plans]
+    outcomes = evaluator.score(plans)
+    assert outcomes[0].cause is not None
+    assert outcomes[0].cause.endswith(cause)
+    same = [child.slots[1] == plans[0].slots[1] for child in plans]
     assert not all(same)
-    for failed, outcome, other in zip(same, found, expected, strict=True):
+    for failed, outcome, unbroken in zip(same, outcomes, expected, strict=True):
         assert failed == (outcome.cause is not None)
-        assert failed or outcome.scores == other.scores
+        assert failed or outcome.scores == unbroken.scores
 
 
 def test_a_dropped_candidate_has_an_estimate_though_all_others_failed(

@@ -24,8 +24,8 @@ def cut(units: Units, share: float) -> Units:
 
 
 def test_pairing_sees_differences_that_noise_would_hide() -> None:
-    made = candidates([1.0, 1.0, 1.1, 1.3])
-    running = [cut(units, 0.25) for units in made]
+    whole = candidates([1.0, 1.0, 1.1, 1.3])
+    running = [cut(units, 0.25) for units in whole]
     assert Race(1, WEIGHTS).hopeless(running, TOTALS) == [False, False, True, True]
     apart = candidates([1.0, 1.0, 1.1, 1.3], noise=3.0)
     assert Race(1, WEIGHTS).hopeless([cut(u, 0.25) for u in apart], TOTALS) == [False] * 4
@@ -45,8 +45,8 @@ def test_incumbents_count() -> None:
 
 
 def test_equal_candidates_all_stay() -> None:
-    one = cut(candidates([1.0])[0], 0.25)
-    assert Race(1, WEIGHTS).hopeless([one, dict(one), dict(one)], TOTALS) == [False] * 3
+    units = cut(candidates([1.0])[0], 0.25)
+    assert Race(1, WEIGHTS).hopeless([units, dict(units), dict(units)], TOTALS) == [False] * 3
 
 
 def test_what_is_not_a_number_is_not_dropped_but_beats_nobody() -> None:
@@ -58,17 +58,17 @@ def test_what_is_not_a_number_is_not_dropped_but_beats_nobody() -> None:
 
 def test_where_none_was_finished_an_estimate_is_what_a_candidate_has_so_far() -> None:
     """All that it was dropped for failed later, or are not numbers: nothing is known but its own units."""
-    one, other = candidates([1.0, 2.0], noise=0.0)
-    nan = {digest: np.full_like(values, np.nan) for digest, values in one.items()}
+    first, second = candidates([1.0, 2.0], noise=0.0)
+    nan = {digest: np.full_like(values, np.nan) for digest, values in first.items()}
     for finished in ([], [nan]):
-        told = Race(1, WEIGHTS).estimates(finished, {3: cut(one, 0.5), 7: cut(other, 0.5)}, TOTALS)
-        assert told[7] - told[3] == pytest.approx(1.0)
-        assert told[3] == pytest.approx(sum(2 * values.sum() for values in cut(one, 0.5).values()))
+        estimates = Race(1, WEIGHTS).estimates(finished, {3: cut(first, 0.5), 7: cut(second, 0.5)}, TOTALS)
+        assert estimates[7] - estimates[3] == pytest.approx(1.0)
+        assert estimates[3] == pytest.approx(sum(2 * values.sum() for values in cut(first, 0.5).values()))
 
 
 def test_an_estimate_of_everything_is_the_loss() -> None:
-    (one,) = candidates([1.0])
-    assert Race(1, WEIGHTS).estimates([], {0: one}, TOTALS)[0] == pytest.approx(loss_of(one))
+    (whole,) = candidates([1.0])
+    assert Race(1, WEIGHTS).estimates([], {0: whole}, TOTALS)[0] == pytest.approx(loss_of(whole))
 
 
 @pytest.mark.parametrize("scored", [1, 2, FEWEST - 1, FEWEST])
@@ -107,13 +107,13 @@ def test_a_single_unit_that_is_all_there_is_is_certain() -> None:
 def test_the_variance_is_that_of_repeated_draws(share: float) -> None:
     """Over random orders of the tokens, differences scatter around the true one as computed."""
     rng = np.random.RandomState(1)
-    one, other = candidates([1.0, 1.3], noise=1.0)
-    true = loss_of(one) - loss_of(other)
+    first, second = candidates([1.0, 1.3], noise=1.0)
+    true = loss_of(first) - loss_of(second)
     errors: list[float] = []
     variances: list[float] = []
     for _ in range(2000):
         orders: dict[str, NDArray[np.int64]] = {d: rng.permutation(n) for d, n in TOTALS.items()}
-        drawn = [cut({d: units[d][orders[d]] for d in TOTALS}, share) for units in (one, other)]
+        drawn = [cut({d: units[d][orders[d]] for d in TOTALS}, share) for units in (first, second)]
         difference, variance = compare(drawn, TOTALS)
         errors.append(difference[0, 1] - true)
         variances.append(variance[0, 1])
@@ -128,8 +128,8 @@ def test_nothing_is_left_to_chance_when_all_is_scored() -> None:
 
 
 def test_the_estimate_of_a_dropped_candidate_is_near_its_loss_and_never_good_enough() -> None:
-    made = candidates([1.0, 1.05, 1.4, 0.2])
-    dropped = {2: cut(made[2], 0.25), 3: cut(made[3], 0.25)}
-    told = Race(2, WEIGHTS).estimates(made[:2], dropped, TOTALS)
-    assert told[2] == pytest.approx(loss_of(made[2]), abs=0.05)
-    assert told[3] == max(loss_of(units) for units in made[:2])  # clipped: it was ruled out
+    whole = candidates([1.0, 1.05, 1.4, 0.2])
+    dropped = {2: cut(whole[2], 0.25), 3: cut(whole[3], 0.25)}
+    estimates = Race(2, WEIGHTS).estimates(whole[:2], dropped, TOTALS)
+    assert estimates[2] == pytest.approx(loss_of(whole[2]), abs=0.05)
+    assert estimates[3] == max(loss_of(units) for units in whole[:2])  # clipped: it was ruled out

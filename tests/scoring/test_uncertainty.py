@@ -47,12 +47,12 @@ def test_of_a_ratio_it_is_that_of_many_draws() -> None:
 def test_tokens_of_a_sequence_are_one_observation() -> None:
     """Sequences of 5 tokens predict 4; all tokens of one are alike, so that more of them tell no more."""
     levels = np.array([1.0, 2.0, 3.0, 6.0])
-    one = TokenSet("t", tuple(torch.arange(5) for _ in levels), "digest")
-    passes: Any = SimpleNamespace(objectives=[Perplexity("p", (one,))])
-    made = np.repeat(levels, 4)
-    score = Score(float(made.mean()), 16, "perplexity")
+    token_set = TokenSet("t", tuple(torch.arange(5) for _ in levels), "digest")
+    passes: Any = SimpleNamespace(objectives=[Perplexity("p", (token_set,))])
+    values = np.repeat(levels, 4)
+    score = Score(float(values.mean()), 16, "perplexity")
     passes.scores = lambda measured: {"p": {"t": score}}
-    (by_set,) = with_errors(passes, {("p", "t"): [made[:8], made[8:]]}).values()
+    (by_set,) = with_errors(passes, {("p", "t"): [values[:8], values[8:]]}).values()
     assert by_set["t"] == score
     assert by_set["t"].error == pytest.approx(mean_stderr(list(levels)))
 

@@ -22,19 +22,20 @@ from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.scoring.evaluator import Outcome
+from gptailor_merge.runs.run import Run
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.search import optimizers
-from gptailor_merge.search.driver import Settings, search
+from gptailor_merge.search.driver import search
 from gptailor_merge.search.front import front
+from gptailor_merge.search.optimizers import registry as optimizers
 from gptailor_merge.search.outcomes import loss
+from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.space.space import Space
 from tests.space.test_space import space
 
-SETTINGS = Settings(
+SETTINGS = SearchSettings(
     optimizer="default", budget=40, population=8, seed=7, weights={"kl": 1.0}, fingerprint="f", max_failures=5
 )
 
@@ -133,7 +134,7 @@ def test_the_search_starts_where_removing_costs_least(tmp_path: Path) -> None:
         candidates = list(journal.candidates())
     assert [c.status for c in candidates[:6]] == ["probe"] * 6
     assert [c.loss for c in candidates[:6]] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    first = plan(candidates[6].parsed)
+    first = candidates[6].plan
     assert [slot.layers for slot in first.slots] == [(("org/base", i),) for i in (0, 4, 5, 6, 7)]
     assert candidates[6].loss == min(c.loss for c in candidates[6:])  # type: ignore[type-var]
 
@@ -147,7 +148,7 @@ def test_a_probe_that_is_of_the_target_size_can_win(tmp_path: Path) -> None:
 
 def test_a_small_budget_is_not_spent_on_probes(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.db") as journal:
-        search(space(), FakeScorer(), journal, Settings(**{**vars(SETTINGS), "budget": 12}))
+        search(space(), FakeScorer(), journal, SearchSettings(**{**vars(SETTINGS), "budget": 12}))
         assert {c.status for c in journal.candidates()} == {"scored"}
         search(space(), FakeScorer(), journal, SETTINGS)  # goes on as it began
         assert "probe" not in {c.status for c in journal.candidates()}
@@ -164,8 +165,8 @@ def test_dropped_candidates_are_recorded_as_such_and_never_the_best(tmp_path: Pa
     assert best.status == "scored"
     for candidate in dropped:
         assert candidate.tokens == 64
-        assert candidate.loss == pytest.approx(scorer.value(plan(candidate.parsed)) + 0.01)
-    assert best.loss == min(scorer.value(plan(c.parsed)) for c in candidates if c.status != "probe")
+        assert candidate.loss == pytest.approx(scorer.value(candidate.plan) + 0.01)
+    assert best.loss == min(scorer.value(c.plan) for c in candidates if c.status != "probe")
 
 
 def test_a_race_is_against_the_best_so_far(tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_a_front_has_a_recipe_of_each_size(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.db") as journal:
         search(made, ManyScorer(fails=(9, 20)), journal, FRONT)
         points = front(journal.finished(), FRONT.axes)
-        first = [len(plan(c.parsed).slots) for c in journal.candidates() if c.status != "probe"][:4]
+        first = [len(c.plan.slots) for c in journal.candidates() if c.status != "probe"][:4]
     assert first == [3, 4, 5, 6]  # the base, pruned by what the probes say
     assert {point.layers for point in points} == {3, 4, 5, 6}
 
@@ -315,7 +316,7 @@ def test_many_failures_in_a_row_stop_the_search_with_the_cause(tmp_path: Path) -
 
 def test_a_larger_budget_continues(tmp_path: Path) -> None:
     with Journal(tmp_path / "short.db") as journal:
-        search(space(), FakeScorer(), journal, Settings(**{**vars(SETTINGS), "budget": 29}))
+        search(space(), FakeScorer(), journal, SearchSettings(**{**vars(SETTINGS), "budget": 29}))
         scorer = FakeScorer()
         search(space(), scorer, journal, SETTINGS)
         continued = rows(journal)
@@ -331,7 +332,7 @@ def test_a_journal_of_another_search_is_refused(tmp_path: Path) -> None:
         search(space(), FakeScorer(), journal, SETTINGS)
         for change in ({"seed": 8}, {"fingerprint": "g"}):
             with pytest.raises(SearchError, match="the config, the data or the versions of the libraries"):
-                search(space(), FakeScorer(), journal, Settings(**{**vars(SETTINGS), **change}))
+                search(space(), FakeScorer(), journal, SearchSettings(**{**vars(SETTINGS), **change}))
 
 
 def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -364,7 +365,7 @@ def config_of(family: dict[str, str], texts: dict[str, str], budget: int) -> Sea
     )
 
 
-def _search(config: SearchConfig, run: RunDirectory) -> None:
+def _search(config: SearchConfig, run: Run) -> None:
     execute(config, run, pick_device("cpu"), resume=True)
 
 
@@ -372,13 +373,13 @@ def test_killed_at_twenty_instants_a_search_ends_as_if_undisturbed(
     family: dict[str, str], texts: dict[str, str], tmp_path: Path
 ) -> None:
     config = config_of(family, texts, budget=48)
-    undisturbed = RunDirectory(tmp_path / "undisturbed")
-    disturbed = RunDirectory(tmp_path / "disturbed")
+    undisturbed = Run(tmp_path / "undisturbed")
+    disturbed = Run(tmp_path / "disturbed")
     # Children of a server that has imported everything and computed nothing: a fresh interpreter
     # would import for seconds, and a fork of this process would inherit broken thread pools.
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
-    for run in (RunDirectory(tmp_path / "warm-up"), undisturbed):
+    for run in (Run(tmp_path / "warm-up"), undisturbed):
         begun = time.monotonic()
         child = server.Process(target=_search, args=(config, run))
         child.start()
@@ -415,7 +416,7 @@ def test_a_search_over_a_family_on_the_host_is_the_same(
     config = config_of(family, texts, budget=16)
     found = []
     for bank in ("device", "host"):
-        run = RunDirectory(tmp_path / bank)
+        run = Run(tmp_path / bank)
         execute(config, run, pick_device("cpu"), bank=bank)  # type: ignore[arg-type]
         with Journal(run.journal) as journal:
             found.append(rows(journal))

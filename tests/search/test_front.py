@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.search.candidates import Candidate
-from gptailor_merge.search.front import check_rule, front, pick
-from gptailor_merge.search.ranking import dominates, rank
+from gptailor_merge.search.front import check_rule, dominates, front, pick
+from gptailor_merge.search.optimizers.nevergrad import rank
 from tests.space.test_space import space
 
 AXES = ("kl", "acc", "parameters")
@@ -21,7 +21,7 @@ VALUES = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=24)
 def candidate(number: int, kept: int, kl: float, acc: float) -> Candidate:
     """Of so many layers, each a parameter."""
     made = space(8, kept)
-    recipe = made.select(0, set(range(1, 1 + 8 - kept)))
+    recipe = made.recipe(made.select(0, set(range(1, 1 + 8 - kept))))
     scores = {
         "kl": {"t": Score(kl, 10)},
         "acc": {"t": Score(-acc, 10, "negated")},

@@ -1,1 +1,1 @@
-"""lm-eval's tasks as objectives."""
+"""The kind `task`: metrics of lm-eval's tasks."""

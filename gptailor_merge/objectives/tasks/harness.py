@@ -1,4 +1,4 @@
-"""lm-eval: its tasks, found and loaded once, and its language model."""
+"""lm-eval's tasks, looked up and loaded once, and its language model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ RANDOM_SEED, NUMPY_SEED = 0, 1234
 
 
 def task_manager(names: Sequence[str], include_path: Path | None) -> Any:
-    """lm-eval's, after a look at the names: it would load data before it complains.
+    """Returns lm-eval's task manager, once the names are known: by itself it loads data before it complains.
+
+    Args:
+        names: of tasks or groups.
+        include_path: a directory with further tasks.
 
     Raises:
         ConfigError: an unknown task, or no such directory.
@@ -57,14 +61,14 @@ def _state_of(directory: Path | None) -> _State:
 
 @lru_cache(maxsize=4)
 def _manager(include_path: Path | None, state: _State, *, include_defaults: bool) -> Any:
-    """Reading the thousands of files that come with lm-eval, the defaults, takes seconds."""
-    from lm_eval.tasks import TaskManager  # so does this
+    """Makes a task manager; reading the thousands of files that come with lm-eval takes seconds."""
+    from lm_eval.tasks import TaskManager  # takes seconds, too
 
     return TaskManager(include_path=include_path, include_defaults=include_defaults)
 
 
 def _are_all_in(index: Mapping[str, Any], names: Sequence[Any]) -> bool:
-    """Whether an index has tasks and all that groups consist of."""
+    """Tells whether an index has tasks, and everything that groups consist of."""
     for name in names:
         entry = index.get(name) if isinstance(name, str) else None
         kind = entry.kind.name if entry is not None else None
@@ -77,7 +81,7 @@ def _are_all_in(index: Mapping[str, Any], names: Sequence[Any]) -> bool:
 
 
 def load_tasks(tasks: tuple[str, ...], include_path: Path | None) -> Mapping[str, Any]:
-    """Task -> lm-eval's, groups resolved; not to be changed, see own.
+    """Returns task -> lm-eval's task, with groups resolved. They are shared: set up a copy, see copied.
 
     Raises:
         ConfigError: see task_manager.
@@ -94,17 +98,21 @@ def _load(tasks: tuple[str, ...], include_path: Path | None, state: _State) -> M
         return loaded
 
 
-def own(task: Any) -> Any:
-    """A copy that may be set up."""
-    made = copy.copy(task)
+def copied(task: Any) -> Any:
+    """Returns a copy of a task that may be set up."""
+    duplicate = copy.copy(task)
     for name in ("_config", "fewshot_cfg", "sampler"):
-        if hasattr(made, name):
-            setattr(made, name, copy.copy(getattr(made, name)))
-    return made
+        if hasattr(duplicate, name):
+            setattr(duplicate, name, copy.copy(getattr(duplicate, name)))
+    return duplicate
 
 
 def encoder(directory: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """lm-eval's language model without weights: it puts requests into tokens as lm-eval does."""
+    """Returns lm-eval's language model without weights, which turns requests into tokens as lm-eval does.
+
+    Args:
+        directory: of the model, for its config.
+    """
     from lm_eval.models.huggingface import HFLM
 
     class Encoder(HFLM):  # type: ignore[misc]
@@ -122,7 +130,7 @@ def encoder(directory: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
 
 @contextmanager
 def errors_of(names: str) -> Iterator[None]:
-    """Tasks raise whatever their data and their own code raise."""
+    """Turns whatever a task's data and its own code raise into a DataError that names the tasks."""
     try:
         yield
     except InputError:
@@ -133,7 +141,7 @@ def errors_of(names: str) -> Iterator[None]:
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Tasks that draw random numbers draw those of lm-eval; others draw theirs afterwards."""
+    """Seeds the random numbers of tasks as lm-eval does, and puts everyone else's back afterwards."""
     before = random.getstate(), np.random.get_state()
     random.seed(RANDOM_SEED)
     np.random.seed(NUMPY_SEED)

@@ -1,1 +1,1 @@
-"""Other methods of pruning, to compare with and to start from."""
+"""Baselines: published methods of pruning, to compare with and to start from."""

@@ -1,11 +1,11 @@
-"""Which baseline is asked for, and of what model."""
+"""The choice of a baseline, and of the model that it prunes, as the command line makes it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from gptailor_merge.models.family import Family
-from gptailor_merge.search.baselines.problem import Baseline
+from gptailor_merge.search.baselines.protocol import Baseline
 from gptailor_merge.search.baselines.registry import baseline
 from gptailor_merge.search.baselines.subject import Subject, subject_of
 from gptailor_merge.space.space import Space
@@ -13,11 +13,11 @@ from gptailor_merge.space.space import Space
 
 @dataclass(frozen=True)
 class Choice:
-    """A baseline by name.
+    """A baseline by name, and the one model that it prunes: a member, a merge, or None of these.
 
     Attributes:
-        member: the member that it prunes, or
-        merge: how the family is merged to the one model that it prunes.
+        member: the name of the member that it prunes.
+        merge: how the family is merged to the model that it prunes.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Choice:
 
     @property
     def method(self) -> Baseline:
-        """The method itself.
+        """The baseline itself.
 
         Raises:
             ConfigError: there is none of this name.
@@ -34,7 +34,7 @@ class Choice:
         return baseline(self.name)
 
     def subject(self, family: Family, space: Space) -> Subject | None:
-        """See subject.subject_of."""
+        """Return the model that is pruned; see subject.subject_of."""
         return subject_of(family, space, member=self.member, merge=self.merge)
 
     def __str__(self) -> str:

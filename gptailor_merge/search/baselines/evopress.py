@@ -8,17 +8,15 @@ from itertools import islice
 
 import numpy as np
 
-from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.racing import Selection
-from gptailor_merge.search.baselines.problem import Problem, draws, nearest, removed_by
+from gptailor_merge.search.baselines.layer_sets import LayerSet, draws, nearest, removed_by
+from gptailor_merge.search.baselines.protocol import PruningProblem
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.space.space import Space
 
-Removed = frozenset[int]
-
-
 ATTEMPTS = 50
-"""So many draws in vain for each candidate that is wanted: there is nothing new to be drawn."""
+"""Draws for each set that is wanted, after which there seems to be no new one."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class EvoPress:
     becomes the parent; generations of 32 offspring; level-switch mutation, in which a layer that stays
     changes places with one that has gone, min(a, b) times with a, b uniform in {1, 2, 3}; selection in
     two steps, on few tokens to 2 survivors, then, against the parent, on many to 1. Whole layers are
-    removed. The fitness is the config's objectives, KL where they are.
+    removed. The fitness is the config's objectives, such as KL.
 
     What differs: the steps are the first rung of the calibration set and all of it (an eighth and all; the
     paper draws 2,048 and 32,768 tokens anew), so that a set that was proposed once is not proposed again;
@@ -45,39 +43,44 @@ class EvoPress:
     def candidates(self, space: Space, budget: int) -> int:
         return budget
 
-    def find(self, problem: Problem) -> list[Recipe]:
+    def find(self, problem: PruningProblem) -> list[Plan]:
         rng = np.random.RandomState(problem.seed)
         sizes = problem.space.sizes
         shares = [len(part) for part in np.array_split(np.arange(problem.budget), len(sizes))]
         return [
-            self._evolve(problem, size, max(1, share), rng).parsed
+            self._evolve(problem, size, max(1, share), rng).plan
             for size, share in zip(sizes, shares, strict=True)
         ]
 
-    def _evolve(self, problem: Problem, size: int, budget: int, rng: np.random.RandomState) -> Candidate:
+    def _evolve(
+        self, problem: PruningProblem, size: int, budget: int, rng: np.random.RandomState
+    ) -> Candidate:
         space = problem.space
         offspring = min(self.offspring, max(1, budget // 8))
         initial = min(self.initial, 2 * offspring, budget)
-        seen: set[Removed] = set()
-        first = _new(draws(space, size, rng), initial, seen)
+        seen: set[LayerSet] = set()
+        first = _take_new(draws(space, size, rng), initial, seen)
         parent = problem.best(self._selected(problem, first, survivors=1))
         while len(seen) < budget:
             wanted = min(offspring, budget - len(seen))
-            children = _new(_mutants(space, removed_by(space, parent.parsed), size, rng), wanted, seen)
+            mutants = _mutants(space, removed_by(space, parent.plan), size, rng)
+            children = _take_new(mutants, wanted, seen)
             if not children:
                 break
             selected = self._selected(problem, children, survivors=self.survivors)
-            scored = [candidate for candidate in selected if problem.is_complete(candidate)]
-            parent = problem.best([parent, *scored])
+            complete = [candidate for candidate in selected if problem.is_complete(candidate)]
+            parent = problem.best([parent, *complete])
         return parent
 
-    def _selected(self, problem: Problem, sets: Sequence[Removed], survivors: int) -> list[Candidate]:
-        recipes = [problem.subject.without(removed) for removed in sets]
-        return problem.run.score(recipes, keep=Selection(survivors, problem.weights))
+    def _selected(
+        self, problem: PruningProblem, removals: Sequence[LayerSet], survivors: int
+    ) -> list[Candidate]:
+        plans = [problem.subject.without(removed) for removed in removals]
+        return problem.runner.score(plans, keep=Selection(survivors, problem.weights))
 
 
-def _mutants(space: Space, parent: Removed, size: int, rng: np.random.RandomState) -> Iterator[Removed]:
-    """Sets that differ from a parent's by one to three exchanges."""
+def _mutants(space: Space, parent: LayerSet, size: int, rng: np.random.RandomState) -> Iterator[LayerSet]:
+    """Yield sets that differ from a parent's by one to three exchanges."""
     if not set(space.removable) - parent:
         return
     while True:
@@ -89,13 +92,15 @@ def _mutants(space: Space, parent: Removed, size: int, rng: np.random.RandomStat
         yield nearest(space, child, size)
 
 
-def _new(drawn: Iterable[Removed], count: int, seen: set[Removed]) -> list[Removed]:
-    """The next so many that have not been seen, or as many as there seem to be; now they have."""
-    found: list[Removed] = []
+def _take_new(drawn: Iterable[LayerSet], count: int, seen: set[LayerSet]) -> list[LayerSet]:
+    """Return the next `count` sets that have not been seen, or as many as there seem to be; add them to
+    `seen`.
+    """
+    new: list[LayerSet] = []
     for removed in islice(drawn, ATTEMPTS * count):
         if removed not in seen:
             seen.add(removed)
-            found.append(removed)
-        if len(found) == count:
+            new.append(removed)
+        if len(new) == count:
             break
-    return found
+    return new

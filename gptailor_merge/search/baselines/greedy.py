@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.search.baselines.problem import Problem, extends, nearest, removed_by
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.search.baselines.layer_sets import LayerSet, extends, nearest, removed_by
+from gptailor_merge.search.baselines.protocol import PruningProblem
 from gptailor_merge.search.candidates import Status
 from gptailor_merge.space.space import Space
 
@@ -22,21 +23,23 @@ class SLEB:
         rounds = space.depth - min(space.sizes)
         return sum(len(space.removable) - number for number in range(rounds))
 
-    def find(self, problem: Problem) -> list[Recipe]:
+    def find(self, problem: PruningProblem) -> list[Plan]:
         space, subject = problem.space, problem.subject
         smallest = min(space.sizes)
-        removed: frozenset[int] = frozenset()
-        found: dict[int, frozenset[int]] = {}
+        removed: LayerSet = frozenset()
+        removals: dict[int, LayerSet] = {}
         while space.depth - len(removed) > smallest:
             size = space.depth - len(removed) - 1
             wider = [removed | {layer} for layer in space.removable if layer not in removed]
             # Where a pattern is fixed, only what still leads to it.
-            wider = [one for one in wider if extends(space, one, smallest)]
-            is_target = size in space.sizes and all(nearest(space, one, size) == one for one in wider)
-            finished = problem.run.score(
-                [subject.without(one) for one in wider], status=Status.SCORED if is_target else Status.PROBE
+            wider = [layers for layers in wider if extends(space, layers, smallest)]
+            are_possible = all(nearest(space, layers, size) == layers for layers in wider)
+            is_target = size in space.sizes and are_possible
+            candidates = problem.runner.score(
+                [subject.without(layers) for layers in wider],
+                status=Status.SCORED if is_target else Status.PROBE,
             )
-            removed = removed_by(space, problem.best(finished).parsed)
+            removed = removed_by(space, problem.best(candidates).plan)
             if size in space.sizes:
-                found[size] = nearest(space, removed, size)
-        return [subject.without(found[size]) for size in space.sizes]
+                removals[size] = nearest(space, removed, size)
+        return [subject.without(removals[size]) for size in space.sizes]

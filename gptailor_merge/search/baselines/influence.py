@@ -1,10 +1,11 @@
-"""Methods that look at the hidden states of the dense model once, and score nothing on the way."""
+"""Baselines that look at the hidden states of the dense model once, and score nothing on the way."""
 
 from __future__ import annotations
 
-from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, Block, block_of
-from gptailor_merge.search.baselines.problem import Problem, nearest, removal
+from gptailor_merge.search.baselines.layer_sets import LayerSet, nearest, removal
+from gptailor_merge.search.baselines.protocol import PruningProblem
 from gptailor_merge.space.space import Space
 
 
@@ -12,8 +13,8 @@ class ShortGPT:
     """Removes the layers with the least block influence.
 
     X. Men et al., ShortGPT: Layers in Large Language Models are More Redundant Than You Expect, arXiv
-    2403.03853: BI_i = 1 − E_{X,t} [X_{i,t} · X_{i+1,t} / (‖X_{i,t}‖ ‖X_{i+1,t}‖)], where X_{i,t} is what
-    goes into layer i at token t.
+    2403.03853: BI_i = 1 − E_{X,t} [X_{i,t} · X_{i+1,t} / (‖X_{i,t}‖ ‖X_{i+1,t}‖)], where X_{i,t} is the
+    input of layer i at token t.
     """
 
     in_space = True
@@ -21,10 +22,10 @@ class ShortGPT:
     def candidates(self, space: Space, budget: int) -> int:
         return 1 + len(space.sizes)
 
-    def find(self, problem: Problem) -> list[Recipe]:
+    def find(self, problem: PruningProblem) -> list[Plan]:
         space, subject = problem.space, problem.subject
-        measured = problem.run.measure(subject.without(()), problem.states.block_influence)
-        influence = {int(layer): score.mean for layer, score in measured.scores[INFLUENCE].items()}
+        dense = problem.runner.measure(subject.without(()), problem.states.block_influence)
+        influence = {int(layer): score.mean for layer, score in dense.scores[INFLUENCE].items()}
         # Where a pattern is fixed, the removal that keeps the largest sum of influences.
         keys = [-influence[layer] for layer in range(space.depth)]
         return [subject.without(removal(space, keys, size)) for size in space.sizes]
@@ -35,7 +36,7 @@ class UIDL:
 
     A. Gromov et al., The Unreasonable Ineffectiveness of the Deeper Layers, arXiv 2403.17887: the
     block of n layers from layer l with the least d(x^(l), x^(l+n)) = arccos(x_T^(l) · x_T^(l+n) /
-    (‖x_T^(l)‖ ‖x_T^(l+n)‖)) / π, where x_T^(l) is what goes into layer l at the last token T of a
+    (‖x_T^(l)‖ ‖x_T^(l+n)‖)) / π, where x_T^(l) is the input of layer l at the last token T of a
     sequence; mean over sequences. No healing.
     """
 
@@ -44,24 +45,27 @@ class UIDL:
     def candidates(self, space: Space, budget: int) -> int:
         return 1 + len(space.sizes)
 
-    def find(self, problem: Problem) -> list[Recipe]:
+    def find(self, problem: PruningProblem) -> list[Plan]:
         space, subject = problem.space, problem.subject
         lengths = [space.depth - size for size in space.sizes]
-
-        measured = problem.run.measure(
+        candidate = problem.runner.measure(
             subject.without(()), lambda dense: problem.states.angular_distances(dense, lengths)
         )
-        distances = {block_of(name): score.mean for name, score in measured.scores[DISTANCE].items()}
+        distances = {block_of(name): score.mean for name, score in candidate.scores[DISTANCE].items()}
         return [subject.without(self._removed(space, distances, size)) for size in space.sizes]
 
-    def _removed(self, space: Space, distances: dict[Block, float], size: int) -> frozenset[int]:
-        """Where protection or a fixed pattern lets no block go whole: of the best block as much as may go."""
-        blocks = {block: one for block, one in distances.items() if block[1] - block[0] == space.depth - size}
-        allowed = {
-            block: one
-            for block, one in blocks.items()
+    def _removed(self, space: Space, distances: dict[Block, float], size: int) -> LayerSet:
+        """Return the best block that may go whole, or as much of the best block as may go."""
+        blocks = {
+            block: distance
+            for block, distance in distances.items()
+            if block[1] - block[0] == space.depth - size
+        }
+        whole = {
+            block: distance
+            for block, distance in blocks.items()
             if nearest(space, range(*block), size) == frozenset(range(*block))
         }
-        candidates = allowed or blocks
-        best = min(candidates, key=lambda block: (candidates[block], block))
+        eligible = whole or blocks
+        best = min(eligible, key=lambda block: (eligible[block], block))
         return nearest(space, range(*best), size)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
 
 from gptailor_merge.errors import ConfigError, SearchError
-from gptailor_merge.planning.resolve import plan
-from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.recipe.plan import Operation, Plan, Slot
 from gptailor_merge.scoring.hidden import SIMILARITY
-from gptailor_merge.search.baselines.problem import Problem, extends
+from gptailor_merge.search.baselines.layer_sets import extends
+from gptailor_merge.search.baselines.protocol import PruningProblem
 from gptailor_merge.search.baselines.subject import Subject
 from gptailor_merge.space.space import Space
 
-Slot = dict[int, float]
-"""Layer -> its coefficient in a slot's sum; the first layer is the one whose place it takes. Σ = 1."""
+LayerSum = Mapping[int, float]
+"""Layer -> its coefficient in the sum that fills a slot; the first layer is the one whose place it takes.
+The coefficients add up to 1."""
 
 
-Similarity = Callable[[list[Slot]], float]
+Similarity = Callable[[list[LayerSum]], float]
+"""Returns the cosine of a model's last hidden states with those of the dense model."""
 
 
 THRESHOLDS = tuple(number / 100 for number in range(95, -101, -5))
+"""The cosines that are tried, the strictest first."""
 
 
 @dataclass(frozen=True)
@@ -46,36 +47,35 @@ class LaCo:
     in_space = False
 
     def candidates(self, space: Space, budget: int) -> int:
-        """Each place, for each number of layers that have gone."""
+        """Count each place for each number of layers that have gone."""
         rounds = sum(space.depth - size for size in space.sizes)
         return 1 + len(space.sizes) + len(self.merged) * len(space.removable) * rounds
 
-    def find(self, problem: Problem) -> list[Recipe]:
+    def find(self, problem: PruningProblem) -> list[Plan]:
         subject, states = problem.subject, problem.states
         if subject.member is None:
             raise ConfigError(f"laco prunes one model, and {subject.name} is a merge of several")
-        dense = [{layer: 1.0} for layer in range(subject.depth)]
+        dense: list[LayerSum] = [{layer: 1.0} for layer in range(subject.depth)]
+        reference = plan_of(subject, dense)
         known: dict[str, float] = {}
 
-        def similarity(slots: list[Slot]) -> float:
-            key = repr(slots)
+        def similarity(sums: list[LayerSum]) -> float:
+            key = repr(sums)
             if key not in known:
-                reference = recipe_of(subject, dense)
-                measured = problem.run.measure(
-                    recipe_of(subject, slots), lambda made: states.similarity(made, plan(reference))
+                candidate = problem.runner.measure(
+                    plan_of(subject, sums), lambda plan: states.similarity(plan, reference)
                 )
-                known[key] = measured.scores[SIMILARITY]["last layer"].mean
+                known[key] = candidate.scores[SIMILARITY]["last layer"].mean
             return known[key]
 
         similarity(dense)  # whose states the others are compared with
         return [
-            recipe_of(subject, self._collapsed(problem.space, size, similarity))
-            for size in problem.space.sizes
+            plan_of(subject, self._collapsed(problem.space, size, similarity)) for size in problem.space.sizes
         ]
 
-    def _collapsed(self, space: Space, size: int, similarity: Similarity) -> list[Slot]:
-        found = [self._reached(space, size, similarity, merged) for merged in self.merged]
-        reached = [slots for slots in found if slots is not None]
+    def _collapsed(self, space: Space, size: int, similarity: Similarity) -> list[LayerSum]:
+        models = [self._reached(space, size, similarity, merged) for merged in self.merged]
+        reached = [sums for sums in models if sums is not None]
         if not reached:
             raise SearchError(
                 f"laco cannot collapse {space.depth} layers to {size}: it merges neighbours of one kind that "
@@ -83,83 +83,75 @@ class LaCo:
             )
         return max(reached, key=similarity)
 
-    def _reached(self, space: Space, size: int, similarity: Similarity, merged: int) -> list[Slot] | None:
-        """A model of the size, by the highest threshold that gives one."""
+    def _reached(self, space: Space, size: int, similarity: Similarity, merged: int) -> list[LayerSum] | None:
+        """Return a model of the size, by the highest threshold that gives one."""
         for passes in (1, len(space.removable)):
             for threshold in THRESHOLDS:
-                slots = [{layer: 1.0} for layer in range(space.depth)]
+                sums: list[LayerSum] = [{layer: 1.0} for layer in range(space.depth)]
                 for _ in range(passes):
-                    for wider in self._pass(space, slots, size, similarity, merged, threshold):
-                        slots = wider
-                if len(slots) == size:
-                    return slots
+                    for shorter in self._pass(space, sums, size, similarity, merged, threshold):
+                        sums = shorter
+                if len(sums) == size:
+                    return sums
         return None
 
     def _pass(
         self,
         space: Space,
-        slots: list[Slot],
+        sums: list[LayerSum],
         size: int,
         similarity: Similarity,
         merged: int,
         threshold: float,
-    ) -> Iterator[list[Slot]]:
-        """The model after each merge, from the last layers down."""
+    ) -> Iterator[list[LayerSum]]:
+        """Yield the model after each merge, from the last layers down."""
         lowest, behind = min(space.removable), space.depth - 1 - max(space.removable)
-        at = max(len(slots) - behind - merged, lowest)
-        while at >= lowest and len(slots) > size:
-            count = min(merged - 1, len(slots) - behind - 1 - at, len(slots) - size)
-            wider = collapse(slots, at, count) if count > 0 else slots
-            allowed = count > 0 and _allowed(space, slots[at : at + count + 1], wider, size)
-            if allowed and similarity(wider) > threshold:
-                slots = wider
-                yield slots
-                at = min(at - self.interval, len(slots) - behind - merged)
+        at = max(len(sums) - behind - merged, lowest)
+        while at >= lowest and len(sums) > size:
+            count = min(merged - 1, len(sums) - behind - 1 - at, len(sums) - size)
+            shorter = collapse(sums, at, count) if count > 0 else sums
+            is_allowed = count > 0 and _is_allowed(space, sums[at : at + count + 1], shorter, size)
+            if is_allowed and similarity(shorter) > threshold:
+                sums = shorter
+                yield sums
+                at = min(at - self.interval, len(sums) - behind - merged)
             else:
                 at -= 1
 
 
-def collapse(slots: list[Slot], at: int, count: int) -> list[Slot]:
-    """So many slots merged into the one before them: θ_at + Σ_k (θ_{at+k} − θ_at)."""
-    parts = [(slots[at], 1.0 - count), *((slot, 1.0) for slot in slots[at + 1 : at + count + 1])]
-    merged: Slot = {}
-    for slot, factor in parts:
-        for layer, coefficient in slot.items():
-            merged[layer] = merged.get(layer, 0.0) + factor * coefficient
-    return [*slots[:at], merged, *slots[at + count + 1 :]]
+def collapse(sums: list[LayerSum], at: int, count: int) -> list[LayerSum]:
+    """Merge the `count` slots behind a slot into it: θ_at + Σ_k (θ_{at+k} − θ_at).
+
+    >>> collapse([{0: 1.0}, {1: 1.0}, {2: 1.0}, {3: 1.0}], at=1, count=2)
+    [{0: 1.0}, {1: -1.0, 2: 1.0, 3: 1.0}]
+    """
+    parts = [(sums[at], 1.0 - count), *((layers, 1.0) for layers in sums[at + 1 : at + count + 1])]
+    total: dict[int, float] = {}
+    for layers, factor in parts:
+        for layer, coefficient in layers.items():
+            total[layer] = total.get(layer, 0.0) + factor * coefficient
+    return [*sums[:at], total, *sums[at + count + 1 :]]
 
 
-def _allowed(space: Space, merging: list[Slot], wider: list[Slot], size: int) -> bool:
-    """Whether only layers of one kind that may be removed take part, and the size can still be reached."""
-    layers = {layer for slot in merging for layer in slot}
+def _is_allowed(space: Space, merging: list[LayerSum], shorter: list[LayerSum], size: int) -> bool:
+    """Tell whether only removable layers of one kind take part, and the size can still be reached."""
+    layers = {layer for sums in merging for layer in sums}
     kinds = {space.layer_kinds[layer] for layer in layers} if space.layer_kinds else {None}
-    gone = set(range(space.depth)) - {next(iter(slot)) for slot in wider}
+    gone = set(range(space.depth)) - {next(iter(sums)) for sums in shorter}
     return layers <= set(space.removable) and len(kinds) == 1 and extends(space, gone, size)
 
 
-def recipe_of(subject: Subject, slots: list[Slot]) -> Recipe:
-    """The recipe of collapsed layers; neighbours that are as they were share a slice."""
+def plan_of(subject: Subject, sums: list[LayerSum]) -> Plan:
+    """Return the plan whose slots are these sums of a member's layers."""
     (model,) = subject.sources
-    slices: list[dict[str, Any]] = []
-    for alone, group in groupby(slots, key=lambda slot: len(slot) == 1):
-        if not alone:
-            slices += [_slice(model, slot) for slot in group]
-            continue
-        layers = [next(iter(slot)) for slot in group]
-        for _, run in groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0]):
-            own = [layer for _, layer in run]
-            source = {"model": model, "layer_range": [own[0], own[-1] + 1]}
-            slices.append({"sources": [source], "parameters": {"op": "select"}})
-    return subject.recipe(slices)
+    return subject.plan([_slot(subject, model, layers) for layers in sums])
 
 
-def _slice(model: str, slot: Slot) -> dict[str, Any]:
-    """Σ c_i θ_i with Σ c_i = 1 as task arithmetic: θ_b + Σ_{i≠b} c_i (θ_i − θ_b)."""
-    (base, _), *others = slot.items()
-    sources = [_source(model, base, {"base": True})]
-    sources += [_source(model, layer, {"weight": coefficient}) for layer, coefficient in others]
-    return {"sources": sources, "parameters": {"op": "merge", "method": "task_arithmetic"}}
-
-
-def _source(model: str, layer: int, parameters: dict[str, Any]) -> dict[str, Any]:
-    return {"model": model, "layer_range": [layer, layer + 1], "parameters": parameters}
+def _slot(subject: Subject, model: str, layers: LayerSum) -> Slot:
+    """Return Σ c_i θ_i with Σ c_i = 1 as task arithmetic: θ_b + Σ_{i≠b} c_i (θ_i − θ_b)."""
+    (base, _), *others = layers.items()
+    if not others:
+        return subject.slot(base)
+    weights = [(("weight", coefficient),) for _, coefficient in others]
+    operation = Operation("task_arithmetic", ((), *weights), base=0)
+    return Slot(tuple((model, layer) for layer in layers), operation)

@@ -1,9 +1,10 @@
-"""Each layer is removed once, and those go together that cost least alone."""
+"""Removes each layer once, and then together those that cost least alone."""
 
 from __future__ import annotations
 
-from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.search.baselines.problem import Problem, removal
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.search.baselines.layer_sets import removal
+from gptailor_merge.search.baselines.protocol import PruningProblem
 from gptailor_merge.search.baselines.subject import Subject
 from gptailor_merge.search.candidates import Status
 from gptailor_merge.space.space import Space
@@ -21,17 +22,17 @@ class OneShot:
     def candidates(self, space: Space, budget: int) -> int:
         return len(space.removable) + len(space.sizes)
 
-    def probes(self, space: Space, subject: Subject) -> list[Recipe]:
-        """The model without each of the layers that may be removed."""
+    def probes(self, space: Space, subject: Subject) -> list[Plan]:
+        """Return the model without each of the layers that may be removed."""
         return [subject.without({layer}) for layer in space.removable]
 
-    def find(self, problem: Problem) -> list[Recipe]:
+    def find(self, problem: PruningProblem) -> list[Plan]:
         space, subject = problem.space, problem.subject
-        finished = problem.run.score(self.probes(space, subject), status=Status.PROBE)
+        probes = problem.runner.score(self.probes(space, subject), status=Status.PROBE)
         # A layer without which nothing could be scored is kept if possible.
         losses = {
             layer: candidate.loss
-            for layer, candidate in zip(space.removable, finished, strict=True)
+            for layer, candidate in zip(space.removable, probes, strict=True)
             if candidate.loss is not None
         }
         dearest_first = sorted(

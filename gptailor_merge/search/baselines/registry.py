@@ -1,68 +1,95 @@
-"""Every baseline by the name that users give. A new one is a class and an entry here."""
+"""Finds a baseline by the name that users give: one of ours, or one of another package."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from gptailor_merge.documents import suggest
-from gptailor_merge.errors import ConfigError, Problem
+from gptailor_merge.errors import ConfigError, KeyPath, Problem
+from gptailor_merge.extensions import Registry
 from gptailor_merge.search.baselines.evopress import EvoPress
 from gptailor_merge.search.baselines.greedy import SLEB
 from gptailor_merge.search.baselines.influence import UIDL, ShortGPT
 from gptailor_merge.search.baselines.laco import LaCo
 from gptailor_merge.search.baselines.one_shot import OneShot
-from gptailor_merge.search.baselines.problem import Baseline
+from gptailor_merge.search.baselines.protocol import Baseline
 from gptailor_merge.search.baselines.random_search import RandomSearch
 from gptailor_merge.space.space import Space
 
-BASELINES: Mapping[str, Baseline] = {
-    "one_shot": OneShot(),
-    "shortgpt": ShortGPT(),
-    "uidl": UIDL(),
-    "sleb": SLEB(),
-    "laco": LaCo(),
-    "evopress": EvoPress(),
-    "random": RandomSearch(),
-}
+GROUP = "gptailor_merge.baselines"
+"""The entry-point group of other packages' baselines: NAME = "module:object", see protocol.Baseline."""
+
+
+BASELINES: Registry[Baseline] = Registry(
+    "baseline",
+    GROUP,
+    {
+        "one_shot": OneShot(),
+        "shortgpt": ShortGPT(),
+        "uidl": UIDL(),
+        "sleb": SLEB(),
+        "laco": LaCo(),
+        "evopress": EvoPress(),
+        "random": RandomSearch(),
+    },
+    ConfigError,
+)
+"""Name -> baseline; ours are a file and an entry here."""
 
 
 STARTING_GENERATIONS = 4
-"""What a method that takes any budget gets to start a search: so many of its generations."""
+"""The budget of a baseline that a search starts from, in generations of the search."""
 
 
-def baseline(name: str) -> Baseline:
-    """The method of a name.
+def baseline(name: str, path: KeyPath = ()) -> Baseline:
+    """Return the baseline of a name.
+
+    Args:
+        path: where a config names it, for error messages.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or another package's cannot be used.
     """
-    if name not in BASELINES:
-        raise ConfigError(f"unknown baseline, found {name!r}{suggest(name, BASELINES)}")
-    return BASELINES[name]
+    try:
+        method = BASELINES[name]
+    except ConfigError as error:
+        raise ConfigError([Problem(path, problem.message) for problem in error.problems]) from error
+    missing = [key for key in ("in_space", "candidates", "find") if not hasattr(method, key)]
+    if isinstance(method, type):
+        found = f"the class {method.__name__}"
+    elif missing:
+        found = f"an object without {', '.join(missing)}"
+    else:
+        return method
+    message = f"the baseline {name!r} is {found}; expected an object with in_space, candidates and find"
+    raise ConfigError(Problem(path, message))
 
 
 def warm_starts(names: Sequence[str], space: Space, *, budget: int, population: int) -> list[Baseline]:
-    """The methods that a search starts from.
+    """Return the baselines that a search starts from.
 
     Raises:
-        ConfigError: an unknown name, recipes that no search can start from, or too small a budget.
+        ConfigError: a baseline that is unknown or that no search can start from, or too small a budget.
     """
-    problems = []
+    methods: list[Baseline] = []
+    problems: list[Problem] = []
     for index, name in enumerate(names):
         path = ("search", "warm_start", index)
-        if name not in BASELINES:
-            problems.append(Problem(path, f"unknown baseline, found {name!r}{suggest(name, BASELINES)}"))
-        elif not BASELINES[name].in_space:
+        try:
+            method = baseline(name, path)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        if not method.in_space:
             problems.append(Problem(path, f"its recipes are not in the space of a search, found {name!r}"))
         elif name in names[:index]:
             problems.append(Problem(path, f"is there twice, found {name!r}"))
+        methods.append(method)
     if problems:
         raise ConfigError(problems)
-    methods = [BASELINES[name] for name in names]
-    taken = sum(method.candidates(space, STARTING_GENERATIONS * population) for method in methods)
-    if taken + population > budget:
+    needed = sum(method.candidates(space, STARTING_GENERATIONS * population) for method in methods)
+    if needed + population > budget:
         message = (
-            f"{', '.join(names)} take {taken} candidates, which leaves no generation of {population} of a "
+            f"{', '.join(names)} take {needed} candidates, which leaves no generation of {population} of a "
             f"budget of {budget}"
         )
         raise ConfigError(Problem(("search", "warm_start"), message))

@@ -27,7 +27,8 @@ from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.protocols import Prediction
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.objectives.tasks.harness import encoder
-from gptailor_merge.objectives.tasks.likelihood import is_likeliest, margin, objective, takes_trees
+from gptailor_merge.objectives.tasks.likelihood import is_likeliest, margin, takes_trees
+from gptailor_merge.objectives.tasks.task import objective_of
 from gptailor_merge.objectives.tasks.task_items import TaskSettings, load_items
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -61,7 +62,7 @@ def recipes_of(loaded: Family, count: int) -> list[Recipe]:
     space = Space(models, DEPTH, (6,), removable, ("task_arithmetic",), "float32", "float32")
     rng = np.random.RandomState(1)
     parent = space.random(rng)
-    return [space.decode(space.mutate(parent, rng)) for _ in range(count)]
+    return [space.recipe(space.decode(space.mutate(parent, rng))) for _ in range(count)]
 
 
 def evaluator_of(loaded: Family, objectives: list[Any], *, batch_tokens: int = 256) -> Evaluator:
@@ -75,12 +76,12 @@ def likelihoods_of(loaded: Family, tokenizer: Any, tasks: Path) -> list[Any]:
     """Every metric of every task on which likelihoods are asked for."""
     base = AutoModelForCausalLM.from_pretrained(loaded.base.directory, dtype=torch.float32)
     lm = encoder(loaded.base.directory, tokenizer)
-    found: list[Any] = []
+    objectives: list[Any] = []
     for task, metrics in METRICS.items():
         items = load_items(TaskSettings((task,), tasks), lm)
         trees = takes_trees(items, lambda batch: predictions_alone(base, batch), CPU)
-        found += [objective(items, metric, trees=trees, lm=lm) for metric in metrics]
-    return found
+        objectives += [objective_of(items, metric, trees=trees, lm=lm) for metric in metrics]
+    return objectives
 
 
 def lm_eval_on(directory: Path, tokenizer: Any, tasks: list[str], manager: Any, **settings: Any) -> Any:
@@ -131,12 +132,12 @@ def test_scores_are_those_of_lm_eval_on_the_written_model(
 
 
 def scores_on(directory: Path, tokenizer: Any, settings: TaskSettings, metric: str | None) -> Scores:
-    """Of a dense model, task by task."""
+    """Scores a dense model, task by task."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     lm = encoder(directory, tokenizer)
-    made = objective(load_items(settings, lm), metric, trees=True, lm=lm, batch_size=4)
-    rungs = layout([s for s in made.sets if isinstance(s, TokenSet)], 256, device=CPU)
-    return Passes([made], rungs).score(model)
+    objective = objective_of(load_items(settings, lm), metric, trees=True, lm=lm, batch_size=4)
+    rungs = layout([s for s in objective.sets if isinstance(s, TokenSet)], 256, device=CPU)
+    return Passes([objective], rungs).score(model)
 
 
 @pytest.fixture(scope="session")
@@ -164,13 +165,13 @@ def test_the_margin_is_of_the_right_options_over_the_others(
         margins.append(
             of_right - math.log(sum(math.exp(v) for n, v in enumerate(likelihoods) if n not in right))
         )
-    made = scores_on(member, tokenizer, settings, "margin")["margin"]["local"]
-    assert made.natural == pytest.approx(sum(margins) / len(margins), rel=1e-5)
+    smooth = scores_on(member, tokenizer, settings, "margin")["margin"]["local"]
+    assert smooth.natural == pytest.approx(sum(margins) / len(margins), rel=1e-5)
     loss = scores_on(member, tokenizer, settings, "choice_loss")["choice_loss"]["local"]
     assert loss.natural == pytest.approx(
         sum(math.log1p(math.exp(-m)) for m in margins) / len(margins), rel=1e-5
     )
-    assert (made.unit, made.count) == ("negated", 12)
+    assert (smooth.unit, smooth.count) == ("negated", 12)
     accuracy = scores_on(member, tokenizer, settings, "acc")["acc"]["local"].natural
     assert accuracy == results["results"]["local"]["acc,none"]
 
@@ -181,8 +182,8 @@ def test_likelihoods_without_a_context_do_not_count_as_options(
     """lm-eval asks for them besides where a task has acc_mutual_info."""
     plain = scores_on(member, tokenizer, local(tasks), "margin")
     with_more = local(tasks, metric_list=[{"metric": "acc"}, {"metric": "acc_mutual_info"}])
-    made = scores_on(member, tokenizer, with_more, "margin")["margin"]["local"]
-    assert made.mean == pytest.approx(plain["margin"]["local"].mean, rel=1e-5)
+    smooth = scores_on(member, tokenizer, with_more, "margin")["margin"]["local"]
+    assert smooth.mean == pytest.approx(plain["margin"]["local"].mean, rel=1e-5)
     manager = TaskManager(include_path=tasks, include_defaults=False)
     results = lm_eval_on(member, tokenizer, ["local"], manager)["results"]["local"]
     score = scores_on(member, tokenizer, with_more, "acc_mutual_info")["acc_mutual_info"]["local"]
@@ -214,9 +215,9 @@ def test_metrics_that_differ_are_no_objective(tokenizer: Any, member: Path, task
     with pytest.raises(
         ConfigError, match=r"differ in their metric: acc \(negated\), perplexity \(perplexity\)"
     ):
-        objective([choice, likelihood], None, trees=False, lm=lm)
+        objective_of([choice, likelihood], None, trees=False, lm=lm)
     with pytest.raises(ConfigError, match="answers are generated in tiny_generation only"):
-        objective([choice, generation], None, trees=False, lm=lm)
+        objective_of([choice, generation], None, trees=False, lm=lm)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +233,7 @@ def test_unknown_metrics_are_named(
     lm = encoder(member, tokenizer)
     items = load_items(TaskSettings(("tiny_choice",), tasks), lm)
     with pytest.raises(ConfigError) as caught:
-        objective(items, metric, trees=False, lm=lm)
+        objective_of(items, metric, trees=False, lm=lm)
     assert str(caught.value) == message
 
 
@@ -241,7 +242,7 @@ def test_a_metric_that_is_no_mean_is_refused(tokenizer: Any, member: Path, tasks
     metrics = [{"metric": "acc"}, {"metric": "mcc", "aggregation": "matthews_corrcoef"}]
     items = load_items(local(tasks, metric_list=metrics), lm)
     with pytest.raises(ConfigError) as caught:
-        objective(items, "mcc", trees=False, lm=lm)
+        objective_of(items, "mcc", trees=False, lm=lm)
     assert str(caught.value) == (
         "task local: mcc is aggregated by matthews_corrcoef, and a search needs a mean over items; "
         "its metrics are acc, mcc"
@@ -250,10 +251,12 @@ def test_a_metric_that_is_no_mean_is_refused(tokenizer: Any, member: Path, tasks
 
 def test_a_metric_that_is_better_the_lower_is_minimised(tokenizer: Any, member: Path, tasks: Path) -> None:
     settings = local(tasks, metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": False}])
-    made = scores_on(member, tokenizer, settings, None)["acc"]["local"]
-    assert made.unit == "plain"
+    score = scores_on(member, tokenizer, settings, None)["acc"]["local"]
+    assert score.unit == "plain"
     assert (
-        made.natural == made.mean == scores_on(member, tokenizer, local(tasks), "acc")["acc"]["local"].natural
+        score.natural
+        == score.mean
+        == scores_on(member, tokenizer, local(tasks), "acc")["acc"]["local"].natural
     )
 
 

@@ -21,8 +21,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from tokenizers.processors import TemplateProcessing
 
 from gptailor_merge.errors import ConfigError, DataError
-from gptailor_merge.objectives.tasks.documents import part_of, stratified
 from gptailor_merge.objectives.tasks.harness import encoder, task_manager
+from gptailor_merge.objectives.tasks.questions import purpose_of, stratified
 from gptailor_merge.objectives.tasks.task_items import TaskItems, TaskSettings, load_items, splits_of
 from tests.objectives.tasks.test_likelihood import lm_eval_on, local, scores_on
 from tests.objectives.tasks.test_likelihood import member as member
@@ -102,14 +102,16 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def items_of(member: Path, tokenizer: Any, settings: TaskSettings) -> TaskItems:
-    """Of one task."""
-    (one,) = load_items(settings, encoder(member, tokenizer))
-    return one
+    """Loads the items of a single task."""
+    (items,) = load_items(settings, encoder(member, tokenizer))
+    return items
 
 
 def arguments_of(items: TaskItems) -> dict[int, list[Any]]:
     """Position -> what lm-eval is asked."""
-    return {n: [one.args for one in some] for n, some in zip(items.ids, items.instances, strict=True)}
+    return {
+        n: [instance.args for instance in item] for n, item in zip(items.ids, items.instances, strict=True)
+    }
 
 
 @pytest.mark.usefixtures("hub")
@@ -124,30 +126,30 @@ def test_tasks_that_come_with_lm_eval_are_put_as_lm_eval_does(
     manager = task_manager((task,), None)
     results = lm_eval_on(member, tokenizer, [task], manager, num_fewshot=few_shot)
     samples = results["samples"][task]
-    assert arguments_of(items) == {one["doc_id"]: one["arguments"] for one in samples}
+    assert arguments_of(items) == {sample["doc_id"]: sample["arguments"] for sample in samples}
     assert sorted(items.ids) == list(range(EACH))
     metric = items.metric(None)
     expected = results["results"][task][f"{metric.key},{metric.filter}"]
-    made = scores_on(member, tokenizer, settings, None)[metric.name][task]
-    assert made.natural == (expected if made.unit == "negated" else pytest.approx(expected, rel=1e-6))
+    score = scores_on(member, tokenizer, settings, None)[metric.name][task]
+    assert score.natural == (expected if score.unit == "negated" else pytest.approx(expected, rel=1e-6))
 
 
 @pytest.mark.usefixtures("hub")
 def test_the_text_of_an_item_is_what_it_asks(tokenizer: Any, member: Path) -> None:
     """Its question and its options in an order of their own, not the place of the right one."""
     lm = encoder(member, tokenizer)
-    found = {}
+    texts = {}
     for task in ROWS:
         (items,) = load_items(TaskSettings((task,)), lm)
-        found[task] = dict(zip(items.ids, items.documents, strict=True))
-    assert found["arc_easy"][1] == "Question: HOW MANY ARE 101? Answer: 101 101 OR SO A FEW NONE"
-    assert found["piqa"][1] == "Question: OPEN 101 JARS Answer: TURN 101 TURN THE LID"
-    assert found["boolq"][1] == "IT IS 101. Question: IS IT 101? Answer: no yes"
-    assert found["winogrande"][1] == "SANG A SONG. TOM MET 101 MEN AND THEY TOM MET 101 MEN AND TOM"
-    assert found["hellaswag"][1] == "WALKING: 101 PEOPLE WALK. They ARE 101 RUN. AWAY SIT DOWN SLEEP"
-    assert found["lambada_openai"][1] == "ONE AND 1 AND ONE AND 2"
-    assert found["wikitext"][0] == "= A = IT IS 100-YEARS OLD ."
-    assert found["gsm8k"][1] == "Question: WHAT IS 1+1? Answer: IT IS 2 #### 2"
+        texts[task] = dict(zip(items.ids, items.documents, strict=True))
+    assert texts["arc_easy"][1] == "Question: HOW MANY ARE 101? Answer: 101 101 OR SO A FEW NONE"
+    assert texts["piqa"][1] == "Question: OPEN 101 JARS Answer: TURN 101 TURN THE LID"
+    assert texts["boolq"][1] == "IT IS 101. Question: IS IT 101? Answer: no yes"
+    assert texts["winogrande"][1] == "SANG A SONG. TOM MET 101 MEN AND THEY TOM MET 101 MEN AND TOM"
+    assert texts["hellaswag"][1] == "WALKING: 101 PEOPLE WALK. They ARE 101 RUN. AWAY SIT DOWN SLEEP"
+    assert texts["lambada_openai"][1] == "ONE AND 1 AND ONE AND 2"
+    assert texts["wikitext"][0] == "= A = IT IS 100-YEARS OLD ."
+    assert texts["gsm8k"][1] == "Question: WHAT IS 1+1? Answer: IT IS 2 #### 2"
 
 
 @pytest.mark.usefixtures("hub")
@@ -155,7 +157,7 @@ def test_splits_by_default() -> None:
     """Searched on is what is not the test split, held out what is."""
     names = ("arc_easy", "piqa", "lambada_openai", "gsm8k")
     assert list(splits_of(TaskSettings(names)).values()) == ["validation", "validation", "test", "train"]
-    held_out = splits_of(TaskSettings(names, part="held_out"))
+    held_out = splits_of(TaskSettings(names, purpose="held_out"))
     assert list(held_out.values()) == ["test", "validation", "test", "test"]
     with pytest.raises(ConfigError) as caught:
         splits_of(TaskSettings(("piqa",), split="test"))
@@ -187,7 +189,7 @@ def test_an_item_is_none_of_its_own_examples_where_there_is_one_split(
     settings = local(tasks, test_split=None, validation_split="test", num_fewshot=3)
     manager = TaskManager(include_path=tasks, include_defaults=False)
     samples = lm_eval_on(member, tokenizer, ["local"], manager)["samples"]["local"]
-    expected = {one["doc_id"]: one["arguments"] for one in samples}
+    expected = {sample["doc_id"]: sample["arguments"] for sample in samples}
     assert arguments_of(items_of(member, tokenizer, settings)) == expected
     for some in expected.values():
         *examples, own = some[0][0].split("\n\n")
@@ -219,13 +221,13 @@ def test_a_chat_template_is_applied_as_lm_eval_does(tokenizer: Any, member: Path
     settings = TaskSettings(settings.tasks, tasks, chat_template=True)
     manager = TaskManager(include_path=tasks, include_defaults=False)
     results = lm_eval_on(member, tokenizer, ["local"], manager, apply_chat_template=True)
-    expected = {one["doc_id"]: one["arguments"] for one in results["samples"]["local"]}
+    expected = {sample["doc_id"]: sample["arguments"] for sample in results["samples"]["local"]}
     assert arguments_of(items_of(member, tokenizer, settings)) == expected
     assert all(
         some[0][0].startswith("[S:D. ][U:") and some[0][0].endswith("][A:") for some in expected.values()
     )
-    made = scores_on(member, tokenizer, settings, "acc")["acc"]["local"]
-    assert made.natural == results["results"]["local"]["acc,none"]
+    score = scores_on(member, tokenizer, settings, "acc")["acc"]["local"]
+    assert score.natural == results["results"]["local"]["acc,none"]
 
 
 @pytest.mark.parametrize("task", ["tiny_choice", "tiny_loglikelihood", "tiny_rolling", "local"])
@@ -244,14 +246,14 @@ def test_a_tokenizer_that_puts_a_token_before_each_text(
     first = {windows[0].ids[0] for some in items.requests for windows in some if len(windows[0].ids) < 65}
     assert first == {32}
     metric = items.metric(None)
-    made = scores_on(member, tokenizer, settings, None)[metric.name][task]
-    assert made.natural == pytest.approx(results[f"{metric.key},none"], rel=1e-5)
+    score = scores_on(member, tokenizer, settings, None)[metric.name][task]
+    assert score.natural == pytest.approx(results[f"{metric.key},none"], rel=1e-5)
 
 
 def test_groups_are_their_tasks(tokenizer: Any, member: Path, tasks: Path) -> None:
     (tasks / "group.yaml").write_text("group: both\ntask: [tiny_choice, tiny_rolling]\n")
     items = load_items(TaskSettings(("both",), tasks), encoder(member, tokenizer))
-    assert [one.name for one in items] == ["tiny_choice", "tiny_rolling"]
+    assert [of_task.name for of_task in items] == ["tiny_choice", "tiny_rolling"]
     again = load_items(TaskSettings(("tiny_rolling",), tasks), encoder(member, tokenizer))[0]
     assert arguments_of(again) == arguments_of(items[1])
 
@@ -287,14 +289,16 @@ def test_each_beginning_of_a_stratified_order_has_each_stratum_in_its_share(
 
 def test_a_divided_split_gives_each_part_its_own_items(tokenizer: Any, member: Path, tasks: Path) -> None:
     divided = frozenset({"tiny_choice"})
-    parts = {
-        part: items_of(member, tokenizer, TaskSettings(("tiny_choice",), tasks, part=part, divided=divided))
-        for part in ("searched", "held_out")
+    sides = {
+        purpose: items_of(
+            member, tokenizer, TaskSettings(("tiny_choice",), tasks, purpose=purpose, divided=divided)
+        )
+        for purpose in ("searched", "held_out")
     }
-    assert sorted(n for items in parts.values() for n in items.ids) == list(range(12))
-    for part, items in parts.items():
-        assert {part_of(text) for text in items.documents} == {part}
-    other = TaskSettings(("tiny_choice",), tasks, part="held_out", divided=frozenset({"tiny_rolling"}))
+    assert sorted(n for items in sides.values() for n in items.ids) == list(range(12))
+    for purpose, items in sides.items():
+        assert {purpose_of(text) for text in items.documents} == {purpose}
+    other = TaskSettings(("tiny_choice",), tasks, purpose="held_out", divided=frozenset({"tiny_rolling"}))
     assert len(items_of(member, tokenizer, other).ids) == 12
 
 
@@ -400,9 +404,9 @@ def test_tasks_draw_lm_evals_random_numbers_and_leave_ours_alone(
     random.seed(5), np.random.seed(5)
     drawn = random.random(), np.random.rand()
     random.seed(5), np.random.seed(5)
-    found = [items_of(member, tokenizer, settings) for _ in range(2)]
+    twice = [items_of(member, tokenizer, settings) for _ in range(2)]
     assert (random.random(), np.random.rand()) == drawn
-    documents = [[some[0].doc for some in items.instances] for items in found]
+    documents = [[some[0].doc for some in items.instances] for items in twice]
     assert documents[0] == documents[1]
 
 

@@ -15,10 +15,11 @@ import torch
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.session import Plans, Session, prepare, start
-from gptailor_merge.scoring.evaluator import Outcome
+from gptailor_merge.runs.preparation import Preparation, prepare
+from gptailor_merge.runs.session import RunSession, start
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.search.baselines.problem import Baseline
+from gptailor_merge.search.baselines.protocol import Baseline
 from gptailor_merge.search.baselines.subject import Subject
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import prune
@@ -36,25 +37,25 @@ class Prepared:
         calls: to score.
     """
 
-    def __init__(self, plans: Plans, session: Session) -> None:
+    def __init__(self, plans: Preparation, session: RunSession) -> None:
         self.plans, self.session = plans, session
         self.space, self.tokens, self.calls = plans.space, 0, 0
         self._last_call: int | None = None
 
     def run(
-        self, method: Baseline, file: Path, *, given: Subject | None = None, seed: int = 0, budget: int = 24
+        self, method: Baseline, file: Path, *, subject: Subject | None = None, seed: int = 0, budget: int = 24
     ) -> Candidate:
         settings = replace(self.session.settings, seed=seed, budget=budget)
         hidden = self.session.hidden
         with Journal(file) as journal:
-            return prune(self.space, self, journal, settings, method, given=given, hidden=hidden)
+            return prune(self.space, self, journal, settings, method, subject=subject, hidden=hidden)
 
     def score(self, plans: Sequence[Plan], race: Race | None = None) -> Sequence[Outcome]:
         """As the session's evaluator, but it may be interrupted."""
         if self.calls == self._last_call:
             raise KeyboardInterrupt
         self.calls += 1
-        outcomes = self.session.evaluator.score(plans, race)
+        outcomes = self.session.executor.score(plans, race)
         self.tokens += sum(outcome.tokens for outcome in outcomes)
         return outcomes
 

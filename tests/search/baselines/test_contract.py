@@ -8,11 +8,10 @@ import pytest
 
 from gptailor_merge.errors import ConfigError, SearchError
 from gptailor_merge.planning.check import check
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.scoring.hidden import HiddenStates
 from gptailor_merge.search.baselines.choice import Choice
-from gptailor_merge.search.baselines.problem import removed_by
+from gptailor_merge.search.baselines.layer_sets import removed_by
 from gptailor_merge.search.baselines.registry import BASELINES, warm_starts
 from tests.search.baselines.conftest import Prepare, Prepared, rows
 
@@ -30,11 +29,11 @@ def test_the_size_is_right_and_protected_layers_stay(name: str, plain: Prepared,
     best = plain.run(BASELINES[name], tmp_path / "j.db")
     made = check(best.parsed)
     assert len(made.slots) == 5
-    assert removed_by(plain.space, best.parsed) <= set(plain.space.removable) == {1, 2, 3, 4, 5, 6}
+    assert removed_by(plain.space, best.plan) <= set(plain.space.removable) == {1, 2, 3, 4, 5, 6}
     with Journal(tmp_path / "j.db") as journal:
         assert journal.best() == best
         for candidate in journal.candidates():
-            assert removed_by(plain.space, candidate.parsed) <= set(plain.space.removable)
+            assert removed_by(plain.space, candidate.plan) <= set(plain.space.removable)
 
 
 def test_a_fixed_pattern_of_layers_is_kept(
@@ -78,7 +77,7 @@ def test_every_token_is_counted(
     with Journal(tmp_path / "j.db") as journal:
         counts = journal.counts()
         assert counts.tokens == plain.tokens - before + sum(measured) > 0
-        whole = plain.session.evaluator.passes.tokens
+        whole = plain.session.measures.searched.tokens
         assert {c.tokens for c in journal.candidates() if c.status == "scored"} == {whole}
     assert counts.candidates <= BASELINES[name].candidates(plain.space, 24)
 
@@ -106,10 +105,10 @@ def test_it_prunes_the_model_that_it_is_given(
     assert given is not None
     if name == "laco" and merge:
         with pytest.raises(ConfigError, match="laco prunes one model, and ties is a merge of several"):
-            plain.run(choice.method, tmp_path / "j.db", given=given)
+            plain.run(choice.method, tmp_path / "j.db", subject=given)
         return
-    best = plain.run(choice.method, tmp_path / "j.db", given=given)
-    made = plan(best.parsed)
+    best = plain.run(choice.method, tmp_path / "j.db", subject=given)
+    made = best.plan
     assert {model for slot in made.slots for model, _ in slot.layers} == set(given.sources)
     assert made.embeddings[0] == made.head[0] == tuple(given.sources)
     with Journal(tmp_path / "j.db") as journal:
@@ -122,7 +121,7 @@ def test_every_size_of_a_range_gets_a_recipe(
     session = prepared(deep, target={"layers": [4, 6]}, objectives=_with_parameters(prepared, deep))
     session.run(BASELINES[name], tmp_path / "j.db", budget=48)
     with Journal(tmp_path / "j.db") as journal:
-        assert {len(plan(c.parsed).slots) for c in journal.finished()} >= {4, 5, 6}
+        assert {len(c.plan.slots) for c in journal.finished()} >= {4, 5, 6}
 
 
 def _with_parameters(prepared: Prepare, deep: dict[str, str]) -> list[object]:
@@ -136,4 +135,4 @@ def test_what_a_search_can_start_from_is_in_its_space(name: str, plain: Prepared
             warm_starts([name], plain.space, budget=1000, population=4)
         return
     best = plain.run(BASELINES[name], tmp_path / "j.db")
-    assert plan(plain.space.decode(plain.space.encode(best.parsed))).digest == best.digest
+    assert plain.space.decode(plain.space.encode(best.plan)).digest == best.digest

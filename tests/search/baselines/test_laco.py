@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gptailor_merge.errors import ConfigError, SearchError
-from gptailor_merge.search.baselines.laco import LaCo, Slot, collapse, recipe_of
+from gptailor_merge.planning.writing import recipe_of
+from gptailor_merge.search.baselines.laco import LaCo, LayerSum, collapse, plan_of
 from gptailor_merge.search.baselines.subject import base_of
 from gptailor_merge.space.space import Space
 from tests.search.baselines.test_methods import Rule, problem, space_of
@@ -17,11 +19,11 @@ THETA = np.random.RandomState(0).normal(size=(12, 3))
 """The layers of a model, three numbers each."""
 
 
-def made(slots: list[Slot]) -> list[Any]:
+def made(slots: list[LayerSum]) -> list[Any]:
     return [sum(coefficient * THETA[layer] for layer, coefficient in slot.items()) for slot in slots]
 
 
-def dense(depth: int) -> list[Slot]:
+def dense(depth: int) -> list[LayerSum]:
     return [{layer: 1.0} for layer in range(depth)]
 
 
@@ -39,7 +41,7 @@ def test_a_merge_is_that_of_the_paper() -> None:
 
 def test_a_slot_is_task_arithmetic_with_a_marked_base() -> None:
     slots = collapse(collapse(dense(8), 3, 2), 2, 1)
-    document = recipe_of(base_of(space_of(5)), slots).to_mapping()
+    document = recipe_of(plan_of(base_of(space_of(5)), slots), 8).to_mapping()
     assert [
         ([tuple(s["layer_range"]) for s in part["sources"]], part["parameters"]["op"])
         for part in document["slices"]
@@ -54,7 +56,7 @@ def test_a_slot_is_task_arithmetic_with_a_marked_base() -> None:
     np.testing.assert_allclose(theta, made(slots)[2])
 
 
-def collapsed(space: Space, size: int, similarity: Any, **settings: Any) -> list[Slot]:
+def collapsed(space: Space, size: int, similarity: Any, **settings: Any) -> list[LayerSum]:
     return LaCo(**settings)._collapsed(space, size, similarity)
 
 
@@ -62,7 +64,7 @@ def test_it_goes_down_from_the_last_layers_and_merges_what_stays_similar() -> No
     """The paper's algorithm, with the size as its end."""
     seen: list[list[int]] = []
 
-    def similarity(slots: list[Slot]) -> float:
+    def similarity(slots: list[LayerSum]) -> float:
         bases = [next(iter(slot)) for slot in slots]
         seen.append(bases)
         return 0.0 if bases == [0, 1, 2, 3, 4, 7, 11] else 0.97
@@ -96,7 +98,7 @@ def test_where_one_pass_has_no_room_it_begins_again(size: int) -> None:
 def test_the_highest_threshold_that_reaches_the_size_is_taken() -> None:
     """One merge is as similar as it must be only from 0.6 on; another, further down, from 0.8 on."""
 
-    def similarity(slots: list[Slot]) -> float:
+    def similarity(slots: list[LayerSum]) -> float:
         (base,) = [next(iter(slot)) for slot in slots if len(slot) > 1]
         return {4: 0.62, 3: 0.5, 2: 0.82, 1: 0.3}[base]
 
@@ -127,6 +129,6 @@ def test_what_it_cannot_do_is_told() -> None:
     with pytest.raises(SearchError, match="laco cannot collapse 5 layers to 2: it merges neighbours"):
         collapsed(space, 2, lambda _: 1.0)
     given = base_of(space_of(5))
-    merge = type(given)("ties", "org/base", 8, {"org/base": {}, "org/a": {"weight": 1.0}}, {"op": "merge"})
+    merge = replace(given, name="ties", sources=("org/base", "org/a"))
     with pytest.raises(ConfigError, match="laco prunes one model, and ties is a merge of several"):
-        LaCo().find(problem(Rule(space_of(5)), object(), given=merge))
+        LaCo().find(problem(Rule(space_of(5)), object(), model=merge))

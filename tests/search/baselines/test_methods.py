@@ -11,17 +11,16 @@ import pytest
 
 from gptailor_merge.errors import SearchError
 from gptailor_merge.objectives.scores import Score
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import SELECT, Plan
-from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.scoring.evaluator import Outcome
+from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, block_name
 from gptailor_merge.scoring.racing import Race, Selection
 from gptailor_merge.search.baselines.evopress import EvoPress, _mutants
 from gptailor_merge.search.baselines.greedy import SLEB
 from gptailor_merge.search.baselines.influence import UIDL, ShortGPT
+from gptailor_merge.search.baselines.layer_sets import extends, nearest, removed_by
 from gptailor_merge.search.baselines.one_shot import OneShot
-from gptailor_merge.search.baselines.problem import Problem, extends, nearest, removed_by
+from gptailor_merge.search.baselines.protocol import PruningProblem
 from gptailor_merge.search.baselines.random_search import RandomSearch
 from gptailor_merge.search.baselines.subject import base_of
 from gptailor_merge.search.candidates import Candidate, Status
@@ -47,21 +46,20 @@ class Rule:
         self.known: dict[str, Candidate] = {}
 
     def score(
-        self, recipes: Sequence[Recipe], *, status: str = Status.SCORED, keep: int | Race | None = None
+        self, plans: Sequence[Plan], *, status: str = Status.SCORED, keep: int | Race | None = None
     ) -> list[Candidate]:
-        sets = [removed_by(self.space, recipe) for recipe in recipes]
+        sets = [removed_by(self.space, proposed) for proposed in plans]
         self.rounds.append((sets, status, keep))
         losses = [self._cost(removed) for removed in sets]
         worst = sorted(x for x in losses if x is not None)[: keep.keep if isinstance(keep, Race) else None]
         made = []
-        for recipe, value in zip(recipes, losses, strict=True):
+        for proposed, value in zip(plans, losses, strict=True):
             dropped = value is not None and value > worst[-1]
-            digest = plan(recipe).digest
             made.append(
                 Candidate(
                     number=len(self.known),
-                    digest=digest,
-                    recipe=recipe.to_yaml(),
+                    digest=proposed.digest,
+                    recipe=self.space.recipe(proposed).to_yaml(),
                     status=Status.DROPPED if dropped else "failed" if value is None else status,
                     loss=value,
                     scores={},
@@ -69,12 +67,12 @@ class Rule:
                     cause="RuntimeError: no" if value is None else None,
                 )
             )
-            self.known.setdefault(digest, made[-1])
+            self.known.setdefault(proposed.digest, made[-1])
         return made
 
-    def measure(self, recipe: Recipe, take: Callable[[Plan], Outcome]) -> Candidate:
-        scores = take(plan(recipe)).scores
-        return Candidate(0, plan(recipe).digest, recipe.to_yaml(), Status.PROBE, None, scores, "f")
+    def measure(self, plan: Plan, take: Callable[[Plan], Outcome]) -> Candidate:
+        text = self.space.recipe(plan).to_yaml()
+        return Candidate(0, plan.digest, text, Status.PROBE, None, take(plan).scores, "f")
 
     def original(self, digest: str) -> Candidate | None:
         return self.known.get(digest)
@@ -96,14 +94,16 @@ class States:
         return Outcome({DISTANCE: by_block}, None, 0.0, 1)
 
 
-def problem(runner: Rule, states: Any = None, **more: Any) -> Problem:
+def problem(runner: Rule, states: Any = None, **more: Any) -> PruningProblem:
     parts = {"budget": 100, "seed": 0, "weights": {"kl": 1.0}, **more}
-    return Problem(space=runner.space, run=runner, base=base_of(runner.space), hidden=states, **parts)
+    return PruningProblem(
+        space=runner.space, runner=runner, base=base_of(runner.space), hidden=states, **parts
+    )
 
 
 def found(method: Any, runner: Rule, states: Any = None, **more: Any) -> list[list[int]]:
     made = method.find(problem(runner, states, **more))
-    return [sorted(removed_by(runner.space, recipe)) for recipe in made]
+    return [sorted(removed_by(runner.space, pruned)) for pruned in made]
 
 
 # The cost of a set: no sum of its layers', so that the order of removal matters.
@@ -176,15 +176,15 @@ def test_sleb_equals_brute_force_on_a_model(prepared: Prepare, deep: dict[str, s
     """Every recipe scored by itself, as `gptailor score` would."""
     session = prepared(deep)
     best = session.run(SLEB(), tmp_path / "j.db")
-    evaluator, weights = session.session.evaluator, session.session.settings.weights
+    executor, weights = session.session.executor, session.session.settings.weights
     removed: set[int] = set()
     while len(removed) < 3:
         losses = {}
         for layer in set(range(1, 7)) - removed:
-            (outcome,) = evaluator.score([plan(session.space.select(0, {*removed, layer}))])
+            (outcome,) = executor.score([session.space.select(0, {*removed, layer})])
             losses[layer] = loss(outcome.scores, weights)
         removed.add(min(losses, key=losses.__getitem__))
-    assert removed_by(session.space, best.parsed) == removed
+    assert removed_by(session.space, best.plan) == removed
     assert best.loss == min(losses.values())
 
 
@@ -195,7 +195,7 @@ def test_shortgpt_runs_the_dense_model_once(prepared: Prepare, deep: dict[str, s
     assert (passed.status, passed.loss, passed.tokens, scored.digest) == ("probe", None, 256, best.digest)
     influence = [passed.scores[INFLUENCE][str(layer)].mean for layer in range(8)]
     least = sorted(range(1, 7), key=influence.__getitem__)[:3]
-    assert removed_by(session.space, best.parsed) == set(least)
+    assert removed_by(session.space, best.plan) == set(least)
 
 
 def test_what_cannot_be_scored_is_never_chosen() -> None:
@@ -270,7 +270,7 @@ def test_only_so_many_go_on_after_the_first_rung() -> None:
 def test_few_tokens_decide_most_of_evopress(prepared: Prepare, deep: dict[str, str], tmp_path: Path) -> None:
     session = prepared(deep)
     session.run(EvoPress(initial=6, offspring=4), tmp_path / "j.db", budget=32)
-    first_rung = sum(b.ids.numel() for b in session.session.evaluator.passes.rungs[0])
+    first_rung = sum(b.ids.numel() for b in session.session.measures.searched.rungs[0])
     made = rows(tmp_path / "j.db")
     assert {c.tokens for c in made if c.status == "dropped"} == {first_rung}
     # Six to begin with, of which one, and four at a time, of which two.
@@ -286,7 +286,7 @@ def test_random_search_draws_from_the_whole_space_and_returns_the_best() -> None
     assert [(len(sets), keep) for sets, _, keep in runner.rounds] == [(32, 1), (8, 1)]
     sets = [removed for some, _, _ in runner.rounds for removed in some]
     assert cost(removed_by(space, best)) == min(map(cost, sets))
-    made = [slot for candidate in runner.known.values() for slot in plan(candidate.parsed).slots]
+    made = [slot for candidate in runner.known.values() for slot in candidate.plan.slots]
     assert {slot.operation.method for slot in made} == {SELECT, "linear"}
     assert {model for slot in made for model, _ in slot.layers} == set(space.models)
     runner = Rule(space, cost)

@@ -12,10 +12,10 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import SearchError
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.summary import FOUND, summarize
+from gptailor_merge.runs.run import Run
+from gptailor_merge.runs.summary import FOUND
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.baselines.registry import BASELINES
 
@@ -43,15 +43,15 @@ def document(family: dict[str, str], texts: dict[str, str], tasks: Path) -> dict
 @pytest.mark.parametrize("name", [name for name in BASELINES if BASELINES[name].in_space])
 def test_a_front_of_sizes_is_left(name: str, document: dict[str, Any], tmp_path: Path) -> None:
     document["gates"] = []
-    run = RunDirectory(tmp_path / "run")
-    summary = execute(SearchConfig.model_validate(document), run, CPU, baseline=Choice(name))
+    run = Run(tmp_path / "run")
+    summary = execute(SearchConfig.model_validate(document), run, CPU, baseline=Choice(name)).summary()
     assert summary.baseline == name
     files = {file.stem: Recipe.load(file) for file in run.pareto.glob("*.yml")}
     assert {len(plan(recipe).slots) for recipe in files.values()} <= {2, 3, 4}
     assert set(summary.held_out) == {"base", "math", "code", FOUND, *files}
-    assert summarize(run) == summary
+    assert run.summary() == summary
     with Journal(run.journal) as journal:
-        assert {len(plan(c.parsed).slots) for c in journal.finished()} == {2, 3, 4}
+        assert {len(c.plan.slots) for c in journal.finished()} == {2, 3, 4}
 
 
 def test_what_a_gate_keeps_out_is_not_left(document: dict[str, Any], tmp_path: Path) -> None:
@@ -60,6 +60,6 @@ def test_what_a_gate_keeps_out_is_not_left(document: dict[str, Any], tmp_path: P
     document["gates"] = [{**document["gates"][0], "at_most": 0.5}]
     config = SearchConfig.model_validate(document)
     with pytest.raises(SearchError, match="none of 2 candidates could be scored, 1 were kept out by gates"):
-        execute(config, RunDirectory(tmp_path / "one"), CPU, baseline=Choice("shortgpt"))
+        execute(config, Run(tmp_path / "one"), CPU, baseline=Choice("shortgpt"))
     with pytest.raises(SearchError, match="could be scored; the last: gate: perplexity is"):
-        execute(config, RunDirectory(tmp_path / "other"), CPU, baseline=Choice("sleb"))
+        execute(config, Run(tmp_path / "other"), CPU, baseline=Choice("sleb"))

@@ -13,7 +13,7 @@ from gptailor_merge.composing.compose import Composer
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.models.family import Family
 from gptailor_merge.planning.check import check
-from gptailor_merge.planning.resolve import plan
+from gptailor_merge.planning.writing import recipe_of
 from gptailor_merge.search.baselines.subject import MERGES, base_of, subject_of
 from gptailor_merge.space.space import Space
 from tests.conftest import MakeFamily, write_member
@@ -36,7 +36,7 @@ def test_the_base_is_what_the_space_selects(family: dict[str, str]) -> None:
     _, space = parts(family)
     for removed in ({1}, {1, 3}, {1, 2, 3}):
         ours, theirs = base_of(space).without(removed), space.select(0, removed)
-        assert plan(ours).digest == plan(theirs).digest
+        assert ours.digest == theirs.digest
         assert ours == theirs
 
 
@@ -45,10 +45,12 @@ def test_a_member_has_its_own_embeddings_and_head(family: dict[str, str]) -> Non
     given = subject_of(loaded, space, member="math", merge=None)
     assert given is not None
     assert given.member == family["math"]
-    made = check(given.without({2}))
+    made = check(recipe_of(given.without({2}), 5))
     assert made.embeddings[0] == made.head[0] == (family["math"],)
     assert {model for slot in made.slots for model, _ in slot.layers} == {family["math"]}
-    dense = Composer(Bank(loaded, Precision.of("float32", "float32"))).compose(check(given.without(())))
+    dense = Composer(Bank(loaded, Precision.of("float32", "float32"))).compose(
+        check(recipe_of(given.without(()), 5))
+    )
     for name, tensor in load_file(Path(family["math"]) / "model.safetensors").items():
         assert torch.equal(dense.state_dict()[name], tensor.float()), name
 
@@ -59,7 +61,9 @@ def test_a_merge_is_of_all_members_embeddings_and_head_included(method: str, fam
     given = subject_of(loaded, space, member=None, merge=method)
     assert given is not None
     assert given.member is None
-    made = Composer(Bank(loaded, Precision.of("float32", "float32"))).compose(check(given.without({1})))
+    made = Composer(Bank(loaded, Precision.of("float32", "float32"))).compose(
+        check(recipe_of(given.without({1}), 5))
+    )
     place = {UP: "model.layers.1.mlp.up_proj.weight"}
     for name in (UP, EMBEDDINGS):
         found = made.state_dict()[place.get(name, name)]
@@ -90,12 +94,12 @@ def test_of_tied_embeddings_and_other_vocabularies(make_family: MakeFamily, tmp_
     for options in ({"member": "code", "merge": None}, {"member": None, "merge": "ties"}):
         given = subject_of(*parts(tied), **options)  # type: ignore[arg-type]
         assert given is not None
-        check(given.without({2}))
+        check(recipe_of(given.without({2}), 5))
     odd = {**make_family(), "math": str(write_member(tmp_path / "math", 1, vocabulary=80))}
     for options in ({"member": "math", "merge": None}, {"member": None, "merge": "linear"}):
         given = subject_of(*parts(odd), **options)  # type: ignore[arg-type]
         assert given is not None
-        assert check(given.without({2})).embeddings[0] == (odd["base"],)
+        assert check(recipe_of(given.without({2}), 5)).embeddings[0] == (odd["base"],)
 
 
 def test_what_is_no_subject_is_told(family: dict[str, str]) -> None:

@@ -10,10 +10,9 @@ import pytest
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.planning.resolve import plan
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.session import prepare
-from gptailor_merge.search.baselines.problem import removed_by
+from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.search.baselines.layer_sets import removed_by
 from gptailor_merge.search.baselines.registry import BASELINES, warm_starts
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import search
@@ -40,14 +39,14 @@ def test_the_first_generation_takes_what_was_found_to_every_member() -> None:
     made, rng = space(), np.random.RandomState(0)
     found = [made.select(0, {1, 2, 3}), made.select(0, {4, 5, 6})]
     points = first_generation(made, found, 12, rng)
-    starts = [plan(made.decode(point)).digest for point in points]
+    starts = [made.decode(point).digest for point in points]
     expected = [made.select(m, gone) for m in range(4) for gone in ({1, 2, 3}, {4, 5, 6})]
-    assert starts[:8] == [plan(recipe).digest for recipe in expected]
+    assert starts[:8] == [pruned.digest for pruned in expected]
     assert len(points) == 12
     assert len(first_generation(made, found, 5, rng)) == 5
     given = made.select(2, {1, 3, 5})
     (one, two, *_) = first_generation(made, found, 5, rng, start=[given])
-    assert [plan(made.decode(p)).digest for p in (one, two)] == [plan(given).digest, starts[0]]
+    assert [made.decode(p).digest for p in (one, two)] == [given.digest, starts[0]]
 
 
 @pytest.mark.parametrize("warm", [["shortgpt", "uidl"], ["sleb", "shortgpt"]])
@@ -60,8 +59,8 @@ def test_what_baselines_come_to_is_proposed_first(warm: list[str], plain: Prepar
     distinct = list(dict.fromkeys(expected))
     assert [c.digest for c in first[: len(distinct)]] == distinct
     others = first[len(distinct) : 2 * len(distinct)]
-    assert [removed_by(plain.space, c.parsed) for c in others] == [
-        removed_by(plain.space, c.parsed) for c in first[: len(distinct)]
+    assert [removed_by(plain.space, c.plan) for c in others] == [
+        removed_by(plain.space, c.plan) for c in first[: len(distinct)]
     ]
     assert len(made) == 60
 
@@ -72,7 +71,7 @@ def test_the_tokens_of_warm_starts_are_counted(plain: Prepared, tmp_path: Path) 
     made = rows(tmp_path / "j.db")
     assert (made[0].status, made[0].tokens) == ("probe", 256)
     # The best are scored again for the first race, as they are when a run is resumed.
-    again = 2 * plain.session.evaluator.passes.tokens
+    again = 2 * plain.session.measures.searched.tokens
     counted = sum(c.tokens for c in made) - 256
     assert plain.tokens - before - again <= counted <= plain.tokens - before
 

@@ -1,0 +1,127 @@
+"""Checks config.json: transformers reads it, and it agrees with itself and with the stored weights."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from gptailor_merge.checking.finding import Finding, reason
+from gptailor_merge.checking.weight_files import StoredWeights
+from gptailor_merge.errors import FamilyError
+from gptailor_merge.models.depth import inconsistencies
+from gptailor_merge.models.dtypes import STORED_DTYPES, dtype_name
+
+
+@dataclass(frozen=True)
+class ConfigFile:
+    """The config.json of a model directory, as it is written and as transformers reads it.
+
+    Attributes:
+        raw: the document.
+        loaded: the config with the defaults of its model type; None where transformers refuses it.
+        refusal: why transformers refuses it; empty where it does not.
+    """
+
+    raw: Mapping[str, Any]
+    loaded: PreTrainedConfig | None
+    refusal: str
+
+    @classmethod
+    def read(cls, directory: Path) -> ConfigFile:
+        """Reads the config of a model directory.
+
+        Raises:
+            FamilyError: there is no directory, or no config.json that holds a JSON object.
+        """
+        raw = _read_object(directory)
+        try:
+            loaded = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        except Exception as error:  # transformers' refusals share no base class; each is a finding
+            return cls(raw, None, reason(error))
+        return cls(raw, loaded, "")
+
+    def number(self, key: str) -> int | None:
+        """Returns a whole number of the text model's config; the raw one where transformers refuses it."""
+        if self.loaded is None:
+            value = self.raw.get(key)
+        else:
+            value = getattr(self.loaded.get_text_config(), key, None)
+        return value if isinstance(value, int) else None
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Every number of layers that the files may hold; empty where the config names none.
+
+        Layers for multi-token prediction are stored behind the others without being counted among them.
+        """
+        depth = self.number("num_hidden_layers")
+        return () if depth is None else (depth, depth + (self.number("num_nextn_predict_layers") or 0))
+
+
+def check_config(config: ConfigFile, weights: StoredWeights) -> Finding:
+    """Checks that config.json describes each stored layer, and no other."""
+    problems = inconsistencies(config.raw)
+    if config.loaded is None:
+        problems.append(f"transformers refuses it: {config.refusal}")
+    indices = sorted(weights.layers)
+    if not config.depths:
+        problems.append("num_hidden_layers is missing; expected a text model that is a list of layers")
+    elif indices not in [list(range(depth)) for depth in config.depths]:
+        problems.append(
+            f"num_hidden_layers is {config.depths[0]}, the safetensors files hold {_layers(indices)}"
+        )
+    if problems:
+        return Finding("config", "fail", "; ".join(problems))
+    sentence = f"{config.raw.get('model_type')}, {config.depths[0]} layers, as many as are stored"
+    return Finding("config", "ok", sentence)
+
+
+def check_dtypes(config: ConfigFile, weights: StoredWeights) -> Finding:
+    """Checks that config.json names a dtype that is stored: `dtype="auto"` loads in the one it names."""
+    counts = Counter(header.dtype for header in weights.tensors.values())
+    stored = ", ".join(f"{count} {dtype}" for dtype, count in sorted(counts.items())) or "no tensors"
+    declared = config.raw.get("dtype", config.raw.get("torch_dtype"))
+    right = {dtype_name(dtype) for dtype in counts if _is_float(dtype)}
+    if "quantization_config" not in config.raw and declared is not None and right and declared not in right:
+        return Finding(
+            "dtypes",
+            "warn",
+            f"stored are {stored}, config.json has dtype {declared!r} and transformers converts when "
+            f"loading; {' or '.join(sorted(right))} would be right",
+        )
+    return Finding("dtypes", "ok", f"tensors by dtype: {stored}")
+
+
+def _read_object(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise FamilyError(f"{directory}: no such directory; expected a transformers model directory")
+    file = directory / "config.json"
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FamilyError(f"{directory}: no config.json; expected a transformers model directory") from None
+    except (OSError, ValueError) as error:
+        raise FamilyError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise FamilyError(f"{file}: expected an object, found {type(document).__name__}")
+    return document
+
+
+def _layers(indices: Sequence[int]) -> str:
+    if not indices:
+        return "no layers"
+    if list(indices) == list(range(len(indices))):
+        return f"layers 0 to {len(indices) - 1}"
+    return f"layers {', '.join(map(str, indices))}"
+
+
+def _is_float(stored: str) -> bool:
+    """Tells whether a dtype is one that models are computed in; 8 bits only store them."""
+    dtype = STORED_DTYPES.get(stored)
+    return dtype is not None and dtype.is_floating_point and dtype.itemsize > 1

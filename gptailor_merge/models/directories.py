@@ -1,0 +1,79 @@
+"""Finds the directory that holds a model's weights; downloads Hub models and merges LoRA adapters."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from gptailor_merge.digests import digest
+from gptailor_merge.errors import FamilyError
+from gptailor_merge.methods.adapters import merge_adapter
+from gptailor_merge.models.checkpoint import ADAPTER, FILES, ModelId, check_adapter
+
+
+def directory_of(model: ModelId) -> Path:
+    """Returns the directory with a model's weights.
+
+    Raises:
+        FamilyError: the model cannot be downloaded, or its adapter cannot be merged.
+    """
+    if model.adapter is not None:
+        return _merged(model)
+    if model.is_local:
+        return Path(model.path)
+    return _download(model, FILES)
+
+
+def _download(model: ModelId, files: Sequence[str]) -> Path:
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(model.repo, revision=model.revision, allow_patterns=list(files))
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise FamilyError(f"{model.path}: cannot be downloaded: {error}") from None
+
+
+def _merged(model: ModelId) -> Path:
+    """Returns the directory of a model with its adapter merged into it; the same files are merged once."""
+    assert model.adapter is not None
+    base, adapter = directory_of(model.model), Path(model.adapter.path)
+    if not model.adapter.is_local:
+        adapter = _download(model.adapter, ADAPTER)
+    check_adapter(model.text, adapter)
+    merged = Path(constants.HF_HOME) / "gptailor" / "adapters" / _stamp(base, adapter)
+    if merged.exists():
+        return merged
+    merged.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=merged.parent, prefix=".") as beside:
+        try:
+            directory = merge_adapter(base, adapter, Path(beside))
+        except Exception as error:
+            raise FamilyError(f"{model.text}: the adapter cannot be merged: {error}") from error
+        for file in base.iterdir():
+            # Merging leaves out the tokenizer and the like.
+            is_weights = ".safetensors" in file.name or file.suffix in (".bin", ".pt", ".pth")
+            if file.is_file() and not is_weights and not (directory / file.name).exists():
+                shutil.copy(file, directory / file.name)
+        try:
+            directory.rename(merged)
+        except OSError:
+            if not merged.exists():  # if it exists, another process was faster
+                raise
+    return merged
+
+
+def _stamp(*directories: Path) -> str:
+    """Returns a digest that changes when a file in one of the directories is replaced."""
+    stamps = [
+        [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+        for directory in directories
+        for file in sorted(directory.glob("*"))
+        if file.suffix in (".safetensors", ".json")
+    ]
+    return digest(stamps)

@@ -1,0 +1,157 @@
+"""One model of a family: its name, config and tensor headers, read without loading a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+
+from gptailor_merge.errors import FamilyError, Problem
+from gptailor_merge.methods.conversion import can_convert
+from gptailor_merge.models.architecture import Architecture
+from gptailor_merge.models.checkpoint import Header, ModelId, headers_in, read
+from gptailor_merge.models.depth import DEPTH, inconsistencies
+from gptailor_merge.models.directories import directory_of
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a family.
+
+    Attributes:
+        name: "base", or the variant's name.
+        model: the name that recipes use.
+        config: the content of config.json, with transformers' defaults filled in.
+        headers: tensor name -> header, as the checkpoint lays out its tensors.
+    """
+
+    name: str
+    model: str
+    config: Mapping[str, Any]
+    headers: Mapping[str, Header]
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return int(self.config[DEPTH])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of tokens that the embeddings have rows for."""
+        return int(self.config["vocab_size"])
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The layers and tensors, as transformers lays them out."""
+        return Architecture.of(self.config)
+
+    @cached_property
+    def dtypes(self) -> frozenset[str]:
+        """The dtypes that the tensors are stored in, as safetensors writes them, e.g. "BF16"."""
+        return frozenset(header.dtype for header in self.headers.values())
+
+    @cached_property
+    def layers_prefix(self) -> str:
+        """The part of the checkpoint's names before the layer index, e.g. `model.layers.`."""
+        prefixes = {name[: name.index(".0.") + 1] for name in self.headers if ".0." in name}
+        fitting = [p for p in prefixes if any(n.startswith(f"{p}{self.depth - 1}.") for n in self.headers)]
+        if not fitting:
+            raise FamilyError(f"{self.model}: no tensors named like layers 0 to {self.depth - 1}")
+        return min(fitting, key=len)
+
+    def layer_tensors(self, index: int) -> dict[str, str]:
+        """Returns name inside the layer -> full name, for one layer of the checkpoint."""
+        prefix = f"{self.layers_prefix}{index}."
+        return {name.removeprefix(prefix): name for name in self.headers if name.startswith(prefix)}
+
+    @cached_property
+    def outer_tensors(self) -> tuple[str, ...]:
+        """The names of the checkpoint's tensors outside the layers: embeddings, final norm, head."""
+        return tuple(name for name in self.headers if not name.startswith(self.layers_prefix))
+
+    def sources(self, name: str, layer: int | None) -> tuple[str, ...]:
+        """Returns the checkpoint's tensors that a tensor of the model may be made from.
+
+        A single one is the tensor itself. Several are all those of its layer, or outside the layers, of
+        which transformers' conversions pick, e.g. the experts that become one tensor.
+
+        Args:
+            layer: the tensor's layer, or None if it is outside the layers.
+        """
+        for stored in (name, self.architecture.stored.get(name, name)):
+            if stored in self.headers:
+                return (stored,)
+        return self.outer_tensors if layer is None else tuple(self.layer_tensors(layer).values())
+
+    @cached_property
+    def directory(self) -> Path:
+        """The directory with the weights; the first access downloads a Hub model and merges an adapter."""
+        return directory_of(ModelId.parse(self.model))
+
+    @cached_property
+    def files(self) -> Mapping[str, Path]:
+        """Tensor name -> the file that holds it."""
+        return {name: self.directory / header.file for name, header in headers_in(self.directory).items()}
+
+
+def read_member(name: str, model: str) -> Member:
+    """Reads config and headers of a model, and checks that they agree.
+
+    Raises:
+        FamilyError: the model is absent, cannot be read, or is not supported.
+    """
+    config_file, headers = read(ModelId.parse(model))
+    if not config_file.exists():
+        raise FamilyError(f"{model}: no config.json; expected a transformers model directory")
+    try:
+        # transformers fills in the defaults of the model type, as it will when it loads the model.
+        config = AutoConfig.from_pretrained(config_file.parent, trust_remote_code=False).to_dict()
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise FamilyError(f"{config_file}: cannot be read: {' '.join(str(error).split())}") from None
+    for key in (DEPTH, "vocab_size"):
+        if not isinstance(config.get(key), int):
+            text = f"{key} is missing; expected a text model that is a list of layers"
+            raise FamilyError(f"{config_file}: {text}")
+    if method := (config.get("quantization_config") or {}).get("quant_method"):
+        raise FamilyError(
+            f"{model}: quantised ({method}), and quantised tensors cannot be merged; "
+            "take the model in 16 or 32 bits"
+        )
+    if contradictions := inconsistencies(config):
+        raise FamilyError([Problem((), f"{config_file}: {text}") for text in contradictions])
+    member = Member(name, model, config, headers)
+    try:
+        problems = [Problem((), f"{model}: {text}") for text in _misfits(member)]
+    except FamilyError as error:
+        raise FamilyError(f"{model}: {config.get('model_type')} is not supported: {error}") from None
+    if problems:
+        raise FamilyError(problems)
+    return member
+
+
+def _misfits(member: Member) -> Iterator[str]:
+    """Yields the first tensor of the config's model that the checkpoint lacks or has in another shape."""
+    architecture = member.architecture
+    outer = [
+        (name, shape, None) for name, shape in (*architecture.before.items(), *architecture.after.items())
+    ]
+    layers = [
+        (f"{architecture.prefix}{index}.{inner}", shape, index)
+        for index, layer in enumerate(architecture.layers)
+        for inner, shape in layer.items()
+    ]
+    for name, shape, index in (*outer, *layers):
+        sources = member.sources(name, index)
+        if len(sources) == 1:
+            if member.headers[sources[0]].shape != shape:
+                stored = list(member.headers[sources[0]].shape)
+                yield f"tensor {name} has the shape {stored}, by config.json it should have {list(shape)}"
+                return
+        elif not can_convert(str(member.config["model_type"]), sources, name):
+            yield f"the checkpoint has no tensor {name}"
+            return  # the first is enough to tell

@@ -1,0 +1,145 @@
+"""Frozen values of a recipe's YAML fields: parameters, and the origin of embeddings and head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+from gptailor_merge.documents import Frozen
+
+ModelName = Annotated[str, Field(min_length=1)]
+
+
+class Conditional(Frozen):
+    """A setting for the tensors whose name contains `filter` (mergekit's conditional parameter)."""
+
+    value: Any
+    filter: str | None = None
+
+
+Parameters = tuple[tuple[str, Any], ...]
+"""(name, value) pairs; lists are tuples, conditional settings are `Conditional`."""
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if "value" not in value or not set(value) <= {"value", "filter"}:
+            raise ValueError(f"expected {{value: …, filter: …}}, found the keys {sorted(map(str, value))}")
+        if not isinstance(value.get("filter"), (str, type(None))):
+            raise ValueError(f"expected a text as filter, found {value['filter']!r}")
+        return Conditional(value=_freeze(value["value"]), filter=value.get("filter"))
+    if isinstance(value, (list, tuple)):
+        return tuple(_freeze(item) for item in value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"expected a finite number, found {value}")
+    if isinstance(value, (bool, int, float, str, Conditional)):
+        return value
+    raise ValueError(f"expected a number, a text, true, false or a list of these, found {value!r}")
+
+
+def _thaw(value: Any) -> Any:
+    if isinstance(value, Conditional):
+        condition = {} if value.filter is None else {"filter": value.filter}
+        return {**condition, "value": _thaw(value.value)}
+    if isinstance(value, tuple):
+        return [_thaw(item) for item in value]
+    return value
+
+
+def _freeze_parameters(document: Any) -> Any:
+    if isinstance(document, tuple):
+        return document
+    if document is not None and not isinstance(document, Mapping):
+        raise ValueError(f"expected a mapping, found {document!r}")
+    frozen = []
+    for name, setting in (document or {}).items():
+        try:
+            frozen.append((str(name), _freeze(setting)))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return tuple(frozen)
+
+
+def _thaw_parameters(parameters: Parameters) -> dict[str, Any]:
+    return {name: _thaw(setting) for name, setting in parameters}
+
+
+ParametersField = Annotated[
+    Parameters, BeforeValidator(_freeze_parameters), PlainSerializer(_thaw_parameters)
+]
+
+
+def as_tuple(value: Any) -> Any:
+    """Turns a YAML list into a tuple; raises a ValueError for anything else."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"expected a list, found {value!r}")
+    return tuple(value)
+
+
+class Origin(Frozen):
+    """The origin of the embeddings, or of the final norm and head: one member, or a merge of members.
+
+    Attributes:
+        weights: (member, weight) pairs; a member is a model of the recipe or "base", and its weight is
+            None if the method takes no weights.
+        method: a mergekit method; None for a single member.
+        base_model: the method's base if it is not the recipe's.
+        parameters: parameters of the method as a whole.
+    """
+
+    weights: tuple[tuple[str, float | None], ...]
+    method: str | None = None
+    base_model: ModelName | None = None
+    parameters: ParametersField = ()
+
+
+def _read_origin(document: Any) -> Any:
+    if isinstance(document, str):
+        return Origin(weights=((document, 1.0),))
+    if not isinstance(document, Mapping):
+        if isinstance(document, Origin):
+            return document
+        raise ValueError(f"expected the name of a member or a mapping, found {document!r}")
+    allowed = {"method", "weights", "members", "base_model", "parameters"}
+    named_once = len({"weights", "members"} & set(document)) == 1
+    if "method" not in document or not named_once or set(document) - allowed:
+        raise ValueError(
+            "expected the name of a member, {method: …, weights: {member: number, …}} or {method: …, "
+            f"members: [member, …], parameters: {{…}}}}, found the keys {sorted(map(str, document))}"
+        )
+    rest = {key: document[key] for key in ("method", "base_model", "parameters") if key in document}
+    return {"weights": _read_weights(document), **rest}
+
+
+def _read_weights(document: Mapping[str, Any]) -> tuple[tuple[str, float | None], ...]:
+    if "members" in document:
+        members = document["members"]
+        if not isinstance(members, (list, tuple)):
+            raise ValueError(f"members: expected a list, found {members!r}")
+        return tuple((str(member), None) for member in members)
+    weights = document["weights"]
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"weights: expected a mapping, found {weights!r}")
+    for member, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+            raise ValueError(f"weights.{member}: expected a finite number, found {weight!r}")
+    return tuple((str(member), float(weight)) for member, weight in weights.items())
+
+
+def _write_origin(origin: Origin) -> Any:
+    if origin.method is None:
+        return origin.weights[0][0]
+    weights = dict(origin.weights)
+    document: dict[str, Any] = {"method": origin.method}
+    document |= {"members": list(weights)} if None in weights.values() else {"weights": weights}
+    if origin.base_model is not None:
+        document["base_model"] = origin.base_model
+    if origin.parameters:
+        document["parameters"] = _thaw_parameters(origin.parameters)
+    return document
+
+
+OriginField = Annotated[Origin, BeforeValidator(_read_origin), PlainSerializer(_write_origin)]

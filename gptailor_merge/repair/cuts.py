@@ -1,0 +1,42 @@
+"""Finds the cuts of a plan: the slots behind which layers of the base are missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from gptailor_merge.recipe.plan import Edit, Plan
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place in a plan where the hidden state is to become the base's again.
+
+    Attributes:
+        slot: the last slot before the cut.
+        removed: the layers of the base that are missing behind it; may be empty.
+    """
+
+    slot: int
+    removed: range
+
+
+def cuts_of(plan: Plan, depth: int, *, everywhere: bool = False) -> list[Cut]:
+    """Returns the cuts that have a layer before them; a merged layer counts as its first source.
+
+    Args:
+        depth: the number of layers of the base.
+        everywhere: also the places behind slots where no layer is missing.
+    """
+    following = [*plan.kept[1:], depth]
+    gaps = [
+        Cut(slot, range(layer + 1, after))
+        for slot, (layer, after) in enumerate(zip(plan.kept, following, strict=True))
+    ]
+    return [cut for cut in gaps if cut.removed or (everywhere and cut.removed.stop == cut.removed.start)]
+
+
+def with_edit(plan: Plan, position: int, edit: Edit) -> Plan:
+    """Returns a plan whose slot at a position has one more edit."""
+    slots = list(plan.slots)
+    slots[position] = replace(slots[position], edits=(*slots[position].edits, edit))
+    return replace(plan, slots=tuple(slots))

@@ -1,0 +1,168 @@
+"""Repairs the best recipes of a search, scores them again, and remembers them beside the search.
+
+Repairs can change which recipe is the best: a cut that costs more may leave more to make up for. So for
+each choice of layers the best candidate is a finalist, also one that a race has dropped.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from gptailor_merge.errors import ConfigError, DataError, Problem
+from gptailor_merge.objectives.scores import Weights
+from gptailor_merge.planning.rewriting import rewritten
+from gptailor_merge.recipe.edits import map_files
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.repair.fitting import Repairer, has_enough
+from gptailor_merge.scoring.executor import Executor, Outcome
+from gptailor_merge.scoring.gates import Gates
+from gptailor_merge.scoring.workplace import Workplace
+from gptailor_merge.search.candidates import Candidate, Status
+from gptailor_merge.search.front import front
+from gptailor_merge.search.judging import verdicts
+from gptailor_merge.search.outcomes import candidate_of
+
+
+class RepairLog(Protocol):
+    """Remembers candidates and their repairs; see runs.journal.Journal."""
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Yields every candidate in the order of proposal."""
+
+    def finished(self) -> Iterator[Candidate]:
+        """Yields the candidates of a target size that were scored on everything, repaired ones last."""
+
+    def best(self) -> Candidate | None:
+        """Returns the first of the finished candidates with the lowest loss."""
+
+    def repairs(self) -> Mapping[str, Candidate]:
+        """Returns digest of the original -> what became of its repair."""
+
+    def record_repair(self, original: str, repaired: Candidate) -> None:
+        """Writes what became of the repair of a candidate."""
+
+
+@dataclass(frozen=True)
+class FinalistJudge:
+    """Judges and scores repaired recipes as the search did its candidates.
+
+    Attributes:
+        executor: scores plans on the calibration set.
+        gates: None where the config has none.
+        weights: objective -> its weight in the loss.
+        axes: the objectives of which a front is sought; none where the loss is minimised.
+        fingerprint: identifies the objectives that scores count under.
+    """
+
+    executor: Executor
+    gates: Gates | None
+    weights: Weights
+    axes: Sequence[str]
+    fingerprint: str
+
+    def judge(self, original: Candidate, repaired: Plan) -> Candidate:
+        """Returns what becomes of a repaired plan: it is scored if a map helps and no gate is against it."""
+        verdict, outcome = None, None
+        if repaired.digest == original.digest:
+            outcome = Outcome.failure("no map helps")
+        elif self.gates is not None:
+            (verdict,) = verdicts(self.gates, [repaired])
+        if outcome is None and (verdict is None or verdict.passes):
+            (outcome,) = self.executor.score([repaired])
+        return candidate_of(
+            original.number,
+            repaired,
+            rewritten(original.parsed, repaired.slots),
+            verdict,
+            outcome,
+            self.weights,
+            self.fingerprint,
+            Status.REPAIRED,
+        )
+
+
+def finalists(log: RepairLog, axes: Sequence[str], count: int) -> list[Candidate]:
+    """Returns the best candidate of each choice of layers, the best choices first.
+
+    A search for a front has all recipes of its front as finalists.
+
+    Args:
+        axes: the objectives of which a front is sought; none where the loss is minimised.
+        count: most finalists where no front is sought.
+    """
+    searched = [candidate for candidate in log.finished() if candidate.status != Status.REPAIRED]
+    if axes:
+        return [point.candidate for point in front(searched, axes)]
+    dropped = (candidate for candidate in log.candidates() if candidate.status == Status.DROPPED)
+    best: dict[tuple[int, ...], Candidate] = {}
+    for candidate in sorted((*searched, *dropped), key=_rank):
+        best.setdefault(candidate.plan.kept, candidate)
+    return list(best.values())[:count]
+
+
+def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog, directory: Path) -> None:
+    """Repairs the finalists that are not repaired yet, and writes what became of them into the log.
+
+    Args:
+        workplace: the family, the texts and what composes models in this process.
+        directory: where the maps of each finalist are, in a directory of its own.
+
+    Raises:
+        ConfigError: repair.data has too few sequences.
+    """
+    config, texts = workplace.config.repair, workplace.measures.texts
+    if not texts or (config.data is None and not has_enough(texts)):
+        return
+    try:
+        repairer = Repairer(workplace.composer, workplace.family, texts, everywhere=config.everywhere)
+    except DataError as error:
+        raise ConfigError(Problem(("repair", "data"), str(error))) from None
+    best = {candidate.digest for candidate in _best_of(log, judge.axes)}
+    done = {
+        original
+        for original, repaired in log.repairs().items()
+        if repaired.digest not in best or all(Path(file).is_file() for file in map_files(repaired.parsed))
+    }
+    chosen = finalists(log, judge.axes, config.finalists)
+    for number, candidate in enumerate(chosen, start=1):
+        if candidate.digest not in done:
+            workplace.progress(f"repairing the cuts of recipe {number} of {len(chosen)}")
+            log.record_repair(candidate.digest, _repair(repairer, judge, candidate, directory))
+
+
+def _repair(repairer: Repairer, judge: FinalistJudge, original: Candidate, directory: Path) -> Candidate:
+    """Repairs a finalist and counts what that took."""
+    spent_before, begun = repairer.spent, time.perf_counter()
+    maps = directory / original.digest
+    maps.mkdir(parents=True, exist_ok=True)
+    repaired, _ = repairer.repair(original.plan, maps)
+    seconds = time.perf_counter() - begun
+    candidate = judge.judge(original, repaired)
+    spent = repairer.spent - spent_before
+    return replace(candidate, tokens=candidate.tokens + spent, seconds=candidate.seconds + seconds)
+
+
+def _best_of(log: RepairLog, axes: Sequence[str]) -> list[Candidate]:
+    """Returns the best recipe, or all of a front, repaired ones included."""
+    if axes:
+        return [point.candidate for point in front(log.finished(), axes)]
+    best = log.best()
+    return [] if best is None else [best]
+
+
+def drop_maps(directory: Path, survivors: Iterable[Candidate]) -> None:
+    """Removes the maps of all recipes but the survivors: those of a large model are large."""
+    kept = {Path(file).resolve().parent for candidate in survivors for file in map_files(candidate.parsed)}
+    for maps in directory.glob("*/"):
+        if maps.resolve() not in kept:
+            shutil.rmtree(maps)
+
+
+def _rank(candidate: Candidate) -> tuple[float, int]:
+    return math.inf if candidate.loss is None else candidate.loss, candidate.number

@@ -1,0 +1,184 @@
+"""Repairs the cuts of plans: fits a map at each, chooses its ridge, and keeps it if it helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptailor_merge.calibration.batches import Batch, layout
+from gptailor_merge.calibration.texts import TokenSet
+from gptailor_merge.composing.compose import Composer
+from gptailor_merge.composing.editing import save_map
+from gptailor_merge.composing.exits import placed
+from gptailor_merge.digests import digest_of_bytes
+from gptailor_merge.errors import DataError, FamilyError
+from gptailor_merge.models.family import Family
+from gptailor_merge.objectives.perplexity import Perplexity
+from gptailor_merge.objectives.scores import Score
+from gptailor_merge.recipe.plan import MLP, Edit, Plan
+from gptailor_merge.repair.cuts import Cut, cuts_of, with_edit
+from gptailor_merge.repair.regression import Climb
+from gptailor_merge.scoring.passes import Passes
+
+RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0)
+"""Strengths of the ridge that are tried, see repair.regression."""
+
+
+EVERY = 4
+"""Every fourth sequence is left out of the fit, and chooses the ridge."""
+
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class CutRepair:
+    """Says how a cut was repaired, or why not.
+
+    Attributes:
+        slot: the slot before the cut, whose MLP is multiplied with the map.
+        removed: the layers that are missing, [first, past the last).
+        ridge: the chosen strength; None where no map made the model better.
+        before, after: nats per token on the sequences that were not fitted to.
+        note: why the cut could not be repaired.
+    """
+
+    slot: int
+    removed: tuple[int, int]
+    ridge: float | None = None
+    before: float | None = None
+    after: float | None = None
+    note: str | None = None
+
+    @classmethod
+    def impossible(cls, cut: Cut, note: str | None) -> CutRepair:
+        """Describes a cut that could not be repaired."""
+        return cls(cut.slot, (cut.removed.start, cut.removed.stop), note=note)
+
+
+class Repairer:
+    """Repairs plans of one family with maps that are fitted to the same texts.
+
+    Args:
+        sets: the texts; every fourth sequence chooses the ridge, and tells whether a map helps.
+        everywhere: try also the places behind slots where no layer is missing.
+
+    Attributes:
+        tokens: the number of tokens in the texts.
+        spent: tokens that have gone through models, or through a part of one.
+
+    Raises:
+        DataError: too few sequences to choose a ridge on.
+    """
+
+    def __init__(
+        self, composer: Composer, family: Family, sets: Sequence[TokenSet], *, everywhere: bool = False
+    ) -> None:
+        fitted, held_back = _split(sets)
+        self.tokens = sum(ids.numel() for token_set in sets for ids in token_set.sequences)
+        self.spent = 0
+        self._composer, self._family, self._everywhere = composer, family, everywhere
+        self._fitted, self._held_back = self._batches(fitted), self._batches(held_back)
+        self._passes = Passes([Perplexity("nll", tuple(held_back))], [self._held_back], (1.0,))
+        self._tokens_of_loss = sum(batch.ids.numel() for batch in self._held_back)
+
+    def repair(
+        self, plan: Plan, directory: Path, progress: Callable[[str], None] = lambda step: None
+    ) -> tuple[Plan, tuple[CutRepair, ...]]:
+        """Returns the plan with a map at each cut where one helps, and what became of each cut.
+
+        Args:
+            directory: where the maps are written.
+            progress: told which cut is being repaired.
+        """
+        config, depth = self._family.base.config, self._family.depth
+        cuts = cuts_of(plan, depth, everywhere=self._everywhere)
+        notes = [_obstacle(plan, cut, config) for cut in cuts]
+        possible = [cut for cut, note in zip(cuts, notes, strict=True) if note is None]
+        if not possible:
+            return plan, tuple(CutRepair.impossible(cut, note) for cut, note in zip(cuts, notes, strict=True))
+        fitted, held_back = (
+            Climb(self._composer, plan, possible, batches, depth)
+            for batches in (self._fitted, self._held_back)
+        )
+        self.spent += 2 * self.tokens  # the base, and the layers of the plan
+        loss = self._loss(plan)
+        repairs = []
+        for cut, note in zip(cuts, notes, strict=True):
+            if note is not None:
+                repairs.append(CutRepair.impossible(cut, note))
+                continue
+            missing = f"{len(cut.removed)} layers are" if len(cut.removed) != 1 else "1 layer is"
+            progress(f"repairing behind slot {cut.slot}, where {missing} missing")
+            plan, repair = self._repair_cut(plan, cut, loss, fitted, held_back, directory)
+            repairs.append(repair)
+            assert repair.after is not None
+            loss = repair.after
+        return plan, tuple(repairs)
+
+    def _repair_cut(
+        self, plan: Plan, cut: Cut, loss: float, fitted: Climb, held_back: Climb, directory: Path
+    ) -> tuple[Plan, CutRepair]:
+        """Fits maps at a cut and keeps the best one if it lowers the loss."""
+        moments, check = fitted.moments(plan, cut), held_back.moments(plan, cut)
+        maps = {ridge: moments.solve(ridge) for ridge in RIDGES}
+        best = min(RIDGES, key=lambda ridge: check.error(maps[ridge]))
+        removed = (cut.removed.start, cut.removed.stop)
+        after = self._loss(_with_map(plan, cut, maps[best], directory))
+        if not after < loss:
+            return plan, CutRepair(cut.slot, removed, None, loss, loss)
+        # The map that is kept has the chosen strength and is fitted to all sequences.
+        final = _with_map(plan, cut, (moments + check).solve(best), directory)
+        return final, CutRepair(cut.slot, removed, best, loss, after)
+
+    def _batches(self, sets: Sequence[TokenSet]) -> list[Batch]:
+        rungs = layout(sets, BATCH_TOKENS, device=self._composer.device)
+        return [batch for rung in rungs for batch in rung]
+
+    def _loss(self, plan: Plan) -> float:
+        """Returns the nats per token on the sequences that were not fitted to."""
+        self.spent += self._tokens_of_loss
+        (by_set,) = self._passes.score(self._composer.compose(plan)).values()
+        return Score.total(list(by_set.values())).mean
+
+
+def has_enough(sets: Sequence[TokenSet]) -> bool:
+    """Tells whether there are sequences to choose a ridge on."""
+    return any(len(token_set.sequences) >= EVERY for token_set in sets)
+
+
+def _obstacle(plan: Plan, cut: Cut, config: Mapping[str, Any]) -> str | None:
+    """Returns why a cut cannot have a map, or None where it can."""
+    if Edit(MLP) in plan.slots[cut.slot].edits:
+        return "the layer before it is without its MLP"
+    try:
+        placed([Edit(MLP, "any")], config, plan.kept[cut.slot])
+    except FamilyError as error:
+        return str(error)
+    return None
+
+
+def _with_map(plan: Plan, cut: Cut, matrix: torch.Tensor, directory: Path) -> Plan:
+    file, digest = save_map(matrix, directory, f"repair-{cut.slot}.safetensors")
+    return with_edit(plan, cut.slot, Edit(MLP, digest, str(file)))
+
+
+def _split(sets: Sequence[TokenSet]) -> tuple[list[TokenSet], list[TokenSet]]:
+    """Divides texts into those that maps are fitted to and those that choose the ridge."""
+    if not has_enough(sets):
+        raise DataError(
+            f"no file has {EVERY} sequences, every {EVERY}th of which chooses the ridge; "
+            "give more --tokens or a shorter --sequence-length"
+        )
+    held_back = [_part(s, s.sequences[EVERY - 1 :: EVERY]) for s in sets if len(s.sequences) >= EVERY]
+    fitted = [[ids for i, ids in enumerate(s.sequences) if i % EVERY != EVERY - 1] for s in sets]
+    return [_part(s, ids) for s, ids in zip(sets, fitted, strict=True)], held_back
+
+
+def _part(whole: TokenSet, sequences: Sequence[torch.Tensor]) -> TokenSet:
+    content = torch.stack(list(sequences)).numpy().tobytes()
+    return replace(whole, sequences=tuple(sequences), digest=digest_of_bytes(content))

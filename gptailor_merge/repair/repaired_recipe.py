@@ -1,0 +1,90 @@
+"""Repairs a recipe: a recipe and texts go in, a recipe with maps comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptailor_merge.errors import RecipeError
+from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.objectives.text_kinds import token_sets
+from gptailor_merge.planning.check import check_with_family
+from gptailor_merge.planning.rewriting import rewritten
+from gptailor_merge.recipe.plan import Edit
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.repair.cuts import cuts_of
+from gptailor_merge.repair.fitting import CutRepair, Repairer
+from gptailor_merge.scoring.live_models import composer_of
+
+RECIPE = "recipe.yml"
+"""The file name of a repaired recipe, beside its maps."""
+
+
+@dataclass(frozen=True)
+class RepairedRecipe:
+    """A recipe with its repairs.
+
+    Attributes:
+        recipe: the recipe with a map at each cut where one helps.
+        cuts: what became of each cut, in the order of the slots.
+        tokens: the number of tokens that the maps that were kept are fitted to.
+    """
+
+    recipe: Recipe
+    cuts: tuple[CutRepair, ...]
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `gptailor repair --json` prints."""
+        return {"cuts": [asdict(cut) for cut in self.cuts], "tokens": self.tokens}
+
+
+def repair_recipe(
+    recipe: Recipe,
+    data: Mapping[str, str],
+    out: Path,
+    *,
+    file: Path | None = None,
+    staged: Path | None = None,
+    everywhere: bool = False,
+    tokens: int,
+    sequence_length: int,
+    device: torch.device,
+    progress: Callable[[str], None] = lambda step: None,
+) -> RepairedRecipe:
+    """Fits a map at each cut, the first cut first, and keeps those that help.
+
+    Args:
+        data: name -> .jsonl or .txt file.
+        out: the directory of the maps, as the repaired recipe names it.
+        file: the recipe's file, for messages.
+        staged: the directory that the maps are written to, if it is to be renamed to `out` later.
+        everywhere: try also the places behind slots where no layer is missing.
+        tokens: the number of tokens in all, shared evenly by the files.
+        progress: told which cut is being repaired.
+
+    Raises:
+        RecipeError: there is no cut, or the recipe is repaired already.
+        DataError: too few sequences to choose a ridge on.
+    """
+    plan, family = check_with_family(recipe, file=file)
+    if not cuts_of(plan, family.depth, everywhere=everywhere):
+        raise RecipeError("no layer is missing behind another; there is nothing to repair", file=file)
+    if plan.repaired:
+        raise RecipeError("is repaired already; repair the recipe that it was made of", file=file)
+    composer = composer_of(recipe, family, device)
+    tokenizer = load_tokenizer(family.by_model(plan.tokenizer).directory)
+    sets = token_sets(data, tokenizer, tokens, sequence_length)
+    repairer = Repairer(composer, family, sets, everywhere=everywhere)
+    repaired, cuts = repairer.repair(plan, staged or out, progress)
+    slots = [replace(slot, edits=tuple(_moved(edit, out) for edit in slot.edits)) for slot in repaired.slots]
+    return RepairedRecipe(rewritten(recipe, slots), cuts, repairer.tokens)
+
+
+def _moved(edit: Edit, out: Path) -> Edit:
+    """Returns an edit whose map is in another directory."""
+    return replace(edit, file=str(out / Path(edit.file).name)) if edit.digest is not None else edit

@@ -1,0 +1,1 @@
+"""Draws the figures of a run's page with plotly."""

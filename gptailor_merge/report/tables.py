@@ -1,0 +1,120 @@
+"""Lists the numbers behind the figures of a run's page as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gptailor_merge.objectives.scores import TOTAL
+from gptailor_merge.report.formatting import number, signed
+from gptailor_merge.report.sections import panels
+from gptailor_merge.report.view import HeldOut, RunView
+from gptailor_merge.runs.summary import FOUND
+
+
+@dataclass(frozen=True)
+class NumberCell:
+    """A cell of a table.
+
+    Attributes:
+        beside: smaller text behind the number, such as its standard error.
+    """
+
+    text: str
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class NumberRow:
+    """A row of a table.
+
+    Attributes:
+        total: whether the row sums up the others.
+    """
+
+    cells: tuple[NumberCell, ...]
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class NumberTable:
+    """The numbers behind a figure.
+
+    Attributes:
+        found: the position of the column of the found recipe; -1 where there is none.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[NumberRow, ...]
+    found: int = -1
+
+
+def number_tables(view: RunView) -> Mapping[str, Sequence[NumberTable]]:
+    """Returns the tables of a run, by the key of the chart or section that they stand below."""
+    held_out = {f"held-out-{n}": [_held_out_table(rows)] for n, (_, rows) in enumerate(panels(view))}
+    gaps = [_gap_table(view)] if view.gaps else []
+    front = [_front_table(view)] if view.front else []
+    return {**held_out, "held-out": gaps, "front": front}
+
+
+def _held_out_table(rows: Sequence[HeldOut]) -> NumberTable:
+    models = list(rows[0].scores)
+    return NumberTable(
+        "The numbers, ± standard errors",
+        ("", *models, "mean over"),
+        tuple(
+            NumberRow(
+                (
+                    NumberCell("all together" if row.name == TOTAL else row.name),
+                    *(_score(row, model) for model in models),
+                    NumberCell(f"{row.scores[FOUND].count:,.0f}"),
+                ),
+                total=row.name == TOTAL,
+            )
+            for row in rows
+        ),
+        1 + models.index(FOUND),
+    )
+
+
+def _score(row: HeldOut, model: str) -> NumberCell:
+    score = row.scores[model]
+    error = score.natural_error
+    return NumberCell(number(score.natural), "" if error is None else f"± {number(error)}")
+
+
+def _gap_table(view: RunView) -> NumberTable:
+    rows = (
+        (
+            gap.objective,
+            ", ".join(gap.sets),
+            number(gap.searched),
+            number(gap.held_out),
+            signed(gap.difference, ".3f"),
+            f"{signed(gap.low, '.3f')} to {signed(gap.high, '.3f')}",
+        )
+        for gap in view.gaps
+    )
+    return NumberTable(
+        "Search score minus held-out score",
+        ("", "on", "search", "held out", "gap", "95 % interval"),
+        tuple(NumberRow(tuple(map(NumberCell, row))) for row in rows),
+    )
+
+
+def _front_table(view: RunView) -> NumberTable:
+    return NumberTable(
+        "The recipes of the front",
+        ("", "layers", *view.axes),
+        tuple(
+            NumberRow(
+                (
+                    NumberCell(point.name, "taken" if point.name == view.picked else ""),
+                    NumberCell(str(point.layers)),
+                    *(NumberCell(number(point.scores[name])) for name in view.axes),
+                )
+            )
+            for point in view.front
+        ),
+    )

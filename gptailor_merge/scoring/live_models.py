@@ -1,0 +1,68 @@
+"""Opens a model directory or a recipe as a live model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gptailor_merge.composing.bank import Bank, Precision
+from gptailor_merge.composing.compose import Composer
+from gptailor_merge.models.devices import compute_dtype, stored_dtype
+from gptailor_merge.models.family import Family
+from gptailor_merge.models.loading import load_model, load_tokenizer
+from gptailor_merge.models.member import Member
+from gptailor_merge.planning.check import check_with_family
+from gptailor_merge.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A model that runs, and the directory that its tokenizer is in."""
+
+    model: PreTrainedModel
+    tokenizer_directory: Path
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer that goes with the model."""
+        return load_tokenizer(self.tokenizer_directory)
+
+
+def open_model(path: Path, device: torch.device) -> LiveModel:
+    """Loads a model directory, or composes the model of a recipe file.
+
+    Raises:
+        RecipeError, FamilyError: the file is no sound recipe, or the directory holds no such model.
+    """
+    if path.is_dir():
+        return open_member(Family.load(str(path), {}).base, device)
+    return open_recipe(Recipe.load(path), device, file=path)
+
+
+def open_member(member: Member, device: torch.device) -> LiveModel:
+    """Loads a dense model as it is, in the dtype that scoring computes in."""
+    dtype = compute_dtype(device, stored_dtype(member))
+    return LiveModel(load_model(member.directory, dtype, device), member.directory)
+
+
+def open_recipe(recipe: Recipe, device: torch.device, *, file: Path | None = None) -> LiveModel:
+    """Composes the model of a recipe; nothing is written.
+
+    Args:
+        file: the recipe's file, for messages.
+
+    Raises:
+        RecipeError, FamilyError: see check_with_family.
+    """
+    plan, family = check_with_family(recipe, file=file)
+    model = composer_of(recipe, family, device).compose(plan)
+    return LiveModel(model, family.by_model(plan.tokenizer).directory)
+
+
+def composer_of(recipe: Recipe, family: Family, device: torch.device) -> Composer:
+    """Returns a composer in the precision of a recipe, over the recipe's family."""
+    out_dtype = recipe.out_dtype or recipe.dtype or stored_dtype(family.base)
+    precision = Precision.of(recipe.dtype, recipe.out_dtype, compute_dtype(device, out_dtype))
+    return Composer(Bank(family, precision, device=device))

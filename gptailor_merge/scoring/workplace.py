@@ -1,0 +1,147 @@
+"""Turns a search config into the live parts that score plans, in this process or in a worker elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+
+from gptailor_merge.composing.bank import Bank, Precision, belongs_on_host, cache_bytes
+from gptailor_merge.composing.compose import Composer
+from gptailor_merge.config import SearchConfig
+from gptailor_merge.models.devices import compute_dtype, stored_dtype
+from gptailor_merge.models.family import Family
+from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.objectives.scores import Scores
+from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.hidden import HiddenStates
+from gptailor_merge.scoring.measures import Measures, measures
+from gptailor_merge.scoring.passes import Passes
+from gptailor_merge.scoring.teachers import Teachers
+
+BankMode = Literal["device", "host", "auto"]
+"""Says where the family's weights live: on the device, in host memory, or on the device if there is room."""
+
+
+ScoredSection = Literal["objectives", "gates", "held_out"]
+"""Names the section of a search config whose measures plans are scored on."""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The live parts of this process: a family, what is measured, and what composes its models.
+
+    The family's weights are loaded when the composer is first asked for. Where plans are scored elsewhere
+    and nothing is repaired, they never are.
+
+    Attributes:
+        measures: the objectives of each section, with their batches on the device.
+        base_scores: the base model's scores on the gates; empty without gates.
+        compute: the dtype of forward passes.
+        progress: told of each step that takes long.
+    """
+
+    config: SearchConfig
+    family: Family
+    device: torch.device
+    bank: BankMode
+    measures: Measures
+    base_scores: Scores
+    compute: torch.dtype
+    progress: Callable[[str], None]
+
+    @cached_property
+    def composer(self) -> Composer:
+        """Composes models of the family, whose weights it holds."""
+        self.progress("loading the family")
+        family, compute, device = self.family, self.compute, self.device
+        on_host = belongs_on_host(family, compute, device) if self.bank == "auto" else self.bank == "host"
+        weights = Bank(
+            family,
+            Precision.of(self.config.dtype, _out_dtype(self.config, family), compute),
+            device=device,
+            on_host=on_host,
+            cache_bytes=cache_bytes(family, compute, device),
+        )
+        weights.preload()
+        return Composer(weights)
+
+    @cached_property
+    def hidden(self) -> HiddenStates:
+        """Measures hidden states on the calibration set."""
+        return HiddenStates(lambda: self.composer, self.measures.searched.rungs)
+
+    def passes(self, section: ScoredSection) -> Passes:
+        """Returns the objectives of a section, with their batches."""
+        by_section: Mapping[ScoredSection, Passes] = {
+            "objectives": self.measures.searched,
+            "gates": self.measures.gates,
+            "held_out": self.measures.held_out,
+        }
+        return by_section[section]
+
+    def evaluator(self, section: ScoredSection) -> Evaluator:
+        """Returns an evaluator that scores plans on a section in this process."""
+        return Evaluator(self.composer, self.passes(section))
+
+
+@dataclass(frozen=True)
+class Job:
+    """Tells a worker anywhere what to score plans on; it can be pickled.
+
+    Attributes:
+        config: the resolved search config as plain data.
+        device: the device as torch names it; a worker may use another of the same type.
+        bank: where the family's weights live.
+    """
+
+    config: Mapping[str, Any]
+    device: str
+    bank: BankMode = "auto"
+
+    @classmethod
+    def of(cls, config: SearchConfig, device: torch.device, bank: BankMode = "auto") -> Job:
+        """Describes the scoring of one run."""
+        return cls(config.model_dump(mode="json", exclude_none=True), str(device), bank)
+
+    def open(self, progress: Callable[[str], None] = lambda step: None) -> Workplace:
+        """Builds the live parts in the process that calls it."""
+        config = SearchConfig.model_validate(self.config)
+        family = Family.load(config.family.base, config.family.variants)
+        device = torch.device(self.device)
+        return open_workplace(config, family, device, bank=self.bank, progress=progress)
+
+
+def open_workplace(
+    config: SearchConfig,
+    family: Family,
+    device: torch.device,
+    *,
+    bank: BankMode = "auto",
+    progress: Callable[[str], None] = lambda step: None,
+) -> Workplace:
+    """Tokenises the texts, reads the tasks and runs the teachers.
+
+    Args:
+        bank: where the family's weights live.
+        progress: told of each step that takes long.
+
+    Raises:
+        ConfigError: data or tasks that are wrong, see measures.
+    """
+    out_dtype = _out_dtype(config, family)
+    compute = compute_dtype(device, out_dtype)
+    tokenizer = load_tokenizer(family.base.directory)
+    progress("building the calibration set")
+    teachers = Teachers(family, device, compute)
+    measured = measures(config, tokenizer, teachers, getattr(torch, out_dtype))
+    base_scores = measured.gates.score(teachers.model("base")) if config.gates else {}
+    teachers.release()
+    return Workplace(config, family, device, bank, measured, base_scores, compute, progress)
+
+
+def _out_dtype(config: SearchConfig, family: Family) -> str:
+    return config.out_dtype or stored_dtype(family.base)

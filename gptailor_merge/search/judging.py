@@ -1,0 +1,124 @@
+"""What a search decides about new plans: a gate keeps some out, the others are scored, at times in a race.
+
+In a race a plan that cannot be among those the optimiser keeps leaves before it is scored on everything. It
+becomes a `dropped` candidate, whose loss is an estimate that is never as good as what is kept. Plans that
+break a gate's bound are not scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gptailor_merge.objectives.scores import Scores, Weights
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.scoring.executor import Executor, Outcome
+from gptailor_merge.scoring.racing import Race, Units
+from gptailor_merge.search.candidates import Candidate
+from gptailor_merge.search.outcomes import GateVerdict
+
+Incumbents = Callable[[int], Sequence[Candidate]]
+"""Returns the best candidates so far, this many at most."""
+
+
+class Gate(Protocol):
+    """Keeps candidates out before they are scored; see scoring.gates.Gates."""
+
+    def judge(self, plans: Sequence[Plan]) -> Sequence[Outcome]:
+        """Return outcomes on the gate's own measures, in the order of the plans."""
+
+    def beyond(self, scores: Scores) -> str | None:
+        """Return the bound that these scores break, in a sentence."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What was found out about a plan.
+
+    Attributes:
+        verdict: the gate's; None where there is no gate, or the plan is a probe of another size.
+        outcome: None where the verdict is against the plan.
+    """
+
+    verdict: GateVerdict | None
+    outcome: Outcome | None
+
+
+class Judge:
+    """Judges the plans of a generation that are new."""
+
+    def __init__(
+        self, executor: Executor, gate: Gate | None, sizes: Collection[int], weights: Weights
+    ) -> None:
+        """
+        Args:
+            sizes: the target sizes; plans of other sizes are probes, which no gate judges.
+            weights: of the objectives in the loss.
+        """
+        self._executor, self._gate = executor, gate
+        self._sizes, self._weights = sizes, weights
+        self._units: dict[str, Units] = {}
+
+    def judge(
+        self, plans: Sequence[Plan], keep: int | Race | None, incumbents: Incumbents
+    ) -> dict[str, Judgement]:
+        """Return a judgement of each plan, by digest.
+
+        Args:
+            plans: with distinct digests.
+            keep: the number of best candidates to race for, incumbents included, or the race itself; None
+                scores every plan to the end.
+        """
+        judged = self._verdicts(plans)
+        passing = [plan for plan in plans if plan.digest not in judged or judged[plan.digest].passes]
+        outcomes = dict(
+            zip((plan.digest for plan in passing), self._outcomes(passing, keep, incumbents), strict=True)
+        )
+        return {p.digest: Judgement(judged.get(p.digest), outcomes.get(p.digest)) for p in plans}
+
+    def _verdicts(self, plans: Sequence[Plan]) -> Mapping[str, GateVerdict]:
+        """Return the gate's verdicts on the plans of a target size, by digest."""
+        gated = [plan for plan in plans if len(plan.slots) in self._sizes]
+        if self._gate is None or not gated:
+            return {}
+        return {
+            plan.digest: verdict for plan, verdict in zip(gated, verdicts(self._gate, gated), strict=True)
+        }
+
+    def _outcomes(
+        self, plans: Sequence[Plan], keep: int | Race | None, incumbents: Incumbents
+    ) -> Sequence[Outcome]:
+        if not plans:
+            return []
+        if keep is None:
+            return self._executor.score(plans)
+        if isinstance(keep, Race):
+            return self._raced(plans, keep)
+        units = self._units_of(incumbents(keep))
+        return self._raced(plans, Race(keep, self._weights, tuple(units)))
+
+    def _raced(self, plans: Sequence[Plan], race: Race) -> Sequence[Outcome]:
+        outcomes = self._executor.score(plans, race)
+        for plan, outcome in zip(plans, outcomes, strict=True):
+            if outcome.units is not None:
+                self._units[plan.digest] = outcome.units
+        return outcomes
+
+    def _units_of(self, incumbents: Sequence[Candidate]) -> list[Units]:
+        """Return the units of incumbents; after a resumption they are scored again."""
+        unknown = [candidate.plan for candidate in incumbents if candidate.digest not in self._units]
+        if unknown:
+            self._raced(unknown, Race(len(unknown), self._weights))
+        # The units of all others are forgotten: they are many numbers, and no race needs them.
+        digests = [candidate.digest for candidate in incumbents if candidate.digest in self._units]
+        self._units = {digest: self._units[digest] for digest in digests}
+        return list(self._units.values())
+
+
+def verdicts(gate: Gate, plans: Sequence[Plan]) -> list[GateVerdict]:
+    """Return the gate's verdict on each plan, in their order."""
+    return [
+        GateVerdict(outcome, None if outcome.cause else gate.beyond(outcome.scores))
+        for outcome in gate.judge(plans)
+    ]

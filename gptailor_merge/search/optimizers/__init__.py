@@ -1,0 +1,1 @@
+"""Optimisers propose points of a space and learn from their losses."""

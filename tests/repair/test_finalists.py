@@ -1,0 +1,158 @@
+"""The best recipes of a search are repaired: which, how they are remembered, and what is left of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gptailor_merge.config import SearchConfig
+from gptailor_merge.errors import ConfigError
+from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.edits import map_files
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.repair.finalists import finalists
+from gptailor_merge.runs.execution import execute
+from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.run import Run
+from gptailor_merge.runs.summary import FOUND, Summary
+from gptailor_merge.search.candidates import Status
+from gptailor_merge.testing.three_models import assert_three_equal
+from tests.conftest import DEMO
+
+CPU = torch.device("cpu")
+
+
+def config(directory: Path, *, held_out: bool = False, **changes: Any) -> SearchConfig:
+    """A small search of the built-in family, whose cuts are worth repairing."""
+    document = yaml.safe_load((DEMO / "search.yml").read_text())
+    family = document["family"]
+    family["base"] = str(DEMO / family["base"])
+    family["variants"] = {"stories": str(DEMO / family["variants"]["stories"])}
+    (objective,) = document["objectives"]
+    objective["data"] = {n: str(DEMO / objective["data"][n]) for n in ("stories", "maths")}
+    objective |= {"tokens": 1024, "sequence_length": 64, "teacher": {"stories": "stories"}}
+    for measured in document["held_out"]:
+        measured |= {"data": {n: str(DEMO / measured["data"][n]) for n in objective["data"]}, "tokens": 1024}
+    document["search"] = {"budget": 24, "population": 8, "warm_start": ["shortgpt"]}
+    if not held_out:
+        del document["held_out"]
+    file = directory / "search.yml"
+    file.write_text(yaml.safe_dump({**document, **changes}))
+    return SearchConfig.load(file)
+
+
+def run(made: SearchConfig, directory: Path, **options: Any) -> tuple[Run, Summary]:
+    found = Run(directory / "run")
+    execute(made, found, CPU, **options)
+    return found, found.summary()
+
+
+def test_finalists_are_repaired_and_the_best_of_them_is_found(tmp_path: Path) -> None:
+    made, summary = run(config(tmp_path, held_out=True, repair={"finalists": 3}), tmp_path)
+    with Journal(made.journal) as journal:
+        candidates = {
+            c.digest: c for c in journal.candidates() if c.status in (Status.SCORED, Status.DROPPED)
+        }
+        repairs = journal.repairs()
+        best, counts = journal.best(), journal.counts()
+        spent = sum(c.tokens for c in (*journal.candidates(), *repairs.values()))
+        assert [c.digest for c in finalists(journal, (), 3)] == list(repairs)
+    assert best is not None
+    assert best.status == Status.REPAIRED
+    assert (summary.digest, summary.loss) == (best.digest, best.loss)
+    originals = [candidates[digest] for digest in repairs]
+    # One for each choice of layers, the best choices first.
+    kept = [plan(c.parsed).kept for c in originals]
+    assert len({*kept}) == len(kept) == 3
+    losses = [c.loss for c in originals]
+    assert losses == sorted(losses, key=lambda loss: loss or 0.0)
+    first = min(c.loss for c in candidates.values() if c.loss is not None and c.status == Status.SCORED)
+    assert best.loss is not None
+    assert best.loss < first - 0.05
+    assert (counts.repaired, counts.tokens) == (sum(c.loss is not None for c in repairs.values()), spent)
+    recipe = Recipe.load(made.best)
+    assert [Path(file).parent.parent for file in map_files(recipe)] == [made.repairs.resolve()] * len(
+        map_files(recipe)
+    )
+    # The maps of the others are gone.
+    assert {file.resolve() for file in made.repairs.rglob("*.safetensors")} >= {
+        Path(file) for file in map_files(recipe)
+    }
+    assert len(list(made.repairs.iterdir())) == 1
+    assert summary.held_out[FOUND]["perplexity"]["total"] > 0
+    assert_three_equal(recipe, tmp_path / "out")
+
+
+def test_what_is_repaired_is_not_repaired_again_unless_its_maps_are_lost(tmp_path: Path) -> None:
+    settings = config(tmp_path, repair={"finalists": 2})
+    made, summary = run(settings, tmp_path)
+    told: list[str] = []
+    again = run(settings, tmp_path, resume=True, on_step=told.append)[1]
+    assert again == summary
+    assert not [step for step in told if step.startswith("repairing")]
+    shutil.rmtree(made.repairs)
+    lost = run(settings, tmp_path, resume=True, on_step=told.append)[1]
+    assert len([step for step in told if step.startswith("repairing")]) == 1
+    assert (lost.digest, lost.loss) == (summary.digest, summary.loss)
+    assert all(Path(file).is_file() for file in map_files(Recipe.load(made.best)))
+
+
+@pytest.mark.parametrize("objectives", ["none repaired", "too few texts", "no texts"])
+def test_without_repairs_the_search_has_the_last_word(tmp_path: Path, objectives: str) -> None:
+    changes: dict[str, Any] = {"none repaired": {"repair": {"finalists": 0}}}.get(objectives, {})
+    settings = config(tmp_path, **changes)
+    if objectives == "too few texts":
+        (one,) = settings.objectives
+        few = one.model_copy(update={"tokens": 256, "sequence_length": 64})
+        settings = settings.model_copy(update={"objectives": (few,)})
+    if objectives == "no texts":
+        document = yaml.safe_load((tmp_path / "search.yml").read_text())
+        task = {"kind": "task", "tasks": ["gptailor_maths"], "include_path": str(DEMO / "tasks"), "limit": 8}
+        document["objectives"] = [{**task, "metric": "margin", "split": "validation"}]
+        document["search"]["budget"] = 16
+        (tmp_path / "search.yml").write_text(yaml.safe_dump(document))
+        settings = SearchConfig.load(tmp_path / "search.yml")
+    made, summary = run(settings, tmp_path)
+    with Journal(made.journal) as journal:
+        assert journal.repairs() == {}
+    assert not map_files(Recipe.load(made.best))
+    assert summary.counts.repaired == 0
+
+
+def test_a_repaired_recipe_that_breaks_a_bound_is_out(tmp_path: Path) -> None:
+    """The gate is on what maps make worse here: how near the stories' own member stays."""
+    data = {"maths": str(DEMO / "calibration" / "maths.jsonl")}
+    gate = {
+        "kind": "perplexity",
+        "data": data,
+        "tokens": 256,
+        "sequence_length": 64,
+        "at_least": "1.35 x base",
+    }
+    settings = config(tmp_path, gates=[gate], repair={"finalists": 2})
+    made, summary = run(settings, tmp_path)
+    with Journal(made.journal) as journal:
+        repairs = list(journal.repairs().values())
+    out = [c for c in repairs if c.loss is None]
+    assert out
+    assert all(c.cause is not None and "expected at least" in c.cause for c in out)
+    assert all("gate: perplexity" in c.scores for c in out)
+    assert summary.digest not in {c.digest for c in out}
+
+
+def test_texts_of_its_own_are_checked_and_never_held_out(tmp_path: Path) -> None:
+    held_out = {"stories": str(DEMO / "held-out" / "stories.jsonl")}
+    settings = config(tmp_path, held_out=True, repair={"data": held_out, "tokens": 1024})
+    with pytest.raises(ConfigError, match=r"held_out\[0\]\.data\.stories: .* are also searched on"):
+        run(settings, tmp_path)
+    few = {"stories": str(DEMO / "calibration" / "stories.jsonl")}
+    settings = config(tmp_path, repair={"data": few, "tokens": 256, "sequence_length": 128})
+    with pytest.raises(ConfigError, match=r"repair\.data: no file has 4 sequences"):
+        run(settings, tmp_path)
+    with pytest.raises(ConfigError, match=r"repair\.data\.x: no such file"):
+        config(tmp_path, repair={"data": {"x": "nowhere.jsonl"}})

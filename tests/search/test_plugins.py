@@ -1,0 +1,193 @@
+"""An optimiser and a baseline of another package: one file and an entry point each, outside of this tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.journal import Journal
+from tests.search.test_driver import config_of
+
+HERE = Path(__file__).parent.parent.parent
+
+MODULE = '''
+import numpy as np
+
+from gptailor_merge.search.optimizers.protocol import Proposal
+
+
+class Walk:
+    """Goes on from the best point so far."""
+
+    keeps = 1
+
+    def __init__(self, space, *, budget, population, seed, axes):
+        self.space, self.rng = space, np.random.RandomState(seed)
+        self.first, self.count, self.best = [], 0, (np.inf, None)
+
+    def suggest(self, points):
+        self.first = list(points)
+
+    def ask(self, count):
+        return [self._proposal() for _ in range(count)]
+
+    def tell(self, proposal, losses):
+        self.best = min(self.best, (sum(losses), proposal.point), key=lambda pair: pair[0])
+
+    def _proposal(self):
+        self.count += 1
+        if self.first:
+            point = self.first.pop(0)
+        elif self.best[1] is None:
+            point = self.space.random(self.rng)
+        else:
+            point = self.space.mutate(self.best[1], self.rng)
+        return Proposal(f"{self.count}", point)
+
+
+class Last:
+    """Removes the last layers that may be removed."""
+
+    in_space = True
+
+    def candidates(self, space, budget):
+        return len(space.sizes)
+
+    def find(self, problem):
+        space = problem.space
+        removals = [space.removable[size - space.depth :] for size in space.sizes]
+        return [problem.subject.without(removed) for removed in removals]
+
+
+last = Last()
+'''
+ENTRY_POINTS = """
+[gptailor_merge.optimizers]
+walk = their_search:Walk
+gone = their_search:NoLongerThere
+number = their_search:np.e
+
+[gptailor_merge.baselines]
+last = their_search:last
+kind = their_search:Last
+"""
+CONTRACTS = """
+import pytest
+
+from gptailor_merge.testing.baselines import BaselineContract
+from gptailor_merge.testing.optimizers import OptimizerContract
+
+
+class TestWalk(OptimizerContract):
+    @pytest.fixture
+    def name(self):
+        return "walk"
+
+
+class TestLast(BaselineContract):
+    @pytest.fixture
+    def name(self):
+        return "last"
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the package, as pip leaves it in site-packages."""
+    directory = tmp_path_factory.mktemp("site")
+    (directory / "their_search.py").write_text(MODULE)
+    metadata = directory / "their_search-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-search\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
+    return directory
+
+
+def run(package: Path, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(package), str(HERE), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=cwd
+    )
+
+
+def gptailor(main: str, package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = f"from gptailor_merge.cli.app import {main}; {main}()"
+    return run(package, "-c", program, *arguments)
+
+
+@pytest.fixture
+def config(family: dict[str, str], texts: dict[str, str], tmp_path: Path) -> Path:
+    file = tmp_path / "search.yml"
+    file.write_text(config_of(family, texts, budget=24).to_yaml())
+    return file
+
+
+def with_optimizer(config: Path, name: str) -> str:
+    document = yaml.safe_load(config.read_text())
+    document["search"]["optimizer"] = name
+    config.write_text(yaml.safe_dump(document))
+    return str(config)
+
+
+def test_a_search_with_an_optimizer_from_outside(package: Path, config: Path, tmp_path: Path) -> None:
+    """It is raced, since it is known what the optimiser keeps."""
+    answer = gptailor(
+        "evolve_main",
+        package,
+        with_optimizer(config, "walk"),
+        "--out",
+        str(tmp_path / "run"),
+        "--device",
+        "cpu",
+    )
+    assert answer.returncode == 0, answer.stderr
+    with Journal(RunDirectory(tmp_path / "run").journal) as journal:
+        assert journal.counts().candidates == 24
+        assert journal.counts().dropped > 0
+
+
+def test_a_baseline_from_outside(package: Path, config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    answer = gptailor("main", package, "baseline", "last", str(config), "--out", str(out), "--device", "cpu")
+    assert answer.returncode == 0, answer.stderr
+    recipe = Recipe.load(RunDirectory(out).best)
+    removed = [part.sources[0].layer_range for part in recipe.slices if part.parameter("op") == "remove"]
+    assert removed == [(2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gone", "search.optimizer: the optimizer 'gone' of their-search cannot be imported"),
+        ("number", "search.optimizer: 'number' is a float; expected a function or a class"),
+        ("wolk", "search.optimizer: unknown optimizer, found 'wolk'; did you mean 'walk'?"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_used_is_a_sentence(
+    name: str, message: str, package: Path, config: Path, tmp_path: Path
+) -> None:
+    answer = gptailor("evolve_main", package, with_optimizer(config, name), "--out", str(tmp_path / "run"))
+    assert answer.returncode == 2
+    assert message in " ".join(answer.stderr.split())
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_baseline_that_is_none_is_a_sentence(package: Path, config: Path, tmp_path: Path) -> None:
+    answer = gptailor("main", package, "baseline", "kind", str(config), "--out", str(tmp_path / "run"))
+    assert answer.returncode == 2
+    expected = "the baseline 'kind' is the class Last; expected an object with in_space, candidates and find"
+    assert expected in " ".join(answer.stderr.split())
+
+
+def test_the_package_inherits_our_contract_suites(package: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_theirs.py").write_text(CONTRACTS)
+    answer = run(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_theirs.py", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stdout
