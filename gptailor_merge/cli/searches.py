@@ -206,7 +206,7 @@ def show(
     """Show what a run has found so far."""
     from gptailor_merge import Run
 
-    summary = Run.open(run).summary(pick)
+    summary = Run(run).summary(pick)
     if as_json:
         typer.echo(json.dumps(summary.to_json()))
     elif pareto:
