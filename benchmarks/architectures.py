@@ -1,11 +1,12 @@
-"""What stock mergekit and what `tailor` make of a depth-pruned model, architecture by architecture.
+"""Stock mergekit and `tailor` make depth-pruned models, architecture by architecture.
 
 Tiny random families (tests/zoo.py) lose layers 1 and 4 of 8, once by a plain stack of layers, once with
 every layer merged of two members. Stock mergekit runs in a process that knows nothing of this package.
 What comes out is loaded back as its users load it, and its logits are compared with those of the model
-composed in memory from the imported configuration, which the tests prove equal to what is written.
+composed in memory from the imported configuration, which the tests prove equal to what is written. With
+--tiny two architectures are tried.
 
-    python benchmarks/architectures.py [--json FILE] [--readme README.md]
+    python benchmarks/architectures.py [--json FILE] [--readme README.md] [--tiny]
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ KINDS = ("stack", "merge")
 
 
 def plain(family: dict[str, str], kind: str) -> dict[str, Any]:
-    """The configuration as somebody writes it for stock mergekit."""
+    """Returns the configuration as somebody writes it for stock mergekit."""
     members = [family["base"]] if kind == "stack" else [family["base"], family["math"]]
     slices = [{"sources": [{"model": m, "layer_range": list(part)} for m in members]} for part in KEPT]
     document = {"base_model": family["base"], "dtype": "float32", "slices": slices}
@@ -36,7 +37,7 @@ def plain(family: dict[str, str], kind: str) -> dict[str, Any]:
 
 
 def run_stock(root: Path) -> None:
-    """In a process of its own: run each configuration below root, write what mergekit said beside."""
+    """Runs each configuration below root, in its own process, and writes mergekit's message beside it."""
     import torch
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
@@ -44,26 +45,26 @@ def run_stock(root: Path) -> None:
 
     torch.set_num_threads(1)
     for file in sorted(root.glob("*/*.json")):
-        said = ""
+        message = ""
         try:
             configuration = MergeConfiguration.model_validate(json.loads(file.read_text()))
             run_merge(
                 configuration, str(file.with_suffix("")), MergeOptions(quiet=True, write_model_card=False)
             )
         except Exception as error:  # whatever mergekit raises is the result
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        file.with_suffix(".said").write_text(said)
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        file.with_suffix(".said").write_text(message)
     assert not any(name.startswith("gptailor_merge") for name in sys.modules)
 
 
-def judge(directory: Path, said: str, reference: Any) -> str:
-    """What became of a model, in a few words."""
+def judge(directory: Path, message: str, reference: Any) -> str:
+    """Says in a few words what became of a model."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoModelForCausalLM
 
-    if said:
+    if message:
         when = "after writing the weights" if list(directory.glob("*.safetensors")) else "before writing"
-        return f"crashes {when}: {shortened(said)}"
+        return f"crashes {when}: {shortened(message)}"
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory, dtype="auto", output_loading_info=True
@@ -79,7 +80,7 @@ def judge(directory: Path, said: str, reference: Any) -> str:
 
 
 def same_logits(model: Any, reference: Any) -> bool:
-    """Bit-equal, past the sliding windows of the zoo; and generation does not depend on the cache."""
+    """Tells whether logits are bit-equal, past the zoo's sliding windows, and generation needs no cache."""
     import torch
 
     ids = torch.tensor([[3, 14, 15, 9, 2, 6, 5, 35, 8, 9], [2, 7, 18, 28, 1, 8, 2, 8, 45, 9]])
@@ -87,12 +88,12 @@ def same_logits(model: Any, reference: Any) -> bool:
         if not torch.equal(model.eval()(ids).logits, reference(ids).logits):
             return False
     options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-    made = [model.generate(ids, use_cache=cached, **options) for cached in (True, False)]
-    return torch.equal(*made)
+    generated = [model.generate(ids, use_cache=cached, **options) for cached in (True, False)]
+    return torch.equal(*generated)
 
 
 def shortened(text: str) -> str:
-    """The part that tells, without paths."""
+    """Returns the part of a message that tells, without paths."""
     for known, short in (
         ("must be equal to the number of `layer_types`", "`layer_types` has the wrong length"),
         ("required but not present in model", ""),
@@ -103,27 +104,21 @@ def shortened(text: str) -> str:
 
 
 def examine(root: Path, name: str) -> dict[str, Any]:
-    """All of one architecture's row."""
-    from gptailor_merge.errors import TailorError
-    from gptailor_merge.host.exporting import export
-    from gptailor_merge.host.importing import from_mergekit
-    from gptailor_merge.host.materialize import materialize
-    from gptailor_merge.planning.check import check_with_family
-    from tests.test_three_models import compose
+    """Returns the row of one architecture."""
+    from gptailor_merge import TailorError, compose, export_recipe, import_recipe, materialize
 
     row: dict[str, Any] = {"stock": {}, "tailor": {}, "plain": {}}
     for kind in KINDS:
         stem = root / name / kind
-        recipe = from_mergekit(json.loads(stem.with_suffix(".json").read_text())).recipe
-        reference = compose(recipe)
+        recipe = import_recipe(stem.with_suffix(".json")).recipe
+        reference = compose(recipe, device="cpu")
         row["stock"][kind] = judge(stem, stem.with_suffix(".said").read_text(), reference)
         out = root / name / f"{kind}-tailor"
         materialize(recipe, out)
         row["tailor"][kind] = judge(out, "", reference)
         directory = root / name / f"{kind}-plain"
-        directory.mkdir()
         try:
-            export(*check_with_family(recipe), directory)
+            export_recipe(recipe, directory)
             row["plain"][kind] = "with a skeleton" if list(directory.glob("skeleton*")) else "yes"
         except TailorError as error:
             row["plain"][kind] = "no: " + str(error).removeprefix(
@@ -133,14 +128,12 @@ def examine(root: Path, name: str) -> dict[str, Any]:
 
 
 def refused(root: Path) -> dict[str, str]:
-    """Models that are refused, and what is said."""
+    """Returns the messages that models are refused with."""
     import torch
     import transformers
     from transformers import AutoModelForCausalLM
 
-    from gptailor_merge.errors import InputError
-    from gptailor_merge.host.importing import from_mergekit
-    from gptailor_merge.planning.check import check
+    from gptailor_merge import InputError, import_recipe, lint
     from tests.zoo import config_of
 
     def write(name: str, config: Any) -> dict[str, Any]:
@@ -166,19 +159,20 @@ def refused(root: Path) -> dict[str, str]:
         ),
         "quantised checkpoints": quantised,
     }
-    said = {}
+    messages = {}
     for name, case in cases.items():
         try:
-            check(from_mergekit(case()).recipe)
+            (root / "refused.json").write_text(json.dumps(case()))
+            lint(import_recipe(root / "refused.json").recipe)
         except InputError as error:
-            said[name] = str(error).replace(str(root) + "/", "")
+            messages[name] = str(error).removeprefix(f"{root}/refused.json: ").replace(f"{root}/", "")
         else:
             raise SystemExit(f"{name} was to be refused, and was not")
-    return said
+    return messages
 
 
-def table(rows: dict[str, dict[str, Any]], said: dict[str, str]) -> str:
-    """The README's table."""
+def table(rows: dict[str, dict[str, Any]], refusals: dict[str, str]) -> str:
+    """Returns the table of the README."""
 
     def cell(results: dict[str, str]) -> str:
         stack, merge = (results[kind] for kind in KINDS)
@@ -192,14 +186,15 @@ def table(rows: dict[str, dict[str, Any]], said: dict[str, str]) -> str:
         f"| {n} | {cell(r['stock'])} | {cell(r['tailor'])} | {cell(r['plain'])} |" for n, r in rows.items()
     ]
     lines += ["", "| refused | because |", "|---|---|"]
-    lines += [f"| {name} | {text} |" for name, text in said.items()]
+    lines += [f"| {name} | {text} |" for name, text in refusals.items()]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Run everything and print the table."""
+    """Runs everything and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="a file for the figures")
+    parser.add_argument("--tiny", action="store_true", help="try two architectures")
     parser.add_argument("--readme", type=Path, help="replace the table in this file")
     parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -215,9 +210,10 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    names = ("llama", "gpt_neox") if arguments.tiny else tuple(ZOO)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        for name in ZOO:
+        for name in names:
             family = write_family(root / name, name, torch.float32)
             for kind in KINDS:
                 (root / name / f"{kind}.json").write_text(json.dumps(plain(family, kind)))
@@ -226,12 +222,12 @@ def main() -> None:
         subprocess.run(
             command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        rows = {name: examine(root, name) for name in ZOO}
-        said = refused(root / "refused")
-    text = table(rows, said)
+        rows = {name: examine(root, name) for name in names}
+        refusals = refused(root / "refused")
+    text = table(rows, refusals)
     print(text)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"architectures": rows, "refused": said}, indent=1))
+        arguments.json.write_text(json.dumps({"architectures": rows, "refused": refusals}, indent=1))
     if arguments.readme:
         readme = arguments.readme.read_text(encoding="utf-8")
         before, rest = readme.split(BEGIN)

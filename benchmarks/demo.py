@@ -1,6 +1,6 @@
 """The demo: search the built-in family, write and verify the model, and print before and after.
 
-    python benchmarks/demo.py --out RUN [--budget N] [--seed N]
+    python benchmarks/demo.py --out RUN [--budget N] [--seed N] [--tiny]
 
 Beside the found recipe stand two baselines, chosen on the same calibration set as the search chose:
 the best of as many random recipes of the same space, and the best contiguous block to drop from the
@@ -11,126 +11,100 @@ token) on the held-out set, which no arm has seen.
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-import torch
 import typer
+from common import SEARCH, Tiny, best_of, held_out_losses, losses_of, random_plans, read_config
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gptailor_merge.cli.printing import quiet_libraries
-from gptailor_merge.config import SearchConfig
-from gptailor_merge.objectives.scores import Score, Scores
-from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.runs.preparation import prepare
-from gptailor_merge.runs.run import Run
-from gptailor_merge.runs.session import start
-from gptailor_merge.runs.summary import FOUND, summarize
-from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.search.candidates import Status
-from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.settings import SearchSettings
-from gptailor_merge.space.space import Space
+import gptailor_merge
+from gptailor_merge import Plan, Run, Session, Status, open_session, quiet_libraries
 
-CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
-CPU = torch.device("cpu")
-FOUND_LABEL = "found by gptailor-evolve"
-PLAIN_LABEL = "the same search, not repaired"
+FOUND = "found by gptailor-evolve"
+NOT_REPAIRED = "the same search, not repaired"
 
 
-def random_recipes(space: Space, count: int, seed: int) -> list[Plan]:
-    rng = np.random.RandomState(seed)
-    return [space.decode(space.random(rng)) for _ in range(count)]
-
-
-def contiguous_blocks(space: Space) -> list[Plan]:
-    """The base without a block of neighbouring layers, at every place that protection leaves."""
+def contiguous_blocks(session: Session) -> list[Plan]:
+    """Returns the base without a block of neighbouring layers, at every place that protection leaves."""
+    space = session.space
     length = space.depth - space.sizes[0]
-    plans = []
-    for first in range(space.depth - length + 1):
-        block = range(first, first + length)
-        if set(block) <= set(space.removable):
-            plans.append(space.select(0, set(block)))
-    return plans
+    blocks = (set(range(first, first + length)) for first in range(space.depth - length + 1))
+    return [session.select(0, block) for block in blocks if block <= set(space.removable)]
 
 
-def best_of(plans: list[Plan], evaluator: Evaluator, settings: SearchSettings) -> Plan:
-    losses = [loss(outcome.scores, settings.weights) for outcome in evaluator.score(plans)]
-    return plans[int(np.argmin(losses))]
+def best_before_repair(run: Run) -> Plan:
+    """Returns the best recipe of a run that is not repaired."""
+    plain = [candidate for candidate in run.record().finished if candidate.status != Status.REPAIRED]
+    return min(plain, key=lambda candidate: candidate.loss or 0.0).plan
 
 
-def row(scores: Scores) -> list[float]:
-    (by_set,) = scores.values()
-    return [score.mean for score in by_set.values()] + [Score.total(list(by_set.values())).mean]
+def table_of(rows: dict[str, dict[str, float]], sizes: dict[str, tuple[int, int]], members: int) -> Table:
+    """Draws the losses of all models.
 
-
-def main(
-    out: Annotated[Path, typer.Option(help="The run directory; an earlier demo there is replaced.")],
-    budget: Annotated[int | None, typer.Option(help="Candidates, and as many random recipes.")] = None,
-    seed: int = 0,
-) -> None:
-    quiet_libraries()
-    begun = time.monotonic()
-    run = Run(out)
-    if run.journal.exists():
-        shutil.rmtree(out)
-    config = SearchConfig.load(CONFIG).override(budget=budget, seed=seed)
-    # The search runs as a user runs it; the baselines are scored meanwhile, on the other core.
-    evolve = Path(sys.executable).parent / "gptailor-evolve"
-    command = [str(evolve), str(CONFIG), "--out", str(out), "--seed", str(seed), "--device", "cpu"]
-    print("$ gptailor-evolve", *command[1:], flush=True)
-    search = subprocess.Popen([*command, "--budget", str(config.search.budget)], stdout=subprocess.DEVNULL)
-
-    prepared = prepare(config)
-    session = start(prepared, CPU)
-    assert session.held_out is not None
-    chosen = {
-        "best contiguous block dropped": contiguous_blocks(prepared.space),
-        f"best of {config.search.budget} random": random_recipes(prepared.space, config.search.budget, seed),
-    }
-    baselines = {n: best_of(recipes, session.evaluator, session.settings) for n, recipes in chosen.items()}
-    baseline_rows = {n: row(session.held_out.score([p])[0].scores) for n, p in baselines.items()}
-    if search.wait() != 0:
-        raise SystemExit(search.returncode)
-
-    record = run.record()
-    summary, scores = summarize(record), record.held_out
-    finished = [candidate for candidate in record.finished if candidate.status != Status.REPAIRED]
-    plain = plan(min(finished, key=lambda candidate: candidate.loss or 0.0).parsed)
-    baseline_rows[PLAIN_LABEL] = row(session.held_out.score([plain])[0].scores)
-    held_out = {model: row(of_model) for model, of_model in scores.items() if model != FOUND}
-    rows = {**held_out, **baseline_rows, FOUND_LABEL: row(scores[FOUND])}
-    (texts,) = scores[FOUND].values()
+    Args:
+        members: how many of the rows are whole members.
+    """
+    columns = list(rows[FOUND])
     table = Table(
-        "",
-        "layers",
-        "parameters",
-        *texts,
-        "mean",
+        *("", "layers", "parameters", *columns),
         box=box.SIMPLE,
         title_justify="left",
         title="Held-out loss, nats per token (lower is better)",
     )
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, losses in rows.items():
-        size = summary.sizes["base" if name in held_out else FOUND]
-        style = "bold" if name == FOUND_LABEL else None
-        table.add_row(name, str(size[0]), f"{size[1]:,}", *(f"{x:.3f}" for x in losses), style=style)
-        if name == list(held_out)[-1]:
-            table.add_section()
+    for number, (name, losses) in enumerate(rows.items(), start=1):
+        layers, parameters = sizes["base" if number <= members else "found"]
+        style = "bold" if name == FOUND else None
+        table.add_row(
+            name,
+            str(layers),
+            f"{parameters:,}",
+            *(f"{losses[column]:.3f}" for column in columns),
+            style=style,
+            end_section=number == members,
+        )
+    return table
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The run directory; an earlier demo there is replaced.")],
+    budget: Annotated[int | None, typer.Option(help="Candidates, and as many random recipes.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the search and of the random recipes.")] = 0,
+    tiny: Tiny = False,
+) -> None:
+    quiet_libraries()
+    begun = time.monotonic()
+    if Run(out).config.exists():
+        shutil.rmtree(out)
+    config = read_config(SEARCH, tiny=tiny).override(budget=budget, seed=seed)
+    count = config.search.budget
+    print(f"gptailor_merge.search({SEARCH.name!r}, {str(out)!r}, budget={count}, seed={seed})", flush=True)
+    run = gptailor_merge.search(
+        config, out, device="cpu", on_step=lambda step: print(step, file=sys.stderr, flush=True)
+    )
+
+    session = open_session(config, device="cpu")
+    baselines = {
+        "best contiguous block dropped": best_of(session, contiguous_blocks(session)),
+        f"best of {count} random": best_of(session, random_plans(session, count, seed)),
+        NOT_REPAIRED: best_before_repair(run),
+    }
+    held_out = {model: losses_of(scores) for model, scores in run.record().held_out.items()}
+    found = held_out.pop("found")
+    pruned = {name: held_out_losses(session, plan) for name, plan in baselines.items()} | {FOUND: found}
+    table = table_of({**held_out, **pruned}, dict(run.summary().sizes), len(held_out))
     Console(width=120).print(table)
-    pruned = {name: losses[-1] for name, losses in rows.items() if name not in held_out}
     print(f"recipe  {run.best}\nmodel   {run.model}  (written by mergekit, reloaded and verified)")
     print(f"{time.monotonic() - begun:.0f} s")
-    if min(pruned, key=pruned.__getitem__) != FOUND_LABEL:
-        raise SystemExit("the found model is not the best of the pruned ones")
+    best = min(pruned, key=lambda name: pruned[name]["mean"])
+    if best != FOUND and not tiny:
+        raise SystemExit(f"the found model is not the best of the pruned ones: {best} is")
 
 
 if __name__ == "__main__":

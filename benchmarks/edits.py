@@ -1,13 +1,14 @@
-"""What edits of layers are worth on the built-in family: repairs, and layers without attention or MLP.
+"""Edits of layers on the built-in family and their worth: repairs, and layers without attention or MLP.
 
-    python benchmarks/edits.py --run RUN [--tokens N …] [--json FILE]
+    python benchmarks/edits.py --run RUN [--tokens N …] [--json FILE] [--tiny]
 
 RUN is a run of `gptailor-evolve recipes/demo/search.yml`. Its recipe, and the base without its best
 contiguous block of three layers (chosen on the calibration set), are repaired with maps fitted to N
 tokens of the calibration set, at the cuts and everywhere. Then parts are left out of the base, one after
 the other, each time the part that costs least per parameter on the calibration set, until as few
 parameters are not zero as where three layers, chosen likewise one after the other, are removed. All
-numbers are losses, nats per token, on the held-out set.
+numbers are losses, nats per token, on the held-out set. With --tiny no RUN is needed: only the block is
+repaired.
 """
 
 from __future__ import annotations
@@ -15,116 +16,97 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
+from common import DEMO, SEARCH, JsonFile, Tiny, best_of, held_out_losses, read_config
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gptailor_merge.cli.printing import quiet_libraries
-from gptailor_merge.composing.exits import exit_of
-from gptailor_merge.config import SearchConfig
-from gptailor_merge.objectives.scores import Score
-from gptailor_merge.planning.resolve import plan
-from gptailor_merge.recipe.plan import PARTS, Edit, Plan
-from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair.cuts import with_edit
-from gptailor_merge.repair.repaired_recipe import repair_recipe as repair
-from gptailor_merge.runs.session import Plans, Session, prepare, start
-from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.search.outcomes import loss
+from gptailor_merge import Edit, Plan, Recipe, Session, open_session, plan, quiet_libraries
+from gptailor_merge import repair as repair_recipe
+from gptailor_merge.api.engine import PARTS, exit_of, with_edit
 
-DEMO = Path(__file__).parent.parent / "recipes" / "demo"
-CPU = torch.device("cpu")
 LENGTH = 3
+"""Layers that are removed."""
+TITLES = {"block": "The base without its best contiguous block", "found": "Found by gptailor-evolve"}
 Rows = dict[str, dict[str, float]]
 
 
-def held_out(session: Session, found: Plan) -> dict[str, float]:
-    assert session.held_out is not None
-    (by_set,) = session.held_out.score([found])[0].scores.values()
-    return {n: s.mean for n, s in by_set.items()} | {"mean": Score.total(list(by_set.values())).mean}
-
-
-def searched(session: Session) -> Callable[[list[Plan]], list[float]]:
-    evaluator: Evaluator = session.evaluator
-    return lambda plans: [loss(o.scores, session.settings.weights) for o in evaluator.score(plans)]
-
-
-def best_block(plans: Plans, score: Callable[[list[Plan]], list[float]]) -> Recipe:
-    space = plans.space
-    starts = range(1, space.depth - LENGTH)
-    blocks = [space.select(0, set(range(first, first + LENGTH))) for first in starts]
-    losses = score(blocks)
-    return space.recipe(blocks[losses.index(min(losses))])
+def best_block(session: Session) -> Recipe:
+    """Returns the base without the block of layers that is missed least."""
+    starts = range(1, session.space.depth - LENGTH)
+    plans = [session.select(0, set(range(first, first + LENGTH))) for first in starts]
+    return session.recipe(best_of(session, plans))
 
 
 def repairs(recipe: Recipe, tokens: list[int], length: int) -> Iterator[tuple[str, Recipe, float]]:
-    """(what was done, the repaired recipe, seconds)."""
-    data = {file.stem: str(file) for file in sorted((DEMO / "calibration").glob("*.jsonl"))}
+    """Yields what was done, the repaired recipe, and the seconds that it took."""
+    data = [str(file) for file in sorted((DEMO / "calibration").glob("*.jsonl"))]
     for everywhere in (False, True):
         for count in tokens:
             begun = time.monotonic()
-            made = repair(
+            result = repair_recipe(
                 recipe,
                 data,
-                Path(tempfile.mkdtemp()),
+                tempfile.mkdtemp(),
                 everywhere=everywhere,
                 tokens=count,
                 sequence_length=length,
-                device=CPU,
+                device="cpu",
             )
             where = "everywhere" if everywhere else "at the cuts"
-            yield f"repaired {where}, {count:,} tokens", made.recipe, time.monotonic() - begun
+            yield f"repaired {where}, {count:,} tokens", result.recipe, time.monotonic() - begun
 
 
-def greedy_layers(plans: Plans, score: Callable[[list[Plan]], list[float]]) -> tuple[Plan, int]:
-    """The base without three layers, chosen one after the other, and its parameters."""
+def greedy_layers(session: Session) -> tuple[Plan, int]:
+    """Returns the base without three layers, chosen one after the other, and its parameters."""
     removed: set[int] = set()
     for _ in range(LENGTH):
-        open_ = [layer for layer in range(plans.space.depth) if layer not in removed]
-        losses = score([plans.space.select(0, {*removed, layer}) for layer in open_])
-        removed.add(open_[losses.index(min(losses))])
-    found = plans.space.select(0, removed)
-    return found, plans.family.parameters(found.kept)
+        left = [layer for layer in range(session.space.depth) if layer not in removed]
+        losses = session.losses([session.select(0, {*removed, layer}) for layer in left])
+        removed.add(left[losses.index(min(losses))])
+    pruned = session.select(0, removed)
+    return pruned, session.family.parameters(pruned.kept)
 
 
-def greedy_parts(
-    plans: Plans, score: Callable[[list[Plan]], list[float]], size: int
-) -> tuple[Plan, int, int]:
-    """The base without parts, chosen one after the other; how many; parameters of what is left."""
-    family = plans.family
-    whole = plans.space.select(0, {0})
-    slot = whole.slots[0]
-    slots = tuple(replace(slot, layers=((family.base.model, i),)) for i in range(family.depth))
-    found, left = replace(whole, slots=slots), family.parameters(range(family.depth))
-    cost = score([found])[0]
+def greedy_parts(session: Session, size: int) -> tuple[Plan, int, int]:
+    """Returns the base without parts, chosen one after the other; their number; the parameters that are left.
+
+    Args:
+        size: ends when no more parameters are left.
+    """
+    family = session.family
+    whole = session.select(0, {0})
+    slots = tuple(replace(whole.slots[0], layers=((family.base.model, i),)) for i in range(family.depth))
+    plan, left = replace(whole, slots=slots), family.parameters(range(family.depth))
+    (loss,) = session.losses([plan])
     for count in range(1, 2 * family.depth + 1):
-        open_ = [
+        parts = [
             (layer, part)
             for layer in range(family.depth)
             for part in PARTS
-            if Edit(part) not in found.slots[layer].edits
+            if Edit(part) not in plan.slots[layer].edits
         ]
-        tried = [with_edit(found, layer, Edit(part)) for layer, part in open_]
-        losses = score(tried)
-        sizes = [part_size(plans, layer, part) for layer, part in open_]
-        rates = [(of - cost) / n for of, n in zip(losses, sizes, strict=True)]
+        plans = [with_edit(plan, layer, Edit(part)) for layer, part in parts]
+        losses = session.losses(plans)
+        sizes = [part_size(session, layer, part) for layer, part in parts]
+        rates = [(after - loss) / removed for after, removed in zip(losses, sizes, strict=True)]
         best = rates.index(min(rates))
-        found, cost, left = tried[best], losses[best], left - sizes[best]
+        plan, loss, left = plans[best], losses[best], left - sizes[best]
         if left <= size:
-            return found, count, left
+            return plan, count, left
     raise SystemExit("nothing is left")
 
 
-def part_size(plans: Plans, layer: int, part: str) -> int:
-    """Parameters of an attention or an MLP."""
-    base = plans.family.base
+def part_size(session: Session, layer: int, part: str) -> int:
+    """Counts the parameters of an attention or an MLP."""
+    base = session.family.base
     (name, *_) = exit_of(base.config, layer, part).tensors
     shapes = base.architecture.layers[layer]
     block = name.split(".")[0] + "."
@@ -142,42 +124,45 @@ def draw(rows: Rows, title: str) -> Table:
 
 
 def main(
-    run: Annotated[Path, typer.Option(help="A run of the demo search.")],
-    tokens: Annotated[list[int] | None, typer.Option(help="That maps are fitted to.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
+    run: Annotated[Path | None, typer.Option(help="A run of the demo search.")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="Tokens that maps are fitted to.")] = None,
+    json_file: JsonFile = None,
+    tiny: Tiny = False,
 ) -> None:
     quiet_libraries()
-    config = SearchConfig.load(DEMO / "search.yml")
-    plans = prepare(config)
-    session = start(plans, CPU)
-    score = searched(session)
+    if run is None and not tiny:
+        raise typer.BadParameter("--run RUN is missing; gptailor-evolve recipes/demo/search.yml makes it")
+    config = read_config(SEARCH, tiny=tiny)
+    session = open_session(config, device="cpu")
     console = Console(width=110)
-    length = 256
-    found: dict[str, Any] = {}
-    for name, recipe in {"block": best_block(plans, score), "found": Recipe.load(run / "best.yml")}.items():
-        rows: Rows = {"as it is": held_out(session, plan(recipe))}
+    counts, length = ([512], 32) if tiny else (tokens or [4096, 16384, 65536], 256)
+    results: dict[str, Any] = {}
+    recipes = {"block": best_block(session)}
+    if run is not None:
+        recipes["found"] = Recipe.load(run / "best.yml")
+    for name, recipe in recipes.items():
+        rows: Rows = {"as it is": held_out_losses(session, plan(recipe))}
         seconds = {}
-        for label, repaired, took in repairs(recipe, tokens or [4096, 16384, 65536], length):
-            rows[label], seconds[label] = held_out(session, plan(repaired)), took
-        titles = {"block": "The base without its best contiguous block", "found": "Found by gptailor-evolve"}
-        console.print(draw(rows, titles[name]))
-        console.print("seconds", {label: round(took) for label, took in seconds.items()})
-        found[name] = {"losses": rows, "seconds": seconds}
-    layers, size = greedy_layers(plans, score)
-    parts, count, left = greedy_parts(plans, score, size)
+        for label, repaired, spent in repairs(recipe, counts, length):
+            rows[label], seconds[label] = held_out_losses(session, plan(repaired)), spent
+        console.print(draw(rows, TITLES[name]))
+        console.print("seconds", {label: round(spent) for label, spent in seconds.items()})
+        results[name] = {"losses": rows, "seconds": seconds}
+    pruned, size = greedy_layers(session)
+    emptied, count, left = greedy_parts(session, size)
     rows = {
-        f"without {LENGTH} layers": held_out(session, layers),
-        f"without {count} parts": held_out(session, parts),
+        f"without {LENGTH} layers": held_out_losses(session, pruned),
+        f"without {count} parts": held_out_losses(session, emptied),
     }
     console.print(draw(rows, "The base, chosen greedily"))
     console.print(
         f"parameters that are not zero: {size:,} and {left:,}; parameters that are stored: {size:,}"
     )
-    said = [(i, edit.part) for i, slot in enumerate(parts.slots) for edit in slot.edits]
-    console.print("layers", layers.kept, "parts left out", said)
-    found["greedy"] = {"losses": rows, "parts": said, "layers": layers.kept, "not_zero": [size, left]}
+    parts = [(layer, edit.part) for layer, slot in enumerate(emptied.slots) for edit in slot.edits]
+    console.print("layers", pruned.kept, "parts left out", parts)
+    results["greedy"] = {"losses": rows, "parts": parts, "layers": pruned.kept, "not_zero": [size, left]}
     if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        json_file.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

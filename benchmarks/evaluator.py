@@ -1,6 +1,6 @@
 """Candidates per second: ours against what others do, on the same candidates and tokens.
 
-    python benchmarks/evaluator.py [--shape demo|tiny|1b|7b] [--device D] [--json FILE]
+    python benchmarks/evaluator.py [--shape demo|tiny|1b|7b] [--device D] [--json FILE] [--tiny]
 
 Five arms, side by side in one run, each with a bank of its own:
 
@@ -13,7 +13,8 @@ Five arms, side by side in one run, each with a bank of its own:
 Two generations of children by the search's own mutation: `first`, of one parent, as at the start of a
 search, and `middle`, of several. Then racing's choice is compared with that of scoring everything on
 many one-parent generations, and on the demo the memory of a long search is watched. `1b` and `7b` have
-random weights of the shape of Llama-3.2-1B and Llama-2-7B, for a GPU; `tiny` tries that path out.
+random weights of the shape of Llama-3.2-1B and Llama-2-7B, for a GPU; `tiny` tries that path out. With
+--tiny everything is done once, on a few candidates and tokens.
 """
 
 from __future__ import annotations
@@ -33,40 +34,40 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import typer
+from common import SEARCH, JsonFile, Tiny, least, middle_block, read_config
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from gptailor_merge.calibration.batches import layout
-from gptailor_merge.calibration.texts import TokenSet
-from gptailor_merge.cli.printing import quiet_libraries
-from gptailor_merge.composing.bank import Bank, Precision
-from gptailor_merge.composing.compose import Composer
-from gptailor_merge.composing.prefixes import path_of
-from gptailor_merge.config import SearchConfig
-from gptailor_merge.host.lowering import lower
-from gptailor_merge.host.registration import register
-from gptailor_merge.models.devices import compute_dtype, pick_device
-from gptailor_merge.models.family import Family
-from gptailor_merge.models.loading import load_model
-from gptailor_merge.objectives.kl import build_kl
-from gptailor_merge.objectives.protocols import Prediction
-from gptailor_merge.objectives.scores import Weights
-from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.preparation import prepare
-from gptailor_merge.runs.session import start
-from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.scoring.passes import Passes, Values, extend, predictions_alone
-from gptailor_merge.scoring.racing import Race
-from gptailor_merge.search.candidates import Candidate
-from gptailor_merge.search.driver import search
-from gptailor_merge.search.outcomes import loss
-from gptailor_merge.space.space import Space
+from gptailor_merge import Candidate, Family, Plan, Space, open_session, quiet_libraries
+from gptailor_merge.api.engine import (
+    Bank,
+    Composer,
+    Evaluator,
+    Passes,
+    Point,
+    Precision,
+    Prediction,
+    Race,
+    TokenSet,
+    Values,
+    Weights,
+    build_kl,
+    compute_dtype,
+    extend,
+    layout,
+    load_model,
+    loss,
+    lower,
+    path_of,
+    pick_device,
+    plan_of,
+    predictions_alone,
+    register,
+)
 
-DEMO = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 SHAPES = {
     "tiny": LlamaConfig(
         vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=4
@@ -87,7 +88,7 @@ SEQUENCES = {"tiny": (16, 64), "1b": (16, 2048), "7b": (16, 2048)}
 
 @dataclass(frozen=True)
 class Setup:
-    """What all arms share."""
+    """The models, the data and the dtypes that all arms share."""
 
     family: Family
     space: Space
@@ -97,7 +98,7 @@ class Setup:
     device: torch.device
 
     def composer(self, cache_bytes: int = 2 * 1024**3) -> Composer:
-        """A composer with a bank of its own: no arm profits from what another has merged."""
+        """Makes a composer with a bank of its own: no arm profits from what another has merged."""
         bank = Bank(self.family, self.precision, device=self.device, cache_bytes=cache_bytes)
         bank.preload()
         return Composer(bank)
@@ -107,20 +108,19 @@ class Setup:
         return loss(self.passes.scores(measured), self.weights)
 
 
-def demo(device: torch.device, tokens: int) -> Setup:
-    config = SearchConfig.load(DEMO)
-    objective = config.objectives[0].model_copy(update={"tokens": tokens})
-    prepared = prepare(config.model_copy(update={"objectives": (objective,), "held_out": ()}))
-    session = start(prepared, device)
-    space = prepared.space
-    precision = Precision.of(space.dtype, space.out_dtype, compute_dtype(device, str(space.out_dtype)))
-    return Setup(
-        prepared.family, space, session.evaluator.passes, session.settings.weights, precision, device
-    )
+def demo(device: torch.device, tokens: int | None) -> Setup:
+    """Sets up the built-in family with a number of calibration tokens, or as few as work."""
+    config = read_config(SEARCH)
+    (objective,) = config.objectives
+    objective = least(objective) if tokens is None else objective.model_copy(update={"tokens": tokens})
+    searched_only = config.model_copy(update={"objectives": (objective,), "held_out": ()})
+    session = open_session(searched_only, device=str(device))
+    passes = session.evaluator.passes
+    return Setup(session.family, session.space, passes, session.weights, session.precision, device)
 
 
 def random_family(shape: str, directory: Path, device: torch.device) -> Setup:
-    """Two members with random weights in bfloat16, random tokens, KL to the base."""
+    """Sets up two members with random weights in bfloat16, random tokens, and KL to the base."""
     config = SHAPES[shape]
     for seed, name in enumerate(("base", "variant")):
         torch.manual_seed(seed)
@@ -156,21 +156,19 @@ def random_family(shape: str, directory: Path, device: torch.device) -> Setup:
     return Setup(family, space, Passes([objective], rungs), {"kl": 1.0}, precision, device)
 
 
-def generation(space: Space, parents: Sequence[Any], count: int, rng: np.random.RandomState) -> list[Plan]:
-    """So many different children."""
+def generation(space: Space, parents: Sequence[Point], count: int, rng: np.random.RandomState) -> list[Plan]:
+    """Returns different children; the parents take turns."""
     children: dict[str, Plan] = {}
     while len(children) < count:
-        made = space.decode(space.mutate(parents[len(children) % len(parents)], rng))
-        children.setdefault(made.digest, made)
+        child = plan_of(space.decode(space.mutate(parents[len(children) % len(parents)], rng)))
+        children.setdefault(child.digest, child)
     return list(children.values())
 
 
 def generations(space: Space, count: int) -> dict[str, list[Plan]]:
-    """The `first` and the `middle` generation."""
+    """Returns the `first` and the `middle` generation of a search."""
     rng = np.random.RandomState(0)
-    middle = (len(space.removable) - (space.depth - space.sizes[0])) // 2
-    removed = set(space.removable[middle : middle + space.depth - space.sizes[0]])
-    parent = space.encode(space.select(0, removed), rng)
+    parent = space.encode(space.select(0, middle_block(space)), rng)
     parents = [parent]
     for _ in range(3):  # four parents that some generations have changed
         point = parent
@@ -184,7 +182,7 @@ def generations(space: Space, count: int) -> dict[str, list[Plan]]:
 
 
 def one_parent(space: Space, count: int, seed: int) -> list[Plan]:
-    """Children of a random member without random layers, changed up to a dozen times."""
+    """Returns children of a random member without random layers, changed up to a dozen times."""
     rng = np.random.RandomState(seed)
     removed = set(rng.choice(space.removable, space.depth - space.sizes[0], replace=False).tolist())
     parent = space.encode(space.select(rng.randint(len(space.models)), removed), rng)
@@ -194,7 +192,7 @@ def one_parent(space: Space, count: int, seed: int) -> list[Plan]:
 
 
 class Meter:
-    """Seconds and peak bytes of a piece of work."""
+    """The seconds and the peak bytes that a piece of work took."""
 
     seconds: float
     peak_bytes: int
@@ -219,13 +217,13 @@ def metered(device: torch.device) -> Iterator[Meter]:
 
 
 def resident(field: str) -> int:
-    """VmRSS, or VmHWM for its peak, in bytes."""
+    """Returns the memory of this process in bytes: VmRSS, or VmHWM for its peak."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(next(line for line in status.splitlines() if line.startswith(field)).split()[1])
 
 
 def score_whole(model: PreTrainedModel, setup: Setup) -> float:
-    """The loss by the model's own forward on whole batches, full logits."""
+    """Returns the loss by the model's own forward on whole batches, with full logits."""
     values: Values = {}
     with torch.inference_mode():
         for batch in setup.passes.batches:
@@ -238,9 +236,14 @@ def score_whole(model: PreTrainedModel, setup: Setup) -> float:
     return setup.loss(values)
 
 
-def from_disk(made: Plan, setup: Setup) -> float:
+def score_each(composer: Composer, plans: list[Plan], setup: Setup) -> list[float]:
+    """Scores each candidate whole."""
+    return [score_whole(composer.compose(plan), setup) for plan in plans]
+
+
+def from_disk(plan: Plan, setup: Setup) -> float:
     with tempfile.TemporaryDirectory() as directory:
-        configuration = MergeConfiguration.model_validate(lower(made))
+        configuration = MergeConfiguration.model_validate(lower(plan))
         options = MergeOptions(
             quiet=True, write_model_card=False, copy_tokenizer=False, cuda=setup.device.type == "cuda"
         )
@@ -251,30 +254,30 @@ def from_disk(made: Plan, setup: Setup) -> float:
 
 
 def rebuilder(setup: Setup) -> Callable[[Plan], float]:
-    """Scores plans in a model whose tensors are overwritten."""
+    """Returns a function that scores plans in one model, whose tensors it overwrites."""
     composer = setup.composer(cache_bytes=1)
     fixed: PreTrainedModel | None = None
 
-    def score(made: Plan) -> float:
+    def score(plan: Plan) -> float:
         nonlocal fixed
-        composed = composer.compose(made)
+        composed = composer.compose(plan)
         if fixed is None:
             config = composed.config
             fixed = AutoModelForCausalLM.from_config(config, dtype=setup.precision.compute)
             fixed.to(setup.device).eval().requires_grad_(False)
-        for own, new in zip(fixed.parameters(), composed.parameters(), strict=True):
-            own.copy_(new)
+        for parameter, value in zip(fixed.parameters(), composed.parameters(), strict=True):
+            parameter.copy_(value)
         return score_whole(fixed, setup)
 
     return score
 
 
 def bare_loops(composer: Composer, plans: list[Plan], setup: Setup) -> tuple[float, float]:
-    """Seconds for the layers that must run, once per distinct prefix and batch; and for the heads."""
-    layers = {}
-    for made in plans:
-        path = path_of(made)
-        modules = composer.compose(made).base_model.layers
+    """Returns the seconds of the layers that must run, each distinct prefix once, and of the heads."""
+    layers: dict[Any, torch.nn.Module] = {}
+    for plan in plans:
+        path = path_of(plan)
+        modules = composer.compose(plan).base_model.layers
         layers |= {path[: depth + 1]: module for depth, module in enumerate(modules)}
     model = composer.compose(plans[0])
     body = model.base_model
@@ -307,7 +310,7 @@ def metered_seconds(device: torch.device) -> Iterator[list[float]]:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large matrix product here."""
+    """Measures the floating-point operations per second of a large matrix product on this machine."""
     size = 8192 if device.type == "cuda" else 2048
     a = torch.randn(size, size, device=device, dtype=dtype)
     a @ a
@@ -320,14 +323,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def layer_flops(setup: Setup) -> float:
-    """Per token and layer: two per weight, and causal attention's two products."""
+    """Counts operations per token and layer: two per weight, and the two products of causal attention."""
     config = setup.family.base.config
     length = setup.passes.batches[0].ids.shape[1]
     return 2 * setup.family.layer_sizes[0] + 4 * int(config["hidden_size"]) * length / 2
 
 
 def measure(plans: list[Plan], setup: Setup, written: int, repeats: int, rate: float) -> dict[str, Any]:
-    """All arms on one generation, one after the other and that several times; the fastest counts."""
+    """Runs all arms on one generation, one after the other and several times; the fastest counts."""
     arms: dict[str, dict[str, Any]] = {}
     losses: dict[str, list[float]] = {}
     whole = setup.passes.tokens * len(plans[0].slots)
@@ -345,12 +348,11 @@ def measure(plans: list[Plan], setup: Setup, written: int, repeats: int, rate: f
     split = {}
     in_layers = in_heads = float("inf")
     for _ in range(repeats):
-        arm("disk", few, lambda: [from_disk(made, setup) for made in few], whole)
+        arm("disk", few, lambda: [from_disk(plan, setup) for plan in few], whole)
         rebuild = rebuilder(setup)
         rebuild(plans[-1])  # makes the fixed model
         arm("rebuild", plans, partial(list, map(rebuild, plans)), whole)
-        composer = setup.composer()
-        arm("plain", plans, lambda c=composer: [score_whole(c.compose(m), setup) for m in plans], whole)
+        arm("plain", plans, partial(score_each, setup.composer(), plans, setup), whole)
         for name, race in (("ours", None), ("racing", Race(1, setup.weights))):
             evaluator = Evaluator(setup.composer(), setup.passes)
 
@@ -365,7 +367,7 @@ def measure(plans: list[Plan], setup: Setup, written: int, repeats: int, rate: f
             total = sum(evaluator.seconds.values())
             split[name] = {part: seconds / total for part, seconds in evaluator.seconds.items()}
             if name == "ours":
-                loops = bare_loops(evaluator._composer, plans, setup)
+                loops = bare_loops(evaluator.composer, plans, setup)
                 in_layers, in_heads = map(min, zip(loops, (in_layers, in_heads), strict=True))
     per_second = {name: values["candidates_per_second"] for name, values in arms.items()}
     ours_s = arms["ours"]["seconds"]
@@ -394,7 +396,7 @@ def measure(plans: list[Plan], setup: Setup, written: int, repeats: int, rate: f
 
 
 def compare_racing(setup: Setup, count: int, candidates: int) -> dict[str, Any]:
-    """How often racing picks the candidate that scoring everything picks, on one-parent generations."""
+    """Counts how often racing picks the same candidate as scoring everything, on one-parent generations."""
     evaluator = Evaluator(setup.composer(), setup.passes)
     same, regret, seconds = 0, 0.0, {"ours": 0.0, "racing": 0.0}
     for seed in range(count):
@@ -417,19 +419,16 @@ def compare_racing(setup: Setup, count: int, candidates: int) -> dict[str, Any]:
     }
 
 
-def watch_memory(budget: int) -> list[dict[str, float]]:
-    """Resident memory in the course of a search on the built-in family."""
-    config = SearchConfig.load(DEMO).override(budget=budget)
-    prepared = prepare(config)
-    session = start(prepared, torch.device("cpu"))
+def watch_memory(budget: int, *, tiny: bool) -> list[dict[str, float]]:
+    """Reads the resident memory in the course of a search on the built-in family."""
+    session = open_session(read_config(SEARCH, tiny=tiny), device="cpu")
     readings = []
 
     def on_candidate(candidate: Candidate) -> None:
         if (candidate.number + 1) % max(1, budget // 8) == 0:
             readings.append({"candidates": candidate.number + 1, "mib": resident("VmRSS") / 2**20})
 
-    with tempfile.TemporaryDirectory() as directory, Journal(Path(directory) / "journal.db") as journal:
-        search(prepared.space, session.evaluator, journal, session.settings, on_candidate=on_candidate)
+    session.search(budget=budget, on_candidate=on_candidate)
     return readings
 
 
@@ -451,30 +450,36 @@ def print_result(name: str, result: dict[str, Any]) -> None:
 
 
 def main(
-    shape: Annotated[Literal["demo", "tiny", "1b", "7b"], typer.Option(help="of the family")] = "demo",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps")] = "auto",
-    candidates: Annotated[int, typer.Option(min=2, help="in a generation")] = 32,
-    written: Annotated[int, typer.Option(min=1, help="of those, scored from disk")] = 4,
-    tokens: Annotated[int, typer.Option(min=64, help="of the demo's calibration set")] = 4096,
-    repeats: Annotated[int, typer.Option(min=1, help="of every arm")] = 3,
-    races: Annotated[int, typer.Option(min=0, help="generations that racing is checked on")] = 100,
-    memory: Annotated[int, typer.Option(min=0, help="candidates of the search that is watched")] = 2000,
-    threads: Annotated[int, typer.Option(min=1, help="of PyTorch, in all arms")] = 1,
-    json_file: Annotated[Path | None, typer.Option("--json", help="where the figures go")] = None,
+    shape: Annotated[Literal["demo", "tiny", "1b", "7b"], typer.Option(help="Which family.")] = "demo",
+    device: Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda or mps.")] = "auto",
+    candidates: Annotated[int, typer.Option(min=2, help="Candidates in a generation.")] = 32,
+    written: Annotated[int, typer.Option(min=1, help="How many of them are scored from disk.")] = 4,
+    tokens: Annotated[int, typer.Option(min=64, help="Tokens of the demo's calibration set.")] = 4096,
+    repeats: Annotated[int, typer.Option(min=1, help="How often every arm is run.")] = 3,
+    races: Annotated[int, typer.Option(min=0, help="Generations that racing is checked on.")] = 100,
+    memory: Annotated[int, typer.Option(min=0, help="Candidates of the search that is watched.")] = 2000,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch, in all arms.")] = 1,
+    json_file: JsonFile = None,
+    tiny: Tiny = False,
 ) -> None:
+    if tiny:
+        candidates, written, repeats, races, memory = 4, 1, 1, 2, 8
     torch.set_num_threads(threads)
     quiet_libraries()
     register()
     where = pick_device(device)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or "cpu"
     with tempfile.TemporaryDirectory() as directory:
-        setup = demo(where, tokens) if shape == "demo" else random_family(shape, Path(directory), where)
+        if shape == "demo":
+            setup = demo(where, None if tiny else tokens)
+        else:
+            setup = random_family(shape, Path(directory), where)
         rate = matmul_rate(where, setup.precision.compute or torch.float32)
-        made = generations(setup.space, candidates)
+        plans = generations(setup.space, candidates)
         print(f"{shape} on {name}, {setup.passes.tokens} tokens a candidate, {rate / 1e9:.0f} GFLOP/s")
-        first = measure(made["first"], setup, written, repeats, rate)
+        first = measure(plans["first"], setup, written, repeats, rate)
         print_result("first", first)
-        middle = measure(made["middle"], setup, written, repeats, rate)
+        middle = measure(plans["middle"], setup, written, repeats, rate)
         print_result("middle", middle)
         report: dict[str, Any] = {
             "machine": name,
@@ -489,7 +494,7 @@ def main(
             report["racing"] = compare_racing(setup, races, candidates)
             print(f"\nracing: {report['racing']}")
     if memory and shape == "demo":
-        report["memory"] = watch_memory(memory)
+        report["memory"] = watch_memory(memory, tiny=tiny)
         print("\nresident memory of a search: " + ", ".join(f"{r['mib']:.0f}" for r in report["memory"]))
     if json_file:
         json_file.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Make the items of the built-in family's tasks.
 
-    python benchmarks/make_tasks.py DATA_DIR recipes/demo/tasks
+    python benchmarks/make_tasks.py DATA_DIR recipes/demo/tasks [--tiny]
 
 DATA_DIR holds text/{stories,encyclopedia,maths,code}.jsonl, which the family was trained on but for
 recipes/demo/calibration and recipes/demo/held-out, and items/blimp_*.jsonl. TASKS_DIR receives
@@ -9,7 +9,8 @@ validation/*.jsonl, made from the calibration texts, and test/*.jsonl, from the 
 An item is a passage, the words that follow it in its document, and three runs of words that follow
 other passages of its domain: of those from other documents, some that are about as likely by the
 frequency of their words alone. Without that, the rarity of single words would drown what a model
-makes of the passage. BLiMP's pairs are copied and divided by a hash of the pair.
+makes of the passage. BLiMP's pairs are copied and divided by a hash of the pair. With --tiny a few items of
+each kind are made.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from common import Tiny
 from train_family import DOMAINS, split
 from train_family import SEED as FAMILY_SEED
 
@@ -35,11 +37,11 @@ LENGTHS = {"stories": 20, "encyclopedia": 6, "maths": 20, "code": 20}
 on their longer options they choose hardly better than chance."""
 CONTEXT = 120  # characters of a passage, at most
 ITEMS = 300  # of a domain and split
-NEAREST = 20  # options are drawn from so many that are about as likely
+NEAREST = 20  # options are drawn from this many that are about as likely
 FAMILIAR = 60  # characters of a passage that, with what follows, must not be in a text of another part
 
 PARADIGMS = ("drop_argument", "left_branch_island_echo_question", "superlative_quantifiers_2")
-"""Of BLiMP, those of the 16 in DATA_DIR on whose validation pairs each member is right in 60 % or more."""
+"""Paradigms of BLiMP, of 16 in DATA_DIR, whose validation pairs each member gets right in 60 % or more."""
 
 WORD = re.compile(r"\w+|[^\w\s]")
 START = re.compile(r"\s+(?=\S)")
@@ -55,7 +57,7 @@ class Passage(NamedTuple):
 
 
 def passages(texts: Sequence[str], length: int) -> Iterator[Passage]:
-    """Cut documents so that no two continuations overlap and each context is half as long as it may be."""
+    """Cuts documents; no two continuations overlap, and each context is at least half of CONTEXT long."""
     for number, text in enumerate(texts):
         free = CONTEXT // 2
         for gap in START.finditer(text):
@@ -71,19 +73,25 @@ def passages(texts: Sequence[str], length: int) -> Iterator[Passage]:
 
 
 def word_likelihood(texts: Sequence[str]) -> Callable[[str], float]:
-    """Log-likelihood of a text as a bag of words, nats; unseen words count as half seen."""
+    """Returns the log-likelihood of a text as a bag of words, in nats; unseen words count as half seen."""
     seen = Counter(word for text in texts for word in WORD.findall(text))
     total = sum(seen.values())
     return lambda text: sum(math.log((seen[word] or 0.5) / total) for word in WORD.findall(text))
 
 
 def choices(
-    texts: Sequence[str], training: Sequence[str], others: Sequence[str], length: int, rng: random.Random
+    texts: Sequence[str],
+    training: Sequence[str],
+    others: Sequence[str],
+    length: int,
+    rng: random.Random,
+    count: int = ITEMS,
 ) -> list[dict[str, Any]]:
-    """Items of one domain and split, the right answers evenly at each place.
+    """Makes items of one domain and split, with the right answers evenly at each place.
 
     Args:
-        others: the other split's texts.
+        others: texts of the other split.
+        count: number of items.
     """
     likelihood = word_likelihood(training)
     known = even("\n".join([*training, *others]))
@@ -97,19 +105,19 @@ def choices(
         label = len(items) % 4
         options = [*wrong[:label], passage.continuation, *wrong[label:]]
         items.append({"context": passage.context, "options": options, "label": label})
-        if len(items) == ITEMS:
+        if len(items) == count:
             return items
-    raise SystemExit(f"{len(items)} items only, expected {ITEMS}")
+    raise SystemExit(f"{len(items)} items only, expected {count}")
 
 
 def alternatives(
     rate: float, passage: Passage, rated: Sequence[tuple[float, Passage]], rng: random.Random
 ) -> list[str]:
-    """Three continuations of other documents, distinct, with the space that the right one begins with."""
+    """Draws three distinct continuations of other documents, beginning with the right one's space."""
     words = passage.continuation.lstrip()
     space = passage.continuation.removesuffix(words)
     near: dict[str, None] = {}
-    for _, other in sorted(rated, key=lambda one: abs(one[0] - rate)):
+    for _, other in sorted(rated, key=lambda rated_passage: abs(rated_passage[0] - rate)):
         option = other.continuation.lstrip()
         if other.document != passage.document and option != words:
             near[option] = None
@@ -119,12 +127,12 @@ def alternatives(
 
 
 def even(text: str) -> str:
-    """White space evened out."""
+    """Returns a text with its white space evened out."""
     return " ".join(text.split())
 
 
 def split_of(pair: dict[str, str]) -> str:
-    """The split of a minimal pair, a matter of its sentences."""
+    """Returns the split of a minimal pair, which depends on its sentences alone."""
     content = f"{SEED}\n{pair['sentence_good']}\n{pair['sentence_bad']}"
     return "validation" if hashlib.sha256(content.encode()).digest()[0] % 2 else "test"
 
@@ -141,7 +149,11 @@ def write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
     print(f"{file}: {len(rows)} items")
 
 
-def main(data_dir: Path, tasks_dir: Path) -> None:
+def main(
+    data_dir: Annotated[Path, typer.Argument(help="A directory with text/ and items/.")],
+    tasks_dir: Annotated[Path, typer.Argument(help="The directory of the tasks to fill.")],
+    tiny: Tiny = False,
+) -> None:
     of_family = random.Random(FAMILY_SEED)
     for domain in DOMAINS:
         documents = [row["text"] for row in read(data_dir / "text" / f"{domain}.jsonl")]
@@ -150,7 +162,7 @@ def main(data_dir: Path, tasks_dir: Path) -> None:
             if texts != [row["text"] for row in read(tasks_dir.parent / folder / f"{domain}.jsonl")]:
                 raise SystemExit(f"{folder}/{domain}.jsonl is not what train_family.py keeps out of training")
             rng = random.Random(f"{SEED} {domain} {part}")
-            items = choices(texts, training, others, LENGTHS[domain], rng)
+            items = choices(texts, training, others, LENGTHS[domain], rng, 4 if tiny else ITEMS)
             write(tasks_dir / part / f"{domain}.jsonl", items)
     for paradigm in PARADIGMS:
         pairs = read(data_dir / "items" / f"blimp_{paradigm}.jsonl")

@@ -22,7 +22,6 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ConfigSpace import Configuration, ConfigurationSpace
 from ConfigSpace.conditions import AndConjunction, NotEqualsCondition
 from ConfigSpace.forbidden import ForbiddenAndConjunction, ForbiddenEqualsClause
@@ -36,21 +35,12 @@ from smac.intensifier.hyperband import Hyperband
 from smac.multi_objective.parego import ParEGO
 from smac.runhistory import TrialValue
 
-from gptailor_merge.calibration.batches import RUNGS
-from gptailor_merge.planning.resolve import plan
-from gptailor_merge.recipe.plan import Operation, Slot
-from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.session import Session
-from gptailor_merge.scoring.evaluator import Evaluator, Outcome
-from gptailor_merge.scoring.passes import Passes
-from gptailor_merge.search.baselines.subject import base_of
-from gptailor_merge.search.outcomes import loss
-from gptailor_merge.space import slots
-from gptailor_merge.space.space import Space
+from gptailor_merge import Recipe, Session, Space, plan
+from gptailor_merge.api.engine import RUNGS, Evaluator, Outcome, Passes
 
 ETA = 3
 MAX_BUDGET = 9.0
-"""Of Hyperband, for all sequences; the least is 1, for a ninth of them."""
+"""Hyperband's budget for all sequences; the least budget is 1, for a ninth of them."""
 LAMBDAS = (0.0, 1.0)
 WARM_LAMBDAS = (0.3, 0.5, 0.6, 0.7, 0.8, 1.0)
 FAILED = 1e3
@@ -61,7 +51,7 @@ class Trial:
     """A recipe that was scored on everything.
 
     Attributes:
-        tokens, seconds: spent when its score was known.
+        tokens, seconds: what had been spent when its score was known.
     """
 
     recipe: Recipe
@@ -72,53 +62,53 @@ class Trial:
 
 @dataclass(frozen=True)
 class Encoding:
-    """The paper's, over a space of one size."""
+    """The paper's encoding of a space of one size."""
 
     space: Space
 
     @property
     def removed(self) -> int:
-        """How many layers go."""
+        """Counts the layers that go."""
         return self.space.depth - self.space.sizes[0]
 
     @property
     def variants(self) -> range:
-        """Numbers of the members that are not the base, from 0."""
+        """Numbers the members that are not the base, from 0."""
         return range(len(self.space.models) - 1)
 
     def configurations(self, seed: int) -> ConfigurationSpace:
-        """SMAC's view of it. An index of removal stands for one of the removable layers."""
-        made = ConfigurationSpace(seed=seed)
+        """Returns SMAC's view of the encoding; an index of removal stands for one of the removable layers."""
+        configurations = ConfigurationSpace(seed=seed)
         places = len(self.space.removable)
         first = self.orders()[-1]
         removals = [
             UniformIntegerHyperparameter(_removal(i), 0, places - 1, default_value=first[i])
             for i in range(self.removed)
         ]
-        made.add(removals)
-        for one, other in combinations(removals, 2):
-            made.add(
+        configurations.add(removals)
+        for removal, other in combinations(removals, 2):
+            configurations.add(
                 ForbiddenAndConjunction(
-                    ForbiddenEqualsClause(one, place), ForbiddenEqualsClause(other, place)
+                    ForbiddenEqualsClause(removal, place), ForbiddenEqualsClause(other, place)
                 )
                 for place in range(places)
             )
         for layer in range(self.space.depth):
-            own: list[Any] = [
+            parameters: list[Any] = [
                 CategoricalHyperparameter(_choice(layer, variant), [0, 1], default_value=int(variant == 0))
                 for variant in self.variants
             ]
-            own.append(UniformFloatHyperparameter(_lambda(layer), *LAMBDAS, default_value=1.0))
-            made.add(own)
+            parameters.append(UniformFloatHyperparameter(_lambda(layer), *LAMBDAS, default_value=1.0))
+            configurations.add(parameters)
             if layer in self.space.removable:
                 place = self.space.removable.index(layer)
-                for parameter in own:
+                for parameter in parameters:
                     stays = [NotEqualsCondition(parameter, removal, place) for removal in removals]
-                    made.add(AndConjunction(*stays) if len(stays) > 1 else stays[0])
-        return made
+                    configurations.add(AndConjunction(*stays) if len(stays) > 1 else stays[0])
+        return configurations
 
     def warm_starts(self, space: ConfigurationSpace) -> Iterator[Configuration]:
-        """The base, and patterns of variants that are the same in all layers, for each order of removal."""
+        """Yields for each order of removal the base, and patterns of variants, equal in all layers."""
         patterns = [p for p in product((0, 1), repeat=len(self.variants)) if any(p)]
         for order in self.orders():
             yield self._uniform(space, order, (0,) * len(self.variants), 1.0)
@@ -126,7 +116,7 @@ class Encoding:
                 yield self._uniform(space, order, pattern, weight)
 
     def orders(self) -> list[list[int]]:
-        """Places of removed layers: upper layers first, from the middle outwards, and by turns."""
+        """Lists places of removed layers: upper layers first, from the middle outwards, and by turns."""
         rng = random.Random(42)
         count = len(self.space.removable)
         middle = count // 2
@@ -143,19 +133,32 @@ class Encoding:
         return [order[: self.removed] for order in orders]
 
     def decode(self, chosen: Mapping[str, Any]) -> Recipe:
-        """The recipe of a configuration."""
-        gone = {self.space.removable[chosen[_removal(i)]] for i in range(self.removed)}
-        kept = [layer for layer in range(self.space.depth) if layer not in gone]
-        return self.space.recipe(base_of(self.space).plan([self._slot(chosen, layer) for layer in kept]))
+        """Returns the recipe of a configuration."""
+        space = self.space
+        gone = {space.removable[chosen[_removal(i)]] for i in range(self.removed)}
+        document = {
+            "merge_method": "tailor",
+            "base_model": space.models[0],
+            "slices": [self._slice(chosen, layer) for layer in range(space.depth) if layer not in gone],
+            "dtype": space.dtype,
+            "out_dtype": space.out_dtype,
+        }
+        return Recipe.from_mapping(document)
 
-    def _slot(self, chosen: Mapping[str, Any], layer: int) -> Slot:
-        models = self.space.models
+    def _slice(self, chosen: Mapping[str, Any], layer: int) -> dict[str, Any]:
+        """Returns the slice of one kept layer."""
+        models, layers = self.space.models, {"layer_range": [layer, layer + 1]}
         taken = [models[1 + variant] for variant in self.variants if chosen[_choice(layer, variant)]]
         if len(taken) < 2:
-            return slots.select(taken[0] if taken else models[0], layer)
-        weight = (("weight", float(chosen[_lambda(layer)])),)
-        operation = Operation("task_arithmetic", ((), *(weight for _ in taken)), base=0)
-        return Slot(tuple((model, layer) for model in (models[0], *taken)), operation)
+            model = taken[0] if taken else models[0]
+            return {"sources": [{"model": model, **layers}], "parameters": {"op": "select"}}
+        weight = {"weight": float(chosen[_lambda(layer)])}
+        variants = [{"model": model, **layers, "parameters": weight} for model in taken]
+        return {
+            "sources": [{"model": models[0], **layers}, *variants],
+            "parameters": {"op": "merge", "method": "task_arithmetic"},
+            "base_model": models[0],
+        }
 
     def _uniform(
         self, space: ConfigurationSpace, order: Sequence[int], pattern: Sequence[int], weight: float
@@ -178,10 +181,10 @@ class Budgets:
         self._evaluators = {}
         for count, share in enumerate(RUNGS, start=1):
             part = Passes(whole.objectives, whole.rungs[:count], RUNGS[:count])
-            self._evaluators[share] = Evaluator(session.evaluator.composer, part)
+            self._evaluators[share] = Evaluator(session.composer, part)
 
     def score(self, recipe: Recipe, budget: float) -> Outcome:
-        """On the least share of the sequences that is no less than a budget's of the largest."""
+        """Scores on the least share of sequences that is at least the budget's share of the largest."""
         share = next(share for share in RUNGS if share >= min(1.0, budget / MAX_BUDGET) - 1e-6)
         (outcome,) = self._evaluators[share].score([plan(recipe)])
         self.tokens += outcome.tokens
@@ -189,7 +192,7 @@ class Budgets:
 
 
 def search(space: Space, session: Session, seed: int, tokens: int) -> list[Trial]:
-    """Search until so many tokens have been scored; what was scored on everything, in order."""
+    """Searches until that many tokens are scored, and returns what was scored on everything, in order."""
     logging.getLogger("smac").setLevel(logging.ERROR)
     encoding, budgets = Encoding(space), Budgets(session)
     configurations = encoding.configurations(seed)
@@ -228,8 +231,8 @@ def search(space: Space, session: Session, seed: int, tokens: int) -> list[Trial
                 (by_set,) = outcome.scores.values()
                 costs = [by_set[name].mean for name in names]
                 if asked.budget == MAX_BUDGET and budgets.tokens <= tokens:
-                    found = loss(outcome.scores, session.settings.weights)
-                    trials.append(Trial(recipe, found, budgets.tokens, time.perf_counter() - begun))
+                    loss = session.loss(outcome.scores)
+                    trials.append(Trial(recipe, loss, budgets.tokens, time.perf_counter() - begun))
             smac.tell(asked, TrialValue(cost=costs))
     return trials
 
@@ -244,8 +247,3 @@ def _choice(layer: int, variant: int) -> str:
 
 def _lambda(layer: int) -> str:
     return f"layer_{layer}_lambda"
-
-
-def best(trials: Sequence[Trial]) -> Trial:
-    """The one with the lowest loss; the first of several."""
-    return trials[int(np.argmin([trial.loss for trial in trials]))]

@@ -1,4 +1,4 @@
-"""Tables and pictures of what quality.py found."""
+"""Draws the tables and pictures of quality.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import ttest_rel  # type: ignore[import-untyped]
+from scipy.stats import ttest_rel
 
 OURS, PLAIN, PAPER = "default search", "not repaired", "paper"
 REFERENCE = "base"
@@ -19,13 +19,13 @@ Results = Mapping[str, Any]
 
 
 def report(results: Results, sizes: Sequence[int], seeds: int, plots: Path | None) -> None:
-    """Print what there is of these sizes; draw it where a directory is given."""
+    """Prints the results of these sizes, and draws them where a directory is given."""
     console = Console(width=200)
     whole = results["members"]
     lines = Table("", *(name for name in whole["base"]["held_out"]), "accuracy", box=box.MARKDOWN)
-    for name, made in whole.items():
-        values = made["held_out"].values()
-        lines.add_row(name, *(f"{value:.3f}" for value in values), f"{accuracy(made):.3f}")
+    for name, member in whole.items():
+        values = member["held_out"].values()
+        lines.add_row(name, *(f"{value:.3f}" for value in values), f"{accuracy(member):.3f}")
     console.print("\nThe whole models: held-out loss, nats per token; mean accuracy of the tasks")
     console.print(lines)
     for layers in sizes:
@@ -43,8 +43,8 @@ def key(layers: int, seed: int) -> str:
     return f"{layers} layers, seed {seed}"
 
 
-def accuracy(made: Mapping[str, Any]) -> float:
-    return float(np.mean([task["acc"] for task in made["tasks"].values()]))
+def accuracy(method: Mapping[str, Any]) -> float:
+    return float(np.mean([task["acc"] for task in method["tasks"].values()]))
 
 
 def held_out(job: Mapping[str, Any], name: str) -> float:
@@ -56,13 +56,13 @@ def repaired(job: Mapping[str, Any], name: str) -> float:
 
 
 def table_of(jobs: Sequence[Mapping[str, Any]], whole: Results) -> Table:
-    """Methods from the best to the worst; p is that of the paired t test against ours, seed by seed."""
+    """Draws the methods from best to worst; p is from the paired t test against ours, seed by seed."""
     domains = [name for name in whole["base"]["held_out"] if name != "mean"]
     columns = ["", "held out", "− ours", "p", "ours better in", *domains, "kept, base", "kept, best"]
     columns += ["accuracy", "kept", "tokens", "seconds", "repaired", "− ours repaired", "p"]
     table = Table(*columns, box=box.MARKDOWN)
     names = sorted(jobs[0], key=lambda name: float(np.mean([held_out(job, name) for job in jobs])))
-    best = {d: min(made["held_out"][d] for made in whole.values()) for d in domains}
+    best = {d: min(member["held_out"][d] for member in whole.values()) for d in domains}
     base = whole["base"]["held_out"]
 
     def mean(of: Callable[[Mapping[str, Any]], float], name: str) -> float:
@@ -70,15 +70,15 @@ def table_of(jobs: Sequence[Mapping[str, Any]], whole: Results) -> Table:
 
     for name in names:
         losses = np.array([held_out(job, name) for job in jobs])
-        by_domain = {d: mean(lambda made, d=d: made["held_out"][d], name) for d in domains}
+        by_domain = {d: float(np.mean([job[name]["held_out"][d] for job in jobs])) for d in domains}
         cells = [name, f"{losses.mean():.4f} ± {_spread(losses):.4f}"]
         cells += against(losses, np.array([held_out(job, OURS) for job in jobs]), name)
         cells += [f"{value:.3f}" for value in by_domain.values()]
         cells += [_kept(by_domain, base), _kept(by_domain, best)]
         right = mean(accuracy, name)
         cells += [f"{right:.3f}", f"{right / accuracy(whole['base']):.1%}"]
-        cells += [f"{mean(lambda made: made['tokens'], name):,.0f}"]
-        cells += [f"{mean(lambda made: made['seconds'], name):.0f}"]
+        cells += [f"{mean(lambda method: method['tokens'], name):,.0f}"]
+        cells += [f"{mean(lambda method: method['seconds'], name):.0f}"]
         fixed = np.array([repaired(job, name) for job in jobs])
         if np.isnan(fixed).any():
             cells += ["", "", ""]
@@ -90,11 +90,11 @@ def table_of(jobs: Sequence[Mapping[str, Any]], whole: Results) -> Table:
 
 
 def against(losses: Any, ours: Any, name: str) -> list[str]:
-    """Mean difference from ours, p, and in how many seeds ours is lower."""
+    """Returns the mean difference from ours, p, and the number of seeds in which ours is lower."""
     if name == OURS:
         return ["", "", ""]
     apart = losses - ours
-    p = ttest_rel(losses, ours).pvalue if len(losses) > 1 and apart.std() > 0 else math.nan
+    p = float(ttest_rel(losses, ours).pvalue) if len(losses) > 1 and apart.std() > 0 else math.nan
     return [f"{apart.mean():+.4f}", f"{p:.2g}", f"{int((apart > 0).sum())} of {len(apart)}"]
 
 
@@ -103,21 +103,21 @@ def _spread(values: Any) -> float:
 
 
 def _kept(losses: Mapping[str, float], reference: Mapping[str, float]) -> str:
-    """Perplexity of the reference over that of the model, the geometric mean over domains."""
+    """Returns the reference's perplexity over the model's, as the geometric mean over domains."""
     return f"{math.exp(float(np.mean([reference[d] - losses[d] for d in losses]))):.1%}"
 
 
 def speed_of(jobs: Sequence[Mapping[str, Any]]) -> str:
-    """When our search was as good, on what is held out, as others in the end."""
+    """Tells when our search was as good on the held-out set as others are in the end."""
     baselines = [n for n in jobs[0] if n not in (OURS, PLAIN, PAPER) and "remove" not in n]
     lines = []
-    for label, goal_of in {
-        "the best baseline": lambda job: min(held_out(job, name) for name in baselines),
-        "the paper's search": lambda job: held_out(job, PAPER),
-    }.items():
+    goals = {"the best baseline": [min(held_out(job, name) for name in baselines) for job in jobs]}
+    if PAPER in jobs[0]:
+        goals["the paper's search"] = [held_out(job, PAPER) for job in jobs]
+    for label, by_job in goals.items():
         reached = []
-        for job in jobs:
-            first = next((s for s in job[OURS]["steps"] if s["mean"] <= goal_of(job)), None)
+        for job, goal in zip(jobs, by_job, strict=True):
+            first = next((step for step in job[OURS]["steps"] if step["mean"] <= goal), None)
             if first is not None:
                 share = first["tokens"] / job[OURS]["tokens"]
                 reached.append((first["tokens"], first["seconds"], share))
@@ -136,7 +136,7 @@ def speed_of(jobs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw(results: Results, sizes: Sequence[int], seeds: int, directory: Path) -> None:
-    """Loss against layers, and progress of the searches at each size."""
+    """Draws loss against layers, and the progress of the searches at each size."""
     import matplotlib as mpl
 
     mpl.use("Agg")

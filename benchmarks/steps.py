@@ -1,10 +1,11 @@
-"""How far one step goes: each operation of the search space, tried at every slot of a recipe that was found.
+"""One step of each operation of the search space, tried at every slot of a recipe that was found.
 
-    python benchmarks/steps.py --runs FILE [--json FILE]
+    python benchmarks/steps.py --runs FILE [--json FILE] [--tiny]
 
 FILE is what `operations.py --json FILE` wrote. From the default's recipe of each seed every single step
 of an operation is taken in turn and scored on the calibration set; the best one is scored on the held-out
-set. So the operations are compared without a search that may or may not find what they have to give.
+set. So the operations are compared without a search that may or may not find what they have to give. With
+--tiny no FILE is needed: the steps go from the base without a block of layers.
 Figures are changes of the loss: of KL on the calibration set, and of nats per token on the held-out set.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,24 +21,24 @@ import numpy as np
 import torch
 import typer
 import yaml
+from common import SEARCH, Config, JsonFile, Tiny, held_out_losses, middle_block, read_config
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gptailor_merge.cli.printing import quiet_libraries
-from gptailor_merge.config import Operations, SearchConfig
-from gptailor_merge.objectives.scores import Score
-from gptailor_merge.planning.resolve import plan
-from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.preparation import prepare
-from gptailor_merge.runs.session import Session, start
-from gptailor_merge.search.outcomes import loss
-from gptailor_merge.space.points import Array, Point, at_offset, middle
-from gptailor_merge.space.space import Space
+from gptailor_merge import (
+    Recipe,
+    Session,
+    Space,
+    open_session,
+    plan,
+    quiet_libraries,
+    space_of,
+)
+from gptailor_merge.api.engine import Array, Operations, Point, at_offset, middle, plan_of, point_of
 
-CONFIG = Path(__file__).parent.parent / "recipes" / "demo" / "search.yml"
 ALL = {"outer": "merge", "neighbours": 1, "parts": True}
+TINY_STEPS = 3
 Changed = dict[str, Array]
 
 
@@ -45,7 +47,7 @@ def copy_of(point: Point) -> Changed:
 
 
 def swaps(space: Space, point: Point) -> Iterator[Changed]:
-    """Another layer removed."""
+    """Yields points that remove another layer."""
     kept = space.kept_layers(point)
     for out in set(kept) & set(space.removable):
         for back in set(range(space.depth)) - set(kept):
@@ -56,7 +58,7 @@ def swaps(space: Space, point: Point) -> Iterator[Changed]:
 
 
 def selections(space: Space, point: Point) -> Iterator[Changed]:
-    """Another member selected in a slot."""
+    """Yields points that select another member in a slot."""
     for layer in space.kept_layers(point):
         for member in range(len(space.models)):
             child = copy_of(point)
@@ -65,7 +67,7 @@ def selections(space: Space, point: Point) -> Iterator[Changed]:
 
 
 def components(space: Space, point: Point) -> Iterator[Changed]:
-    """Embeddings and head of a member, or half-way to a member's."""
+    """Yields points with embeddings and head of a member, or half-way to a member's."""
     assert space.outer is not None
     count = len(space.models)
     for kind in range(space.outer.kinds):
@@ -78,7 +80,7 @@ def components(space: Space, point: Point) -> Iterator[Changed]:
 
 
 def neighbours(space: Space, point: Point) -> Iterator[Changed]:
-    """A neighbour of one of the layers that a slot takes."""
+    """Yields points that take a neighbour of one of the layers that a slot takes."""
     for layer in space.kept_layers(point):
         for member in space.members(point, layer):
             for other in space.layers_for(layer):
@@ -88,7 +90,7 @@ def neighbours(space: Space, point: Point) -> Iterator[Changed]:
 
 
 def parts(space: Space, point: Point) -> Iterator[Changed]:
-    """Attention or MLP of another member in a slot, or of two where there was a merge."""
+    """Yields points with attention or MLP of another member in a slot, or of two where there was a merge."""
     count = len(space.models)
     assert space.parts_kind is not None
     for layer in space.kept_layers(point):
@@ -111,68 +113,77 @@ STEPS: dict[str, Callable[[Space, Point], Iterator[Changed]]] = {
 }
 
 
-def held_out(session: Session, made: Plan) -> float:
-    assert session.held_out is not None
-    (by_set,) = session.held_out.score([made])[0].scores.values()
-    return Score.total(list(by_set.values())).mean
+def gains(
+    space: Space, session: Session, recipe: Recipe, most: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Tells for each operation how the steps from a recipe change its losses.
 
-
-def gains(space: Space, session: Session, recipe: Recipe) -> dict[str, dict[str, float]]:
-    """For each operation what its steps from a recipe change."""
-    own = plan(recipe)
-    point = space.encode(own)
-    (before,) = session.evaluator.score([own])
-    here = loss(before.scores, session.settings.weights)
-    found = {}
+    Args:
+        most: number of steps of each operation that are tried; None tries all.
+    """
+    here = plan(recipe)
+    point = point_of(space, recipe)
+    (loss_here,) = session.losses([here])
+    held_out_here = held_out_losses(session, here)["mean"]
+    results = {}
     for name, steps in STEPS.items():
-        made = {p.digest: p for p in (space.decode(child) for child in steps(space, point))}
-        made.pop(own.digest, None)
-        plans = list(made.values())
-        outcomes = session.evaluator.score(plans)
-        changes = np.array([loss(o.scores, session.settings.weights) for o in outcomes]) - here
-        best = plans[int(changes.argmin())]
-        found[name] = {
-            "steps": len(plans),
+        plans = {
+            step.digest: step for step in (plan_of(space.decode(child)) for child in steps(space, point))
+        }
+        plans.pop(here.digest, None)
+        tried = list(islice(plans.values(), most))
+        changes = np.array(session.losses(tried)) - loss_here
+        best = tried[int(changes.argmin())]
+        results[name] = {
+            "steps": len(tried),
             "better": int((changes < 0).sum()),
             "searched": float(changes.min()),
-            "held_out": held_out(session, best) - held_out(session, own),
+            "held_out": held_out_losses(session, best)["mean"] - held_out_here,
         }
-    return found
+    return results
 
 
-def table_of(found: dict[str, dict[str, dict[str, float]]]) -> Table:
-    """Means over the seeds; the held-out change of the best step seed by seed."""
-    seeds = sorted(found, key=int)
+def table_of(results: dict[str, dict[str, dict[str, float]]]) -> Table:
+    """Draws means over the seeds, and the held-out change of the best step seed by seed."""
+    seeds = sorted(results, key=int)
     columns = ("one step", "steps", "better", "best step, searched", "held out, mean")
     table = Table(*columns, *(f"seed {seed}" for seed in seeds), box=box.MARKDOWN)
     for name in STEPS:
-        of = {
-            key: [found[s][name][key] for s in seeds] for key in ("steps", "better", "searched", "held_out")
+        values = {
+            key: [results[seed][name][key] for seed in seeds]
+            for key in ("steps", "better", "searched", "held_out")
         }
-        mean = {key: float(np.mean(values)) for key, values in of.items()}
+        mean = {key: float(np.mean(by_seed)) for key, by_seed in values.items()}
         cells = [f"{mean['steps']:.0f}", f"{mean['better']:.1f}", f"{mean['searched']:+.4f}"]
-        table.add_row(name, *cells, f"{mean['held_out']:+.4f}", *(f"{x:+.4f}" for x in of["held_out"]))
+        table.add_row(name, *cells, f"{mean['held_out']:+.4f}", *(f"{x:+.4f}" for x in values["held_out"]))
     return table
 
 
 def main(
-    runs: Annotated[Path, typer.Option(help="What operations.py --json wrote.")],
-    json_file: Annotated[Path | None, typer.Option("--json")] = None,
-    config: Path = CONFIG,
+    runs: Annotated[Path | None, typer.Option(help="The file that operations.py --json wrote.")] = None,
+    json_file: JsonFile = None,
+    config: Config = SEARCH,
+    tiny: Tiny = False,
 ) -> None:
     quiet_libraries()
     torch.set_num_threads(1)
-    read = SearchConfig.load(config)
-    session = start(prepare(read), torch.device("cpu"))
-    section = Operations(**{**dict(read.operations), **ALL})
-    space = prepare(read.model_copy(update={"operations": section})).space
-    found: dict[str, Any] = {}
-    for seed, run in json.loads(runs.read_text())["default"].items():
-        recipe = Recipe.from_mapping(yaml.safe_load(run["recipe"]))
-        found[seed] = gains(space, session, recipe)
+    search_config = read_config(config, tiny=tiny)
+    session = open_session(search_config, device="cpu")
+    section = Operations(**{**dict(search_config.operations), **ALL})
+    space = space_of(search_config.model_copy(update={"operations": section}))
+    if runs is not None:
+        default = json.loads(runs.read_text())["default"]
+        recipes = {seed: Recipe.from_mapping(yaml.safe_load(run["recipe"])) for seed, run in default.items()}
+    elif tiny:
+        recipes = {"0": session.recipe(session.select(0, middle_block(session.space)))}
+    else:
+        raise typer.BadParameter("--runs FILE is missing; operations.py --json FILE writes it")
+    results: dict[str, Any] = {}
+    for seed, recipe in recipes.items():
+        results[seed] = gains(space, session, recipe, TINY_STEPS if tiny else None)
         if json_file is not None:
-            json_file.write_text(json.dumps(found, indent=1))
-    Console(width=160).print(table_of(found))
+            json_file.write_text(json.dumps(results, indent=1))
+    Console(width=160).print(table_of(results))
 
 
 if __name__ == "__main__":

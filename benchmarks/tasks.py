@@ -1,6 +1,6 @@
 """Candidates per second on lm-eval's tasks: a generation of ours against lm-eval for each candidate.
 
-    python benchmarks/tasks.py [--candidates N] [--items N] [--threads N] [--json FILE]
+    python benchmarks/tasks.py [--candidates N] [--items N] [--threads N] [--json FILE] [--tiny]
 
 Two objectives on the built-in family: the true continuation among four, and minimal pairs. The candidates
 are different children of one parent, as at the start of a search. All arms compose them in memory, with
@@ -29,55 +29,66 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from evaluator import DEMO, generations
+from common import DEMO, SEARCH, JsonFile, Tiny, read_config
+from evaluator import generations
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerBase
 
-from gptailor_merge.calibration.batches import RUNGS, layout
-from gptailor_merge.cli.printing import quiet_libraries
-from gptailor_merge.composing.bank import Bank, Precision
-from gptailor_merge.composing.compose import Composer
-from gptailor_merge.config import SearchConfig
-from gptailor_merge.models.loading import load_model, load_tokenizer
-from gptailor_merge.objectives.tasks.harness import encoder, task_manager
-from gptailor_merge.objectives.tasks.likelihood import TaskLikelihood, likelihood_objective, takes_trees
-from gptailor_merge.objectives.tasks.metric import CHOICE_LOSS
-from gptailor_merge.objectives.tasks.task_items import TaskItems, TaskSettings, load_items
-from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.runs.preparation import Preparation, prepare
-from gptailor_merge.scoring.evaluator import Evaluator, Outcome
-from gptailor_merge.scoring.passes import Passes, predictions_alone
-from gptailor_merge.scoring.racing import Race
+from gptailor_merge import Family, Plan, SearchConfig, Space, quiet_libraries, space_of
+from gptailor_merge.api.engine import (
+    CHOICE_LOSS,
+    RUNGS,
+    Bank,
+    Composer,
+    Evaluator,
+    Outcome,
+    Passes,
+    Precision,
+    Race,
+    TaskItems,
+    TaskLikelihood,
+    TaskSettings,
+    encoder,
+    layout,
+    likelihood_objective,
+    load_items,
+    load_model,
+    load_tokenizer,
+    predictions_alone,
+    takes_trees,
+    task_manager,
+)
 
-TASKS = DEMO.parent / "tasks"
+TASKS = DEMO / "tasks"
 QUESTIONS = {"four options": "gptailor_domains", "minimal pairs": "gptailor_blimp"}
 SPLIT = "test"
-"""The one that simple_evaluate scores."""
+"""The split that simple_evaluate scores."""
 METRIC = "acc"
 BATCH_SIZES = (4, 8, 16, 32, 64, 128)
 CPU = torch.device("cpu")
 
 Accuracies = Mapping[str, float]
-"""Of each task."""
+"""Task -> its accuracy."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all arms share.
+    """The family and the items that all arms share.
 
     Attributes:
-        items: of each task.
+        name: the group of tasks.
+        items: the items of each task.
         passes: all items at once.
         raced: the same items in rungs.
     """
 
-    prepared: Preparation
+    family: Family
+    space: Space
     name: str
     items: tuple[TaskItems, ...]
     passes: Passes
@@ -85,72 +96,81 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
 
     def composer(self) -> Composer:
-        """A composer with a bank of its own: no arm profits from what another has merged."""
-        space = self.prepared.space
-        precision = Precision.of(space.dtype, space.out_dtype, torch.float32)
-        bank = Bank(self.prepared.family, precision, device=CPU)
+        """Makes a composer with a bank of its own: no arm profits from what another has merged."""
+        precision = Precision.of(self.space.dtype, self.space.out_dtype, torch.float32)
+        bank = Bank(self.family, precision, device=CPU)
         bank.preload()
         return Composer(bank)
 
     @property
     def requests(self) -> list[Any]:
-        """lm-eval's, of all items."""
-        return [one for made in self.items for some in made.instances for one in some]
+        """Lists lm-eval's requests for all items."""
+        return [request for task in self.items for requests in task.instances for request in requests]
 
     @property
     def asked_tokens(self) -> int:
-        """Tokens that go through a model where each request is a text of its own."""
-        flat = (one for made in self.items for some in made.requests for parts in some for one in parts)
+        """Counts the tokens that go through a model where each request is a text of its own."""
+        flat = (
+            request for task in self.items for item in task.requests for parts in item for request in parts
+        )
         return sum(len(request.ids) - 1 for request in flat)
 
 
-def set_up(prepared: Preparation, name: str, count: int, tokens: int | None) -> Setup:
-    directory = prepared.family.base.directory
+def set_up(config: SearchConfig, name: str, count: int, tokens: int | None) -> Setup:
+    """Loads the items of a group of tasks.
+
+    Args:
+        count: number of items of each task.
+        tokens: size of our batches; default as in a search.
+    """
+    family = Family.load(config.family.base, config.family.variants)
+    directory = family.base.directory
     tokenizer = load_tokenizer(directory)
     settings = TaskSettings((name,), TASKS, SPLIT, limit=count)
     items = tuple(load_items(settings, encoder(directory, tokenizer)))
     base = load_model(directory, torch.float32, CPU)
     trees = takes_trees(items, lambda batch: predictions_alone(base, batch), CPU)
-    made = [likelihood_objective(items, metric, trees=trees) for metric in (METRIC, CHOICE_LOSS)]
+    objectives = [likelihood_objective(items, metric, trees=trees) for metric in (METRIC, CHOICE_LOSS)]
 
-    def passes(objectives: Sequence[TaskLikelihood], shares: Sequence[float]) -> Passes:
-        rungs = layout(made[0].sets, tokens or prepared.config.batch_tokens, device=CPU, rungs=shares)
-        return Passes(objectives, rungs, shares)
+    def passes(scored: Sequence[TaskLikelihood], shares: Sequence[float]) -> Passes:
+        sets = objectives[0].sets
+        return Passes(scored, layout(sets, tokens or config.batch_tokens, device=CPU, rungs=shares), shares)
 
-    return Setup(prepared, name, items, passes(made[:1], (1.0,)), passes(made, RUNGS), tokenizer)
+    raced = passes(objectives, RUNGS)
+    return Setup(family, space_of(config), name, items, passes(objectives[:1], (1.0,)), raced, tokenizer)
 
 
 def by_lm_eval(setup: Setup, manager: Any, model: Any, batch_size: int) -> Accuracies:
-    """Everything anew, as lm-eval is called."""
+    """Scores a model as lm-eval is called, everything anew."""
     with redirect_stderr(io.StringIO()):  # its progress bars
         results = simple_evaluate(
             HFLM(pretrained=model, tokenizer=setup.tokenizer, batch_size=batch_size),
             tasks=[setup.name],
-            samples={made.name: sorted(made.ids) for made in setup.items},
+            samples={task.name: sorted(task.ids) for task in setup.items},
             task_manager=manager,
             log_samples=False,
             bootstrap_iters=0,
         )
-    return {made.name: results["results"][made.name][f"{METRIC},none"] for made in setup.items}
+    return {task.name: results["results"][task.name][f"{METRIC},none"] for task in setup.items}
 
 
 def by_likelihoods(setup: Setup, model: Any, batch_size: int) -> Accuracies:
-    """Requests and what belongs to them are at hand."""
+    """Scores a model with requests that are at hand."""
     lm = HFLM(pretrained=model, tokenizer=setup.tokenizer, batch_size=batch_size)
     with redirect_stderr(io.StringIO()):
         answers = iter(lm.loglikelihood(setup.requests, disable_tqdm=True))
-    found = {}
-    for made in setup.items:
+    accuracies = {}
+    for items in setup.items:
         values = [
-            made.task.process_results(some[0].doc, [next(answers) for _ in some])[METRIC]
-            for some in made.instances
+            items.task.process_results(requests[0].doc, [next(answers) for _ in requests])[METRIC]
+            for requests in items.instances
         ]
-        found[made.name] = made.task.aggregation()[METRIC](values)
-    return found
+        accuracies[items.name] = items.task.aggregation()[METRIC](values)
+    return accuracies
 
 
 def of_outcomes(outcomes: Sequence[Outcome]) -> list[Accuracies | None]:
-    """None of a candidate that was dropped."""
+    """Returns the accuracies of each candidate; None for one that was dropped."""
     for outcome in outcomes:
         if outcome.cause is not None:
             raise SystemExit(f"a candidate failed: {outcome.cause}")
@@ -160,17 +180,19 @@ def of_outcomes(outcomes: Sequence[Outcome]) -> list[Accuracies | None]:
     ]
 
 
-def fastest(work: Callable[[int], object]) -> int:
-    """The batch size with which work takes the least time of the processor, after a warm-up."""
-    work(BATCH_SIZES[0])
-    return min(BATCH_SIZES, key=lambda size: timed(lambda: work(size))[1])
+def fastest(work: Callable[[int], object], batch_sizes: Sequence[int]) -> int:
+    """Returns the batch size with which work takes the least time of the processor, after a warm-up."""
+    if len(batch_sizes) == 1:
+        return batch_sizes[0]
+    work(batch_sizes[0])
+    return min(batch_sizes, key=lambda size: timed(lambda: work(size))[1])
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Seconds that pass, and of the processor in this process and those that it starts; what comes of it."""
+    """Returns the seconds that pass, the processor's seconds here and in children, and the result."""
     begun, used = time.perf_counter(), processor_seconds()
-    made = work()
-    return time.perf_counter() - begun, processor_seconds() - used, made
+    result = work()
+    return time.perf_counter() - begun, processor_seconds() - used, result
 
 
 def processor_seconds() -> float:
@@ -178,18 +200,21 @@ def processor_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def measure(setup: Setup, plans: Sequence[Plan], theirs: int, repeats: int) -> dict[str, Any]:
-    """All arms, one after the other and that several times; the fastest counts.
+def measure(
+    setup: Setup, plans: Sequence[Plan], theirs: int, repeats: int, batch_sizes: Sequence[int]
+) -> dict[str, Any]:
+    """Runs all arms, one after the other and all of it several times; the fastest counts.
 
     Args:
-        theirs: so many of the candidates are scored by lm-eval.
+        theirs: number of candidates that lm-eval's arms score.
+        batch_sizes: sizes of lm-eval's batches that are tried.
     """
     manager = task_manager((setup.name,), TASKS)
     model = setup.composer().compose(plans[0])
     sizes = {
         "simple_evaluate": 1,
-        "tuned": fastest(lambda size: by_lm_eval(setup, manager, model, size)),
-        "loglikelihood": fastest(lambda size: by_likelihoods(setup, model, size)),
+        "tuned": fastest(lambda size: by_lm_eval(setup, manager, model, size), batch_sizes),
+        "loglikelihood": fastest(lambda size: by_likelihoods(setup, model, size), batch_sizes),
     }
     Evaluator(setup.composer(), setup.passes).score(plans[:1])  # ours is warm, too
     arms: dict[str, dict[str, Any]] = {}
@@ -205,11 +230,12 @@ def measure(setup: Setup, plans: Sequence[Plan], theirs: int, repeats: int) -> d
 
     few = plans[:theirs]
     for _ in range(repeats):
-        for name, score in (
-            ("simple_evaluate", lambda model, size: by_lm_eval(setup, manager, model, size)),
-            ("tuned", lambda model, size: by_lm_eval(setup, manager, model, size)),
-            ("loglikelihood", lambda model, size: by_likelihoods(setup, model, size)),
-        ):
+        scorers: dict[str, Callable[[Any, int], Accuracies]] = {
+            "simple_evaluate": lambda model, size: by_lm_eval(setup, manager, model, size),
+            "tuned": lambda model, size: by_lm_eval(setup, manager, model, size),
+            "loglikelihood": lambda model, size: by_likelihoods(setup, model, size),
+        }
+        for name, score in scorers.items():
             composer = setup.composer()
             arm(name, few, lambda: [score(composer.compose(plan), sizes[name]) for plan in few])
         evaluator = Evaluator(setup.composer(), setup.passes)
@@ -229,7 +255,7 @@ def measure(setup: Setup, plans: Sequence[Plan], theirs: int, repeats: int) -> d
         arms[name]["layer_tokens"] = setup.asked_tokens * len(plans[0].slots)
     arms["alone"]["layer_tokens"] = setup.passes.tokens * len(plans[0].slots)
     return {
-        "tasks": {made.name: len(made.ids) for made in setup.items},
+        "tasks": {task.name: len(task.ids) for task in setup.items},
         "asked_tokens": setup.asked_tokens,
         "row_tokens": setup.passes.tokens,
         "places": sum(len(row.places) for batch in setup.passes.batches for row in batch.rows),
@@ -243,15 +269,16 @@ def measure(setup: Setup, plans: Sequence[Plan], theirs: int, repeats: int) -> d
             for name, values in arms.items()
             if name != "ours"
         },
-        "dropped": sum(found is None for found in accuracies["racing"]),
+        "dropped": sum(accuracy is None for accuracy in accuracies["racing"]),
     }
 
 
 def check_equal(accuracies: Mapping[str, Sequence[Accuracies | None]]) -> None:
-    for name, found in accuracies.items():
-        for number, (one, ours) in enumerate(zip(found, accuracies["ours"], strict=False)):
-            if one is not None and one != ours:
-                raise SystemExit(f"candidate {number}: {name} gives {one}, ours {ours}")
+    """Ends the program where an arm gives a candidate another accuracy than ours."""
+    for name, by_candidate in accuracies.items():
+        for number, (theirs, ours) in enumerate(zip(by_candidate, accuracies["ours"], strict=False)):
+            if theirs is not None and theirs != ours:
+                raise SystemExit(f"candidate {number}: {name} gives {theirs}, ours {ours}")
 
 
 def show(question: str, result: Mapping[str, Any]) -> None:
@@ -273,23 +300,28 @@ def show(question: str, result: Mapping[str, Any]) -> None:
 
 
 def main(
-    candidates: Annotated[int, typer.Option(min=2, help="in a generation")] = 32,
-    items: Annotated[int, typer.Option(min=8, help="of each task; recipes/demo/tasks.yml has 50")] = 50,
-    theirs: Annotated[int, typer.Option(min=1, help="candidates that lm-eval's arms score")] = 8,
-    repeats: Annotated[int, typer.Option(min=1, help="of every arm")] = 3,
-    threads: Annotated[int, typer.Option(min=1, help="of PyTorch, in all arms")] = 1,
-    batch_tokens: Annotated[int | None, typer.Option(help="of ours; default as in a search")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="where the figures go")] = None,
+    candidates: Annotated[int, typer.Option(min=2, help="Candidates in a generation.")] = 32,
+    items: Annotated[int, typer.Option(min=2, help="Items of each task.")] = 50,
+    theirs: Annotated[int, typer.Option(min=1, help="Candidates that lm-eval's arms score.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="How often every arm is run.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch, in all arms.")] = 1,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens in our batches. Default: as in a search.")
+    ] = None,
+    json_file: JsonFile = None,
+    tiny: Tiny = False,
 ) -> None:
+    if tiny:
+        candidates, items, theirs, repeats = 3, 8, 1, 1
     torch.set_num_threads(threads)
     quiet_libraries()
-    prepared = prepare(SearchConfig.load(DEMO))
-    plans = generations(prepared.space, candidates)["first"]
+    config = read_config(SEARCH)
+    plans = generations(space_of(config), candidates)["first"]
     name = platform.processor() or "cpu"
     report: dict[str, Any] = {"machine": name, "threads": threads, "candidates": candidates, "items": items}
     for question, task in QUESTIONS.items():
-        setup = set_up(prepared, task, items, batch_tokens)
-        report[question] = measure(setup, plans, theirs, repeats)
+        setup = set_up(config, task, items, batch_tokens)
+        report[question] = measure(setup, plans, theirs, repeats, BATCH_SIZES[:1] if tiny else BATCH_SIZES)
         show(question, report[question])
     if json_file:
         json_file.write_text(json.dumps(report, indent=1) + "\n")

@@ -2,6 +2,7 @@
 
     python benchmarks/train_family.py TEXT_DIR OUT_DIR [--steps N] [--tune-steps N]
     python benchmarks/train_family.py TEXT_DIR OUT_DIR --layers 24 --width 256 --device cuda
+    python benchmarks/train_family.py TEXT_DIR OUT_DIR --tiny
 
 TEXT_DIR holds stories.jsonl, encyclopedia.jsonl, maths.jsonl and code.jsonl (objects with `text`).
 Every document goes into exactly one of train, calibration and held-out; whole documents are kept
@@ -21,6 +22,7 @@ from typing import Annotated
 
 import torch
 import typer
+from common import Tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -36,7 +38,7 @@ HELD_OUT_CHARS = 60_000
 
 
 def split(texts: list[str], rng: random.Random) -> tuple[list[str], list[str], list[str]]:
-    """(train, calibration, held-out): disjoint documents; the last two are excerpts."""
+    """Divides documents into train, calibration and held-out; the last two are excerpts."""
     texts = sorted(set(texts))
     rng.shuffle(texts)
     kept_out: list[list[str]] = []
@@ -100,7 +102,7 @@ def train(
     rate: float,
     seed: int,
 ) -> float:
-    """AdamW, weight decay on the matrices only; linear warm-up, then linear decay to zero."""
+    """Trains with AdamW, weight decay on matrices only, linear warm-up, linear decay; returns the seconds."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizer = torch.optim.AdamW(
@@ -139,7 +141,7 @@ def train(
 
 @torch.inference_mode()
 def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
-    """Mean negative log-likelihood per token, nats."""
+    """Returns the mean negative log-likelihood per token, in nats."""
     model.eval()
     total, count = 0.0, 0
     for text in texts:
@@ -152,7 +154,7 @@ def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, t
 def removal_costs(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, held_out: dict[str, list[str]]
 ) -> list[float]:
-    """Mean held-out loss without layer 0, 1, … (8 excerpts a domain): a healthy base is graded."""
+    """Returns mean held-out losses without layer 0, 1, … (8 excerpts a domain); a healthy base is graded."""
     layers = model.model.layers
     costs = []
     for left_out in range(len(layers)):
@@ -170,21 +172,19 @@ def write_jsonl(path: Path, texts: list[str]) -> None:
     path.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts))
 
 
-def main(
+def train_family(
     text_dir: Path,
     out_dir: Path,
+    *,
     steps: int = 3200,
     tune_steps: int = 320,
     rate: float = 3e-3,
     tune_rate: float = 4e-4,
-    threads: Annotated[int, typer.Option(help="PyTorch threads")] = 1,
     layers: int = 12,
-    width: Annotated[int, typer.Option(help="Of the hidden state, a multiple of 64.")] = 128,
+    width: int = 128,
     device: str = "cpu",
 ) -> None:
-    if width % 64:
-        raise typer.BadParameter(f"--width: expected a multiple of 64, found {width}")
-    torch.set_num_threads(threads)
+    """Trains a base on all domains and a finetune of it on each variant's, and writes them all."""
     rng = random.Random(SEED)
     parts = {}
     for domain in DOMAINS:
@@ -223,6 +223,37 @@ def main(
         shares = {d: 1.0 if d == name else 0.0 for d in DOMAINS}
         seconds = train(variant, streams, shares, steps=tune_steps, rate=tune_rate, seed=SEED + 1 + position)
         finish(name, variant, seconds, {"steps": tune_steps, "rate": tune_rate})
+
+
+def main(
+    text_dir: Annotated[Path, typer.Argument(help="A directory with the texts.")],
+    out_dir: Annotated[Path, typer.Argument(help="The directory to fill.")],
+    steps: Annotated[int, typer.Option(help="Training steps of the base.")] = 3200,
+    tune_steps: Annotated[int, typer.Option(help="Training steps of each finetune.")] = 320,
+    rate: Annotated[float, typer.Option(help="Learning rate of the base.")] = 3e-3,
+    tune_rate: Annotated[float, typer.Option(help="Learning rate of the finetunes.")] = 4e-4,
+    threads: Annotated[int, typer.Option(help="Threads of PyTorch.")] = 1,
+    layers: Annotated[int, typer.Option(help="Number of layers.")] = 12,
+    width: Annotated[int, typer.Option(help="Width of the hidden state, a multiple of 64.")] = 128,
+    device: Annotated[str, typer.Option(help="Where models are trained: cpu, cuda or mps.")] = "cpu",
+    tiny: Tiny = False,
+) -> None:
+    if width % 64:
+        raise typer.BadParameter(f"--width: expected a multiple of 64, found {width}")
+    if tiny:
+        steps, tune_steps, layers, width = 2, 1, 2, 64
+    torch.set_num_threads(threads)
+    train_family(
+        text_dir,
+        out_dir,
+        steps=steps,
+        tune_steps=tune_steps,
+        rate=rate,
+        tune_rate=tune_rate,
+        layers=layers,
+        width=width,
+        device=device,
+    )
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The commands. They parse, call, and print."""
+"""Holds the commands; each parses its options, calls one function of the API, and prints the result."""

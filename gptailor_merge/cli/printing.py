@@ -1,27 +1,42 @@
-"""What the commands print for people: tables in the terminal."""
+"""Prints results for people, as tables in the terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from gptailor_merge import (
+        Comparison,
+        Pushed,
+        RepairedRecipe,
+        SoundnessReport,
+        Summary,
+        TaskScores,
+        TextScores,
+    )
 
 TOTAL = "total"
 
 
-def show(drawn: Any) -> None:
-    """To the terminal, or with room for everything to a file."""
-    Console(width=None if sys.stdout.isatty() else 160).print(drawn)
+def show(drawing: RenderableType) -> None:
+    """Prints a table to the terminal; a file has room for all of it."""
+    Console(width=None if sys.stdout.isatty() else 160).print(drawing)
 
 
 def numbers(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float]]) -> None:
-    """A table of numbers, a row for each name; a total of one thing is that thing."""
+    """Prints a table of numbers, a row for each name.
+
+    A total over one column is that column and is left out.
+    """
     if len(columns) == 2 and columns[-1] == TOTAL:
         columns, rows = columns[:1], {name: values[:1] for name, values in rows.items()}
     table = _table("", *columns, title=title)
@@ -30,64 +45,72 @@ def numbers(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[floa
     show(table)
 
 
-def summary(made: Any) -> None:
-    """What a run has found: search.run.Summary."""
-    counts = made.counts
-    if made.baseline is not None:
-        typer.echo(f"baseline  {made.baseline}")
-    loss = "" if made.front else f"  loss {made.loss:.4f}"
+def text_scores(scores: TextScores) -> None:
+    """Prints the scores of one model on texts."""
+    rows = {name: score.to_json() for name, score in {**scores.files, TOTAL: scores.total}.items()}
+    columns = list(rows[TOTAL])
+    numbers("", columns, {name: [row[column] for column in columns] for name, row in rows.items()})
+
+
+def summary(summary: Summary) -> None:
+    """Prints what a run has found."""
+    counts = summary.counts
+    if summary.baseline is not None:
+        typer.echo(f"baseline  {summary.baseline}")
+    loss = "" if summary.front else f"  loss {summary.loss:.4f}"
     typer.echo(
-        f"{'picked' if made.front else 'best  '}  {made.digest}{loss}  "
+        f"{'picked' if summary.front else 'best  '}  {summary.digest}{loss}  "
         f"({counts.candidates} candidates, {counts.failures} failed, {counts.gated} kept out, "
         f"{counts.duplicates} duplicates, {counts.dropped} dropped early, {counts.repaired} repaired, "
         f"{counts.tokens:,} tokens scored in {counts.seconds:.0f} s)"
     )
-    for objective, values in made.scores.items():
+    for objective, values in summary.scores.items():
         numbers(f"calibration set: {objective}", list(values), {"found": list(values.values())})
-    on_front = {row.recipe.stem for row in made.front}
-    held_out = {model: scores for model, scores in made.held_out.items() if model not in on_front}
+    on_front = {row.recipe.stem for row in summary.front}
+    held_out = {model: scores for model, scores in summary.held_out.items() if model not in on_front}
     objectives = {name: list(by_set) for scores in held_out.values() for name, by_set in scores.items()}
     for objective, columns in objectives.items():
         rows = {
-            _with_size(model, made.sizes): [scores[objective][c] for c in columns]
+            _with_size(model, summary.sizes): [scores[objective][column] for column in columns]
             for model, scores in held_out.items()
         }
         numbers(f"held-out set: {objective}", columns, rows)
-    if made.gaps:
-        _gaps(made.gaps)
-    if made.front:
-        typer.echo(f"front   {len(made.front)} recipes of {len({row.layers for row in made.front})} sizes")
-    _warnings(made)
+    _gaps(summary)
+    if summary.front:
+        sizes = len({row.layers for row in summary.front})
+        typer.echo(f"front   {len(summary.front)} recipes of {sizes} sizes")
+    _warnings(summary)
 
 
-def front(made: Any) -> None:
-    """The front of a run, on the calibration set and, beside it, on the held-out set."""
-    if not made.front:
+def front(summary: Summary) -> None:
+    """Prints the front of a run: scores on the calibration set, and beside them on the held-out set."""
+    if not summary.front:
         typer.echo("this run sought one recipe, and no front")
         return
-    axes = list(made.front[0].scores)
-    stems = [row.recipe.stem for row in made.front if row.recipe.stem in made.held_out]
-    reported = list(made.held_out[stems[0]]) if stems else []
+    axes = list(summary.front[0].scores)
+    stems = [row.recipe.stem for row in summary.front if row.recipe.stem in summary.held_out]
+    reported = list(summary.held_out[stems[0]]) if stems else []
     table = _table("recipe", "layers", *axes, *(f"held out: {name}" for name in reported), title="the front")
-    for row in made.front:
-        scores = made.held_out.get(row.recipe.stem, {})
-        of_held_out = [_number(scores[name][TOTAL]) if scores else "" for name in reported]
-        name = f"{row.recipe.name} *" if made.digest.startswith(row.recipe.stem[-8:]) else row.recipe.name
-        table.add_row(name, str(row.layers), *(_number(row.scores[axis]) for axis in axes), *of_held_out)
+    for row in summary.front:
+        scores = summary.held_out.get(row.recipe.stem, {})
+        held_out = [_number(scores[name][TOTAL]) if scores else "" for name in reported]
+        is_picked = summary.digest.startswith(row.recipe.stem[-8:])
+        name = f"{row.recipe.name} *" if is_picked else row.recipe.name
+        table.add_row(name, str(row.layers), *(_number(row.scores[axis]) for axis in axes), *held_out)
     show(table)
-    typer.echo(f"* picked; the recipes are in {made.front[0].recipe.parent}")
-    _warnings(made)
+    typer.echo(f"* picked; the recipes are in {summary.front[0].recipe.parent}")
+    _warnings(summary)
 
 
-def report(made: Any) -> None:
-    """Whether a model directory is sound: publish.soundness.Report."""
+def report(report: SoundnessReport) -> None:
+    """Prints the findings on a model directory."""
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     table = Table(box=box.SIMPLE, show_header=False)
-    for finding in made.findings:
+    for finding in report.findings:
         verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
         table.add_row(finding.name, verdict, escape(finding.sentence))
     show(table)
-    totals = made.totals
+    totals = report.totals
     layer = f"{totals.smallest_layer:,}"
     if totals.largest_layer != totals.smallest_layer:
         layer += f" to {totals.largest_layer:,}"
@@ -97,64 +120,97 @@ def report(made: Any) -> None:
     )
     for file, dtypes in totals.dtypes.items():
         typer.echo(f"{file}  {', '.join(dtypes)}")
-    typer.echo(f"{made.directory}: {'sound' if made.sound else 'not sound'}")
+    typer.echo(f"{report.directory}: {'sound' if report.sound else 'not sound'}")
 
 
-def evaluation(made: Any) -> None:
-    """Scores of tasks: search.evaluation.Evaluation."""
+def evaluation(evaluation: TaskScores) -> None:
+    """Prints the scores of models on lm-eval's tasks."""
     table = _table(
         "model", "task", "metric", "score", "± s.e.", "items", "% of base", "% of best member", left=3
     )
-    for model, measures in made.models.items():
-        name = f"{model} (base)" if model == made.base else model
+    for model, measures in evaluation.models.items():
+        name = f"{model} (base)" if model == evaluation.base else model
         for task, metrics in measures.items():
             for metric, measure in metrics.items():
                 error = "" if measure.error is None else f"{measure.error:.4f}"
-                retained = made.retained(model, task, metric) or ()
+                retained = evaluation.retained(model, task, metric) or ()
                 percents = [f"{percent:.1f}" for percent in retained] or ["", ""]
                 row = (name, task, metric, f"{measure.value:.4f}", error, f"{measure.items:,}", *percents)
                 table.add_row(*row)
     show(table)
 
 
-def repairs(made: Any) -> None:
-    """What became of the cuts of a recipe: search.repair.Result."""
+def repairs(result: RepairedRecipe) -> None:
+    """Prints what became of the cuts of a recipe."""
     table = _table("behind slot", "without layers", "ridge", "before", "after", title="nats per token")
-    for cut in made.cuts:
+    for cut in result.cuts:
         first, past = cut.removed
         layers = f"{first}-{past - 1}" if past > first + 1 else str(first) if past > first else ""
-        if cut.note:
+        if cut.before is None or cut.after is None:
             table.add_row(str(cut.slot), layers, "not repaired", "", "")
             continue
         ridge = "no map helps" if cut.ridge is None else f"{cut.ridge:g}"
         table.add_row(str(cut.slot), layers, ridge, _number(cut.before), _number(cut.after))
     show(table)
-    for cut in made.cuts:
+    for cut in result.cuts:
         if cut.note:
             typer.echo(f"slot {cut.slot} is not repaired: {cut.note}")
-    typer.echo(f"fitted to {made.tokens:,} tokens; every fourth sequence chose the ridge")
+    typer.echo(f"fitted to {result.tokens:,} tokens; every fourth sequence chose the ridge")
 
 
-def _gaps(gaps: Sequence[Any]) -> None:
+def pushed(pushed: Pushed) -> None:
+    """Prints where a model was published, or that nothing had changed."""
+    if not pushed.changed:
+        typer.echo(f"unchanged  {pushed.url}  (everything is there already, no commit was made)")
+        return
+    tag = f"  (tag {pushed.tag})" if pushed.tag else ""
+    typer.echo(f"published  {pushed.url}{tag}")
+
+
+def files(directory: Path) -> None:
+    """Lists the files that a push would upload, with their sizes."""
+    uploads = [file for file in sorted(directory.rglob("*")) if file.is_file()]
+    for file in uploads:
+        typer.echo(f"{file.stat().st_size:>14,}  {file.relative_to(directory)}")
+    total = sum(file.stat().st_size for file in uploads)
+    typer.echo(f"{total:>14,}  bytes in {directory}; nothing was uploaded")
+
+
+def comparison(repo: str, comparison: Comparison) -> None:
+    """Prints how a published model and the one built again differ."""
+    for difference in comparison.differences:
+        typer.echo(difference)
+    if comparison.equal:
+        typer.echo(f"{repo}: equal, {comparison.tensors} tensors and the config")
+    else:
+        typer.echo(f"{repo}: not equal, {len(comparison.differences)} differences")
+
+
+def _gaps(summary: Summary) -> None:
+    if not summary.gaps:
+        return
     table = _table(
         *("objective", "on", "search", "held out", "gap", "95 % interval"),
         title="search score minus held-out score",
         left=2,
     )
-    for one in gaps:
-        interval = f"{one.low:+.4f} to {one.high:+.4f}"
-        scores = (f"{one.searched:.4f}", f"{one.held_out:.4f}", f"{one.difference:+.4f}")
-        table.add_row(one.objective, ", ".join(one.sets), *scores, interval)
+    for gap in summary.gaps:
+        interval = f"{gap.low:+.4f} to {gap.high:+.4f}"
+        scores = (f"{gap.searched:.4f}", f"{gap.held_out:.4f}", f"{gap.difference:+.4f}")
+        table.add_row(gap.objective, ", ".join(gap.sets), *scores, interval)
     show(table)
 
 
-def _warnings(made: Any) -> None:
-    for sentence in made.warnings:
+def _warnings(summary: Summary) -> None:
+    for sentence in summary.warnings:
         typer.echo(f"warning: {sentence}")
 
 
 def _table(*columns: str, title: str = "", left: int = 1) -> Table:
-    """With all columns but the first few to the right; the title is printed, so that it is not broken."""
+    """Returns an empty table whose first columns are aligned to the left, the others to the right.
+
+    The title is printed at once, so that it is not broken to the width of the table.
+    """
     if title:
         typer.echo(title)
     table = Table(*columns, box=box.SIMPLE)
@@ -164,24 +220,11 @@ def _table(*columns: str, title: str = "", left: int = 1) -> Table:
 
 
 def _number(value: float) -> str:
-    """Whole numbers as such, whatever their type."""
+    """Writes whole numbers without decimals, and others with four."""
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.4f}"
 
 
-def _with_size(model: str, sizes: Any) -> str:
+def _with_size(model: str, sizes: Mapping[str, tuple[int, int]]) -> str:
+    """Writes a model's name with its layers and parameters, where they are known."""
     size = sizes.get(model, sizes.get("base"))
     return f"{model} ({size[0]} layers, {size[1] / 1e6:,.2f}M)" if size else model
-
-
-def quiet_libraries() -> None:
-    """Progress bars and notices of the libraries would stand between ours."""
-    import logging
-
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-    from transformers.utils import logging as transformers_logging
-
-    disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    for library in ("mergekit", "lm_eval"):
-        logging.getLogger(library).setLevel(logging.ERROR)

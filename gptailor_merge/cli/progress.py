@@ -1,25 +1,37 @@
-"""How a search reports while it runs: a live bar on a terminal, plain lines elsewhere."""
+"""Reports on a search while it runs: by a live bar on a terminal, by plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gptailor_merge.search.candidates import Candidate, Status
-
-Callbacks = tuple[Callable[[str], None], Callable[[Candidate], None]]
-
+if TYPE_CHECKING:
+    from gptailor_merge import Candidate
 
 LINES = 10
-"""About so many plain lines report a whole search."""
+"""About this many plain lines report a whole search."""
+
+
+class Reporter(Protocol):
+    """Shows how a search goes."""
+
+    def begin(self, candidates: int) -> None:
+        """Begins, with the number of candidates that are to come."""
+
+    def step(self, step: str) -> None:
+        """Shows what is being done now."""
+
+    def candidate(self, candidate: Candidate) -> None:
+        """Counts a candidate."""
 
 
 class Tally:
-    """The best loss and the speed, as candidates come in."""
+    """Keeps the best loss and the speed as candidates come in."""
 
     def __init__(self) -> None:
         self.best = float("inf")
@@ -28,11 +40,11 @@ class Tally:
         self._begun: float | None = None
 
     def add(self, candidate: Candidate) -> None:
-        """Count a candidate."""
+        """Counts a candidate."""
         self._begun = self._begun or time.monotonic() - candidate.seconds
         self._done += 1
         self.failures += candidate.status == "failed"
-        if candidate.loss is not None and candidate.status != Status.PROBE:
+        if candidate.loss is not None and candidate.status != "probe":
             self.best = min(self.best, candidate.loss)
 
     @property
@@ -47,42 +59,76 @@ class Tally:
         return f"{best}, {self.per_minute:.0f} candidates/min{failed}"
 
 
+class Bar:
+    """Shows a bar with the best loss, the speed and the time left; drawn from `begin` until `end`."""
+
+    def __init__(self, console: Console) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[tally]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("", total=None, tally="")
+        self._tally = Tally()
+
+    def begin(self, candidates: int) -> None:
+        """Draws the bar."""
+        self._bar.update(self._task, total=candidates)
+        self._bar.start()
+
+    def step(self, step: str) -> None:
+        """Writes the step before the bar."""
+        self._bar.update(self._task, description=step)
+
+    def candidate(self, candidate: Candidate) -> None:
+        """Moves the bar on."""
+        self._tally.add(candidate)
+        self._bar.update(self._task, advance=1, tally=str(self._tally))
+
+    def end(self) -> None:
+        """Leaves the bar as it is."""
+        self._bar.stop()
+
+
+class Lines:
+    """Prints a line for each step, and about ten lines in the course of the search."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._candidates = 0
+        self._tally = Tally()
+
+    def begin(self, candidates: int) -> None:
+        """Notes how many candidates there will be."""
+        self._candidates = candidates
+
+    def step(self, step: str) -> None:
+        """Prints the step."""
+        self._print(step)
+
+    def candidate(self, candidate: Candidate) -> None:
+        """Prints the tally now and then."""
+        self._tally.add(candidate)
+        count = candidate.number + 1
+        if count % max(1, self._candidates // LINES) == 0 or count == self._candidates:
+            self._print(f"{count}/{self._candidates}: {self._tally}")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+
 @contextmanager
-def live(console: Console, budget: int) -> Iterator[Callbacks]:
-    """A bar with the best loss, the speed and the time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[tally]}"),
-        TimeRemainingColumn(),
-    )
-    tally = Tally()
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=budget, tally="")
-
-        def on_step(step: str) -> None:
-            progress.update(task, description=step)
-
-        def on_candidate(candidate: Candidate) -> None:
-            tally.add(candidate)
-            progress.update(task, advance=1, tally=str(tally))
-
-        yield on_step, on_candidate
-
-
-@contextmanager
-def plain(console: Console, budget: int) -> Iterator[Callbacks]:
-    """A line for each step, and about ten lines in the course of the search."""
-    tally = Tally()
-    every = max(1, budget // LINES)
-
-    def on_step(step: str) -> None:
-        console.print(step, markup=False, highlight=False)
-
-    def on_candidate(candidate: Candidate) -> None:
-        tally.add(candidate)
-        if (candidate.number + 1) % every == 0 or candidate.number + 1 == budget:
-            console.print(f"{candidate.number + 1}/{budget}: {tally}", markup=False, highlight=False)
-
-    yield on_step, on_candidate
+def progress() -> Iterator[Reporter]:
+    """Yields a bar on a terminal, and plain lines elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Lines(console)
+        return
+    bar = Bar(console)
+    try:
+        yield bar
+    finally:
+        bar.end()

@@ -1,27 +1,27 @@
-"""Recipes as tables of slots × models, for people to look at."""
+"""Draws recipes as tables of slots and models, and compares them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from gptailor_merge.planning.resolve import plan
+from gptailor_merge import Recipe, Slot, plan
+from gptailor_merge.errors import errors_in
 from gptailor_merge.recipe.grouping import runs
-from gptailor_merge.recipe.plan import Operation, Slot
-from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.recipe.plan import Component
 from gptailor_merge.recipe.wording import operation_text, range_text, source_text
 
 REMOVED = "removed"
 
 
 _SHORT = 20
-"""Characters of "how" that stay on one line however narrow the terminal is."""
+"""Characters of the column "how" that stay on one line, however narrow the terminal is."""
 
 
 _STYLES = {"-": "red", "+": "green", " ": ""}
@@ -33,7 +33,7 @@ class Row:
 
     Attributes:
         label: the slots ("0-8"), or "embeddings", "head", "tokenizer"; empty for removed layers.
-        cells: model -> what is taken of it.
+        cells: model -> the layers that are taken from it.
         how: the operation.
         mark: in a comparison "-", "+" or " ".
         other: in a comparison, the slots in the second recipe.
@@ -46,73 +46,91 @@ class Row:
     other: str = ""
 
 
+def of_file(file: Path) -> Table:
+    """Draws the recipe in a file."""
+    recipe = Recipe.load(file)
+    with errors_in(file):
+        return table(rows(recipe), recipe.models, recipe.base_model)
+
+
+def compare_files(first: Path, second: Path) -> tuple[list[str], Table | None]:
+    """Compares two recipe files.
+
+    Returns:
+        Sentences on what differs besides the slots, and a table of the slots; no table where both recipes
+        make the same model.
+    """
+    recipes, digests = [Recipe.load(first), Recipe.load(second)], set()
+    for recipe, file in zip(recipes, (first, second), strict=True):
+        with errors_in(file):
+            digests.add(plan(recipe).digest)
+    before, after = recipes
+    if len(digests) == 1 and before.chat_template == after.chat_template:
+        return [f"the same model, digest {digests.pop()}"], None
+    models = list(dict.fromkeys((*before.models, *after.models)))
+    drawing = table(comparison(before, after), models, before.base_model, compared=True)
+    return differences(before, after), drawing
+
+
 def rows(recipe: Recipe) -> list[Row]:
-    """A recipe from the embeddings to the head, removed layers in their places."""
+    """Lists a recipe from the embeddings to the head, with removed layers in their places."""
     resolved = plan(recipe)
-    found = [_component("embeddings", resolved.embeddings)]
-    slots = list(enumerate(resolved.slots))
-    pending: list[tuple[int, Slot]] = []
+    listed = [_component("embeddings", resolved.embeddings)]
+    pending: list[Slot] = []
+    first = 0
     for part in recipe.slices:
-        length = part.sources[0].length
         if part.parameter("op") != "remove":
-            pending += slots[:length]
-            del slots[:length]
+            length = part.sources[0].length
+            pending += resolved.slots[first + len(pending) : first + len(pending) + length]
             continue
-        found += [_slots(run) for run in _runs(pending)]
-        pending = []
+        listed += _slot_rows(pending, first)
+        first, pending = first + len(pending), []
         cells = {source.model: range_text(*source.layer_range) for source in part.sources}
-        found.append(Row("", cells, REMOVED))
-    found += [_slots(run) for run in _runs(pending)]
-    found.append(_component("head", resolved.head))
+        listed.append(Row("", cells, REMOVED))
+    listed += _slot_rows(pending, first)
+    listed.append(_component("head", resolved.head))
     if resolved.tokenizer != resolved.base_model:
-        found.append(Row("tokenizer", {resolved.tokenizer: "all"}, "select"))
-    return found
+        listed.append(Row("tokenizer", {resolved.tokenizer: "all"}, "select"))
+    return listed
 
 
 def comparison(first: Recipe, second: Recipe) -> list[Row]:
-    """The slots of two recipes side by side: "-" only in the first, "+" only in the second."""
-    one, other = plan(first), plan(second)
-    found: list[Row] = []
-    matcher = SequenceMatcher(None, one.slots, other.slots, autojunk=False)
-    for _, a, b, c, d in matcher.get_opcodes():
-        if one.slots[a:b] == other.slots[c:d]:
-            for run in _runs(list(enumerate(one.slots))[a:b]):
-                row, shift = _slots(run), c - a
-                there = range_text(run[0][0] + shift, run[-1][0] + shift + 1)
-                found.append(Row(row.label, row.cells, row.how, " ", there))
+    """Lists the slots of two recipes side by side: "-" only in the first, "+" only in the second."""
+    before, after = plan(first).slots, plan(second).slots
+    listed: list[Row] = []
+    matcher = SequenceMatcher(None, before, after, autojunk=False)
+    for _, begin, end, other_begin, other_end in matcher.get_opcodes():
+        removed, added = before[begin:end], after[other_begin:other_end]
+        if removed == added:
+            pairs = zip(_slot_rows(removed, begin), _slot_rows(added, other_begin), strict=True)
+            listed += [Row(row.label, row.cells, row.how, " ", other.label) for row, other in pairs]
             continue
-        found += [
-            Row(row.label, row.cells, row.how, "-")
-            for row in map(_slots, _runs(list(enumerate(one.slots))[a:b]))
-        ]
-        found += [
-            Row("", row.cells, row.how, "+", row.label)
-            for row in map(_slots, _runs(list(enumerate(other.slots))[c:d]))
-        ]
-    return found
+        listed += [Row(row.label, row.cells, row.how, "-") for row in _slot_rows(removed, begin)]
+        listed += [Row("", row.cells, row.how, "+", row.label) for row in _slot_rows(added, other_begin)]
+    return listed
 
 
 def differences(first: Recipe, second: Recipe) -> list[str]:
-    """What differs besides the slots, one line each."""
-    one, other = plan(first), plan(second)
-    found = [
+    """Says what differs besides the slots, one line for each key."""
+    before, after = plan(first), plan(second)
+    pairs = [
         (name, getattr(first, name), getattr(second, name))
         for name in ("base_model", "dtype", "out_dtype", "chat_template")
     ]
-    found += [
-        (name, _described(getattr(one, name)), _described(getattr(other, name)))
+    pairs += [
+        (name, _described(getattr(before, name)), _described(getattr(after, name)))
         for name in ("embeddings", "head")
     ]
-    found.append(("tokenizer", one.tokenizer, other.tokenizer))
-    return [f"{name}: {a or 'not given'} -> {b or 'not given'}" for name, a, b in found if a != b]
+    pairs.append(("tokenizer", before.tokenizer, after.tokenizer))
+    return [f"{name}: {a or 'not given'} -> {b or 'not given'}" for name, a, b in pairs if a != b]
 
 
-def table(found: Sequence[Row], models: Sequence[str], base: str, *, compared: bool = False) -> Table:
-    """The rows as a table with a column for each model.
+def table(listed: Sequence[Row], models: Sequence[str], base: str, *, compared: bool = False) -> Table:
+    """Draws rows as a table with a column for each model.
 
     Args:
         models: in the order of the columns.
-        compared: whether the rows come from `comparison`.
+        compared: True where the rows come from `comparison`.
     """
     headings = [
         f"{name} (base)" if model == base and name != "base" else name
@@ -120,23 +138,27 @@ def table(found: Sequence[Row], models: Sequence[str], base: str, *, compared: b
     ]
     numbers = ["", "first", "second"] if compared else ["slots"]
     # A terminal has 80 columns: little space between cells, and what is too long is broken, never cut.
-    drawn = Table(box=box.SIMPLE, collapse_padding=True, show_edge=False, pad_edge=False)
+    drawing = Table(box=box.SIMPLE, collapse_padding=True, show_edge=False, pad_edge=False)
     for number in numbers:
-        drawn.add_column(number, no_wrap=True)
+        drawing.add_column(number, no_wrap=True)
     for heading in headings:
-        drawn.add_column(escape(heading), overflow="fold")
-    longest = max((len(row.how) for row in found), default=0)
-    drawn.add_column("how", overflow="fold", no_wrap=longest <= _SHORT)
-    for row in found:
+        drawing.add_column(escape(heading), overflow="fold")
+    longest = max((len(row.how) for row in listed), default=0)
+    drawing.add_column("how", overflow="fold", no_wrap=longest <= _SHORT)
+    for row in listed:
         style = "dim" if row.how == REMOVED else _STYLES[row.mark]
         start = [row.mark, row.label, row.other] if compared else [row.label]
         cells = [escape(row.cells.get(model, "")) for model in models]
-        drawn.add_row(*start, *cells, escape(row.how), style=style)
-    return drawn
+        drawing.add_row(*start, *cells, escape(row.how), style=style)
+    return drawing
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:
-    """model -> as much of the end of its name as tells it from the others."""
+    """Maps each model to the end of its name, as much of it as tells it from the others.
+
+    >>> short_names(["org/base", "org/math", "other/math"])
+    {'org/base': 'base', 'org/math': 'org/math', 'other/math': 'other/math'}
+    """
     names = {}
     for model in models:
         parts = PurePath(model).parts
@@ -147,28 +169,30 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _runs(slots: Sequence[tuple[int, Slot]]) -> Iterator[list[tuple[int, Slot]]]:
-    """Groups numbered slots that are made alike of layers that follow each other."""
-    for run in runs([slot for _, slot in slots]):
-        yield list(slots[run.start : run.stop])
+def _slot_rows(slots: Sequence[Slot], first: int) -> Iterator[Row]:
+    """Yields a row for each run of slots that are made alike.
+
+    Args:
+        first: position of the first slot in the model.
+    """
+    for run in runs(slots):
+        slot, length = slots[run.start], len(run)
+        cells: dict[str, str] = {}
+        for position, (model, layer) in enumerate(slot.layers):
+            taken = source_text(range_text(layer, layer + length), slot.operation, position)
+            cells[model] = f"{cells[model]}; {taken}" if model in cells else taken
+        label = range_text(first + run.start, first + run.stop)
+        yield Row(label, cells, operation_text(slot.operation, slot.edits))
 
 
-def _slots(run: Sequence[tuple[int, Slot]]) -> Row:
-    operation = run[0][1].operation
-    cells: dict[str, str] = {}
-    for position, (model, first) in enumerate(run[0][1].layers):
-        own = source_text(range_text(first, first + len(run)), operation, position)
-        cells[model] = f"{cells[model]}; {own}" if model in cells else own
-    label = range_text(run[0][0], run[-1][0] + 1)
-    return Row(label, cells, operation_text(operation, run[0][1].edits))
-
-
-def _component(label: str, component: tuple[tuple[str, ...], Operation]) -> Row:
-    models, operation = component
-    cells = {model: source_text("all", operation, position) for position, model in enumerate(models)}
+def _component(label: str, component: Component) -> Row:
+    operation = component.operation
+    cells = {
+        model: source_text("all", operation, position) for position, model in enumerate(component.models)
+    }
     return Row(label, cells, operation_text(operation))
 
 
-def _described(component: tuple[tuple[str, ...], Operation]) -> str:
+def _described(component: Component) -> str:
     row = _component("", component)
     return f"{row.how} of " + ", ".join(f"{model} {cell}" for model, cell in row.cells.items())

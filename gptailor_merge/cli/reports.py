@@ -1,4 +1,4 @@
-"""`gptailor report` and `gptailor watch`: the commands that show a run."""
+"""`gptailor report` and `gptailor watch`: a run as a page."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from typing import Annotated
 
 import typer
 
-RunArgument = Annotated[Path, typer.Argument(help="A run directory of gptailor-evolve.")]
-
+from gptailor_merge.cli.options import RunDirectory
 
 Baselines = Annotated[
     list[Path] | None,
-    typer.Option("--baseline", help="Another run of the same search config, drawn as a line; repeatable."),
+    typer.Option(
+        "--baseline",
+        metavar="RUN",
+        help="Another run of the same search config, drawn as a line. May be given several times.",
+    ),
 ]
 
-
-Open = Annotated[bool, typer.Option("--open", help="Open it in the browser.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the page in the browser.")]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Adds the commands."""
     app.command()(report)
     app.command()(watch)
 
 
-def report(run: RunArgument, baselines: Baselines = None, opens: Open = False) -> None:
-    """Write RUN/report.html: what a run has found, as a page that needs nothing else."""
-    from gptailor_merge.report.page import write_report
-    from gptailor_merge.runs.run import Run
+def report(run: RunDirectory, baselines: Baselines = None, opens: Open = False) -> None:
+    """Write RUN/report.html: a page on what the run has found, which needs nothing else."""
+    from gptailor_merge.api.pages import report as write_report
 
-    file = write_report(Run(run), [Run(other) for other in baselines or ()])
-    typer.echo(f"report  {file}")
+    page = write_report(run, baselines=baselines or ())
+    typer.echo(f"report  {page}")
     if opens:
-        webbrowser.open(file.resolve().as_uri())
+        webbrowser.open(page.resolve().as_uri())
 
 
 def watch(
-    run: RunArgument,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8765,
+    run: RunDirectory,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to serve the page on; 0 takes a free one.")
+    ] = 8765,
     baselines: Baselines = None,
     opens: Open = False,
 ) -> None:
     """Serve a run's page to this machine, and refresh it while the search goes on."""
-    from gptailor_merge.report.watch import Server, Watched
-    from gptailor_merge.runs.run import Run
+    from gptailor_merge.api.pages import watch as serve
 
-    watched = Watched(Run(run), [Run(other) for other in baselines or ()])
-    watched.state()  # what is wrong with the run is told here, and not in the browser
-    with Server(watched, port) as server:
+    with serve(run, port=port, baselines=baselines or ()) as server:
         typer.echo(f"{server.url}  (end with Ctrl-C)")
         if opens:
             webbrowser.open(server.url)

@@ -20,7 +20,7 @@ from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.metadata import Dimensions
 from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.runs.run import Run
-from gptailor_merge.runs.session import Session, start
+from gptailor_merge.runs.session import RunSession, start
 from gptailor_merge.runs.summary import FOUND
 from gptailor_merge.scoring.pools import EXECUTORS, LOCAL
 from gptailor_merge.scoring.workplace import BankMode
@@ -129,7 +129,7 @@ def _claim(config: SearchConfig, directory: Directory, *, resume: bool) -> None:
     write_beside(directory.config, config.to_yaml())
 
 
-def _describe(journal: Journal, session: Session, baseline: Choice | None) -> None:
+def _describe(journal: Journal, session: RunSession, baseline: Choice | None) -> None:
     """Writes what the run is about: a search or one baseline, its objectives and its items.
 
     Raises:

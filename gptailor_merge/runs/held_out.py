@@ -15,7 +15,7 @@ from gptailor_merge.models.loading import load_model
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.preparation import Preparation
-from gptailor_merge.runs.session import Session
+from gptailor_merge.runs.session import RunSession
 from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.gap import gap
 from gptailor_merge.scoring.passes import Measured, Passes
@@ -25,7 +25,7 @@ from gptailor_merge.search.candidates import Candidate
 
 def score_held_out(
     preparation: Preparation,
-    session: Session,
+    session: RunSession,
     journal: Journal,
     chosen: Mapping[str, Candidate],
     device: torch.device,

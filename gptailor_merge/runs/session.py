@@ -22,7 +22,7 @@ from gptailor_merge.search.settings import SearchSettings
 
 
 @dataclass(frozen=True)
-class Session:
+class RunSession:
     """The live parts of a run. Close it at the end, or use it as a context manager.
 
     Attributes:
@@ -60,7 +60,7 @@ class Session:
         """Ends the workers."""
         self.pool.close()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> RunSession:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -74,7 +74,7 @@ def start(
     bank: BankMode = "auto",
     executor: str = LOCAL,
     progress: Callable[[str], None] = lambda step: None,
-) -> Session:
+) -> RunSession:
     """Loads the family, tokenises the texts, runs the teachers and starts the workers.
 
     Args:
@@ -94,7 +94,7 @@ def start(
     check_rule(config.search.pick, settings.axes, preparation.space.sizes)
     pool = make_pool(Job.of(config, device, bank), workplace)
     gate_names = tuple(objective.name for objective in measured.gates.objectives)
-    return Session(
+    return RunSession(
         pool.executor("objectives"),
         pool.executor("held_out") if measured.held_out.objectives else None,
         Gates(pool.executor("gates"), gate_names, config.gates, base_scores) if config.gates else None,

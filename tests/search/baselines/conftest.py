@@ -16,7 +16,7 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.preparation import Preparation, prepare
-from gptailor_merge.runs.session import Session, start
+from gptailor_merge.runs.session import RunSession, start
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.baselines.protocol import Baseline
@@ -37,7 +37,7 @@ class Prepared:
         calls: to score.
     """
 
-    def __init__(self, plans: Preparation, session: Session) -> None:
+    def __init__(self, plans: Preparation, session: RunSession) -> None:
         self.plans, self.session = plans, session
         self.space, self.tokens, self.calls = plans.space, 0, 0
         self._last_call: int | None = None

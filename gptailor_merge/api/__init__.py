@@ -1,0 +1,1 @@
+"""Holds the functions behind the commands and the public names; see gptailor_merge/__init__.py."""

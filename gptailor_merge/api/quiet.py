@@ -1,0 +1,23 @@
+"""Switches the libraries' own output off."""
+
+from __future__ import annotations
+
+import logging
+
+from gptailor_merge.host.mentions import LIBRARY
+
+
+def quiet_libraries() -> None:
+    """Switches off progress bars and notices of transformers, mergekit, lm-eval and the Hub's client.
+
+    quiet_libraries()
+    run = search("search.yml", "runs/first")
+    """
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    for library in (LIBRARY, "lm_eval"):
+        logging.getLogger(library).setLevel(logging.ERROR)

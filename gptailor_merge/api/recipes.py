@@ -1,0 +1,91 @@
+"""Checks recipes, imports them from foreign configurations, and exports them as plain mergekit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptailor_merge.api.arguments import AnyPath, read_recipe
+from gptailor_merge.errors import ConfigError
+from gptailor_merge.files import refuse_existing, staging, write_beside
+from gptailor_merge.host.completion import Imported
+from gptailor_merge.host.exporting import RECIPE, export
+from gptailor_merge.host.importing import load
+from gptailor_merge.host.mentions import plain_command
+from gptailor_merge.planning.check import check, check_with_family
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class ExportedRecipe:
+    """Plain mergekit configurations on disk.
+
+    Attributes:
+        directory: holds the configurations, and skeletons and maps that they name.
+        command: makes the model when run in that directory.
+    """
+
+    directory: Path
+    command: str
+
+
+def lint(recipe: AnyPath | Recipe) -> Plan:
+    """Checks a recipe without the network and without loading weights, and returns its plan.
+
+        print(lint("runs/first/best.yml").digest)
+
+    Raises:
+        RecipeError, FamilyError: everything that can be said against it.
+    """
+    whole, file = read_recipe(recipe)
+    return check(whole, file=file)
+
+
+def import_recipe(
+    file: AnyPath, out: AnyPath | None = None, *, base: str | None = None, candidates: Sequence[str] = ()
+) -> Imported:
+    """Reads a mergekit configuration, or one that the paper's authors published, as a recipe.
+
+        imported = import_recipe("mergekit.yml", "recipe.yml")
+        print(imported.notes)
+
+    Args:
+        out: the recipe file to write, if any.
+        base: the base model; overrides the file's.
+        candidates: the models that the paper's configurations call candidates 0, 1, …
+
+    Raises:
+        RecipeError: what cannot be said in a recipe, with its key.
+        ConfigError: `out` exists.
+    """
+    if out is not None and Path(out).exists():
+        raise ConfigError(f"{out} exists; choose another name or remove it")
+    imported = load(Path(file), base=base, candidates=candidates)
+    if out is not None:
+        write_beside(Path(out), imported.recipe.to_yaml())
+    return imported
+
+
+def export_recipe(recipe: AnyPath | Recipe, out: AnyPath) -> ExportedRecipe:
+    """Writes plain configurations of the same model, for a mergekit without this package.
+
+        exported = export_recipe("runs/first/best.yml", "plain")
+        print(f"cd {exported.directory} && {exported.command}")
+
+    Args:
+        out: the directory to make.
+
+    Raises:
+        RecipeError: stock mergekit cannot make this model; says why.
+        ConfigError: `out` exists and is not an empty directory.
+    """
+    whole, file = read_recipe(recipe)
+    resolved, family = check_with_family(whole, file=file)
+    directory = Path(out)
+    refuse_existing(directory)
+    with staging(directory) as staged:
+        in_parts = export(resolved, family, staged, chat_template=whole.chat_template)
+    command = plain_command(RECIPE, in_parts=in_parts)
+    return ExportedRecipe(directory, command)

@@ -1,0 +1,182 @@
+"""`gptailor merge`, `score`, `repair`, `eval` and `check`: the commands that work on one model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptailor_merge.cli import printing
+from gptailor_merge.cli.options import (
+    Device,
+    Json,
+    ModelOrRecipe,
+    RecipeFile,
+    SequenceLength,
+    Texts,
+    Tokens,
+    say,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(merge)
+    app.command()(score)
+    app.command()(repair)
+    app.command(name="eval")(evaluate)
+    app.command()(check)
+
+
+def merge(
+    recipe: RecipeFile,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The model directory to make.")],
+) -> None:
+    """Write the model of a recipe, and verify it by loading it back."""
+    from gptailor_merge.api.building import materialize
+    from gptailor_merge.api.quiet import quiet_libraries
+
+    quiet_libraries()
+    plan = materialize(recipe, out)
+    typer.echo(f"{out}: {len(plan.slots)} layers, reloaded, every tensor in place")
+
+
+def score(
+    model: ModelOrRecipe,
+    data: Texts,
+    tokens: Tokens = 32768,
+    sequence_length: SequenceLength = 512,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A directory or Hub id; also print KL(reference || model)."),
+    ] = None,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="How many of the reference's likeliest tokens KL looks at.")
+    ] = 128,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score a recipe or a written model on texts: nats per token, perplexity, KL."""
+    from gptailor_merge.api.measuring import score as score_on_texts
+    from gptailor_merge.api.quiet import quiet_libraries
+
+    quiet_libraries()
+    scores = score_on_texts(
+        model,
+        data,
+        tokens=tokens,
+        sequence_length=sequence_length,
+        reference=reference,
+        top_k=top_k,
+        device=device,
+    )
+    if as_json:
+        typer.echo(json.dumps(scores.to_json()))
+    else:
+        printing.text_scores(scores)
+
+
+def repair(
+    recipe: RecipeFile,
+    data: Texts,
+    out: Annotated[Path, typer.Option(help="The directory to make, with the repaired recipe and its maps.")],
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="Also repair slots behind which no layer is missing.")
+    ] = False,
+    tokens: Tokens = 32768,
+    sequence_length: SequenceLength = 512,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make up for removed layers by a linear map in the last layer before each cut; no training."""
+    from gptailor_merge.api.quiet import quiet_libraries
+    from gptailor_merge.api.repairs import RECIPE
+    from gptailor_merge.api.repairs import repair as repair_recipe
+
+    quiet_libraries()
+    result = repair_recipe(
+        recipe,
+        data,
+        out,
+        everywhere=everywhere,
+        tokens=tokens,
+        sequence_length=sequence_length,
+        device=device,
+        on_step=say,
+    )
+    if as_json:
+        typer.echo(json.dumps(result.to_json()))
+    else:
+        printing.repairs(result)
+        typer.echo(f"recipe  {out / RECIPE}")
+
+
+def evaluate(
+    model: ModelOrRecipe,
+    tasks: Annotated[
+        list[str],
+        typer.Option(metavar="TASK...", help="Tasks that lm-eval knows, or that --include-path adds."),
+    ],
+    include_path: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A directory with further tasks, YAML files as lm-eval has them."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Run this many items of each task, from its first.")
+    ] = None,
+    few_shot: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each item. Default: the task's own number.")
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Put the tokenizer's chat template around items.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Number of requests that run together.")] = 16,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run lm-eval's tasks on a model; of a recipe also on its members, with what it retains of them."""
+    from gptailor_merge.api.measuring import evaluate as run_tasks
+    from gptailor_merge.api.quiet import quiet_libraries
+
+    quiet_libraries()
+    evaluation = run_tasks(
+        model,
+        tasks,
+        include_path=include_path,
+        limit=limit,
+        few_shot=few_shot,
+        chat_template=chat_template,
+        batch_size=batch_size,
+        device=device,
+        on_step=say,
+    )
+    if as_json:
+        typer.echo(json.dumps(evaluation.to_json()))
+    else:
+        printing.evaluation(evaluation)
+
+
+def check(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory.")],
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="Also convert it with llama.cpp and read the layers back.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell whether a directory is a sound model: files, config, weights, tokenizer, running it.
+
+    Exits with 1 if it is not.
+    """
+    from gptailor_merge.api.building import check as examine
+    from gptailor_merge.api.quiet import quiet_libraries
+
+    quiet_libraries()
+    report = examine(model, gguf=gguf)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        printing.report(report)
+    if not report.sound:
+        raise typer.Exit(1)

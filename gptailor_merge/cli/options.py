@@ -1,0 +1,54 @@
+"""Declares the options that several commands share, and prints their steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:N or mps.")]
+
+License = Annotated[
+    str | None,
+    typer.Option(
+        "--license", help="Licence of the model, e.g. apache-2.0. Default: the one that all members state."
+    ),
+]
+
+Texts = Annotated[
+    list[str],
+    typer.Option(
+        metavar="FILE...",
+        help="Text files, .jsonl or .txt; write [bold]NAME=FILE[/] to give a file a name of its own.",
+    ),
+]
+
+Tokens = Annotated[int, typer.Option(min=2, help="Tokens to take in all, shared evenly by the files.")]
+
+SequenceLength = Annotated[int, typer.Option(min=2, help="Tokens in a sequence.")]
+
+TestSplit = Annotated[
+    bool,
+    typer.Option(
+        "--allow-test-split", help="Allow searching on the test splits of tasks; every report says so."
+    ),
+]
+
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run that --out holds.")]
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (merge_method: tailor).")]
+
+ModelOrRecipe = Annotated[
+    Path, typer.Argument(metavar="MODEL_OR_RECIPE", help="A recipe file, or a model directory.")
+]
+
+RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of gptailor-evolve.")]
+
+
+def say(step: str) -> None:
+    """Prints a step of the work to the terminal, apart from the results."""
+    Console(stderr=True).print(step, markup=False, highlight=False)
