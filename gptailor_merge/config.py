@@ -15,13 +15,14 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
+from gptailor_merge.host.mentions import LIBRARY
 from gptailor_merge.objectives.config_types import Data, Positive, Section, absolute_files, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
 from gptailor_merge.recipe.fields import ModelName
 from gptailor_merge.recipe.recipe import Recipe
 
-VERSIONED = ("gptailor-merge", "mergekit", "torch", "transformers", "nevergrad", "numpy", "lm-eval")
+VERSIONED = ("gptailor-merge", LIBRARY, "torch", "transformers", "nevergrad", "numpy", "lm-eval")
 """Libraries that a result depends on."""
 
 

@@ -54,7 +54,7 @@ from gptailor_merge.space.space import Space
 
 
 class _SpentError(Exception):
-    """As many tokens have been scored as a search may score."""
+    """The search has scored as many tokens as it may."""
 
 
 @dataclass(frozen=True)

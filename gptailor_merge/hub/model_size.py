@@ -17,7 +17,7 @@ from gptailor_merge.objectives.kv_cache import CONTEXT, KVCache
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a model takes.
+    """The space that a model takes.
 
     Attributes:
         bytes: of the weights.

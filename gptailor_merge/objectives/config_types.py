@@ -27,7 +27,7 @@ class DatasetConfig(Section):
     column: str = "text"
 
 
-Source = str | DatasetConfig
+DataSource = str | DatasetConfig
 """Texts: the path of a .jsonl or .txt file, or a data set."""
 
 
@@ -44,11 +44,11 @@ def _read_source(value: Any) -> Any:
     return value
 
 
-Data = Annotated[dict[str, Annotated[Source, BeforeValidator(_read_source)]], Field(min_length=1)]
+Data = Annotated[dict[str, Annotated[DataSource, BeforeValidator(_read_source)]], Field(min_length=1)]
 """Name -> its texts."""
 
 
-def missing_files(path: KeyPath, data: Mapping[str, Source], directory: Path) -> list[Problem]:
+def missing_files(path: KeyPath, data: Mapping[str, DataSource], directory: Path) -> list[Problem]:
     """Returns a problem for each file that does not exist.
 
     Args:
@@ -62,14 +62,14 @@ def missing_files(path: KeyPath, data: Mapping[str, Source], directory: Path) ->
     ]
 
 
-def absolute_files(data: Mapping[str, Source], directory: Path) -> dict[str, Source]:
+def absolute_files(data: Mapping[str, DataSource], directory: Path) -> dict[str, DataSource]:
     """Returns the data with absolute paths; relative ones start at `directory`."""
     return {
         name: str(directory / source) if isinstance(source, str) else source for name, source in data.items()
     }
 
 
-def source_in_words(source: Source) -> str:
+def source_in_words(source: DataSource) -> str:
     """Names a file without its directory, or a data set with its config and split.
 
     >>> source_in_words("/home/me/texts/stories.jsonl")

@@ -32,7 +32,7 @@ from typing_extensions import Self
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.errors import KeyPath, Problem
-from gptailor_merge.objectives.config_types import Section, Source
+from gptailor_merge.objectives.config_types import DataSource, Section
 from gptailor_merge.objectives.protocols import Forward, Objective, UnitSet
 
 Purpose = Literal["searched", "held_out"]
@@ -184,7 +184,7 @@ class ObjectiveConfig(Section, ABC):
         """Returns the config with absolute paths; relative ones start at `directory`."""
         return self
 
-    def sources(self) -> Mapping[str, Source]:
+    def sources(self) -> Mapping[str, DataSource]:
         """Returns name -> texts, for the sets that are made of texts."""
         return {}
 

@@ -1,4 +1,4 @@
-"""Which kinds of objectives there are: those of this package, and those of others by entry point.
+"""Holds the kinds of objectives: those of this package, and those of others by entry point.
 
 Another package adds a kind in its pyproject.toml; the name is the kind, the value its config class:
 
@@ -21,7 +21,7 @@ from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.kl import KLConfig
 from gptailor_merge.objectives.kv_cache import KVCacheConfig
 from gptailor_merge.objectives.latency import LatencyConfig
-from gptailor_merge.objectives.parameters import ParametersConfig
+from gptailor_merge.objectives.parameter_count import ParametersConfig
 from gptailor_merge.objectives.perplexity import PerplexityConfig
 from gptailor_merge.objectives.repetition import RepetitionConfig
 from gptailor_merge.objectives.tasks.task import TaskConfig

@@ -16,8 +16,8 @@ from gptailor_merge.calibration.texts import TextSource, TokenSet, tokenize
 from gptailor_merge.errors import KeyPath, Problem
 from gptailor_merge.objectives.config_types import (
     Data,
+    DataSource,
     Positive,
-    Source,
     absolute_files,
     missing_files,
     source_in_words,
@@ -45,7 +45,7 @@ class DataConfig(ObjectiveConfig):
         """Returns the config with absolute paths of files."""
         return self.model_copy(update={"data": absolute_files(self.data, directory)})
 
-    def sources(self) -> Mapping[str, Source]:
+    def sources(self) -> Mapping[str, DataSource]:
         """Returns the data."""
         return self.data
 
@@ -116,7 +116,7 @@ class RecordedTextKeys(ObjectiveConfig):
 
 
 def token_sets(
-    data: Mapping[str, Source],
+    data: Mapping[str, DataSource],
     tokenizer: PreTrainedTokenizerBase,
     tokens: int,
     sequence_length: int,
@@ -137,7 +137,7 @@ def token_sets(
     )
 
 
-def text_source(source: Source) -> TextSource:
+def text_source(source: DataSource) -> TextSource:
     """Returns the documents of a file or a data set."""
     if isinstance(source, str):
         return TextSource(source)

@@ -11,7 +11,7 @@ from gptailor_merge.recipe.recipe import Recipe, Slice
 
 
 def rewritten(recipe: Recipe, slots: Sequence[Slot]) -> Recipe:
-    """Return the recipe with these slots; slices whose slots have not changed stay as they are written.
+    """Returns the recipe with these slots; slices whose slots have not changed stay as they are written.
 
     Args:
         slots: as many as the recipe fills, some of them with another operation or other edits.

@@ -28,7 +28,7 @@ from gptailor_merge.recipe.recipe import (
 
 
 def recipe_of(plan: Plan, depth: int) -> Recipe:
-    """Write a plan as a recipe that resolves to an equal plan and documents which layers are removed.
+    """Writes a plan as a recipe that resolves to an equal plan and documents which layers are removed.
 
     A base_model that the plan's method does not use is not in the plan, and is not written.
 
@@ -72,7 +72,7 @@ def recipe_of(plan: Plan, depth: int) -> Recipe:
 
 
 def slices_of(slots: Sequence[Slot], base_model: str) -> Iterator[Slice]:
-    """Write slots as slices: neighbours that are made alike share one, a repaired slot stands alone.
+    """Writes slots as slices: neighbours that are made alike share one, a repaired slot stands alone.
 
     Args:
         base_model: the recipe's.
@@ -88,7 +88,7 @@ def slices_of(slots: Sequence[Slot], base_model: str) -> Iterator[Slice]:
 
 
 def with_removals(slices: Sequence[Slice], base_model: str, depth: int) -> tuple[Slice, ...]:
-    """Add slices that document which layers no slice uses, each where the layers would stand.
+    """Adds slices that document which layers no slice uses, each where the layers would stand.
 
     Args:
         base_model: the model that these layers are attributed to.
@@ -106,7 +106,7 @@ def with_removals(slices: Sequence[Slice], base_model: str, depth: int) -> tuple
 
 
 def _stretches(layers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield ascending layers as ranges [first, past the last)."""
+    """Yields ascending layers as ranges [first, past the last)."""
     for _, group in groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0]):
         stretch = [layer for _, layer in group]
         yield stretch[0], stretch[-1] + 1
@@ -117,7 +117,7 @@ def _removal(layers: tuple[int, int], base_model: str) -> Slice:
 
 
 def _slice(slot: Slot, length: int, base_model: str) -> Slice:
-    """Write `length` slots, of which the others differ from the first in taking the next layers."""
+    """Writes `length` slots, of which the others differ from the first in taking the next layers."""
     operation = slot.operation
     models = [model for model, _ in slot.layers]
     base = None if operation.method == SELECT or operation.base is None else models[operation.base]
@@ -174,7 +174,7 @@ def _origin(component: Component, base_model: str) -> Origin:
 def _weights(
     members: Sequence[tuple[str, Mapping[str, Scalar | Filtered]]], base: str | None
 ) -> list[float | None]:
-    """Return a number for each member, or None for each where they have none or these differ by tensor."""
+    """Returns a number for each member, or None for each where they have none or these differ by tensor."""
     # A base that takes no weight needs some number, which is not read.
     settings = [of_member.get("weight", 1.0 if model == base else None) for model, of_member in members]
     numbers = [float(setting) if isinstance(setting, (int, float)) else None for setting in settings]
@@ -183,7 +183,7 @@ def _weights(
 
 
 def _is_implied(models: Sequence[str], operation: Operation, base_model: str) -> bool:
-    """Tell whether the planner adds a component's base, its first model, where it is not written."""
+    """Tells whether the planner adds a component's base, its first model, where it is not written."""
     if models[0] != base_model:
         return False
     spec = method_spec(operation.method)

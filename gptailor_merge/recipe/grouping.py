@@ -9,7 +9,7 @@ from gptailor_merge.recipe.plan import Slot
 
 
 def runs(slots: Sequence[Slot]) -> Iterator[range]:
-    """Yield the positions of each run: slots that differ only in that each takes the next layers.
+    """Yields the positions of each run: slots that differ only in that each takes the next layers.
 
     >>> from gptailor_merge.recipe.plan import SELECT, Operation
     >>> select = Operation(SELECT, ((),))
@@ -25,5 +25,5 @@ def runs(slots: Sequence[Slot]) -> Iterator[range]:
 
 
 def shifted(slot: Slot, distance: int) -> Slot:
-    """Return a slot made alike of the layers that are `distance` further up."""
+    """Returns a slot made alike of the layers that are `distance` further up."""
     return replace(slot, layers=tuple((model, layer + distance) for model, layer in slot.layers))

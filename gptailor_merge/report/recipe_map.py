@@ -58,7 +58,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often good recipes make the same choice.
+    """Counts how often good recipes make the same choice.
 
     Attributes:
         recipes: the number of recipes.

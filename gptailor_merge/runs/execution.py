@@ -26,11 +26,10 @@ from gptailor_merge.scoring.pools import EXECUTORS, LOCAL
 from gptailor_merge.scoring.workplace import BankMode
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate
-from gptailor_merge.search.driver import prune, search
+from gptailor_merge.search.driver import OnCandidate, prune, search
 from gptailor_merge.search.front import front, pick
 
 OnStep = Callable[[str], None]
-OnCandidate = Callable[[Candidate], None]
 
 
 def execute(

@@ -131,7 +131,7 @@ def score_on_tasks(
     manager = task_manager(settings.tasks, settings.include_path)
     recipe = None if path.is_dir() else Recipe.load(path)
     if recipe is not None and settings.chat_template and recipe.chat_template is not None:
-        message = "the recipe has a chat template of its own, which mergekit puts into the written model"
+        message = "the recipe has a chat template of its own, which only the written model gets"
         raise ConfigError(
             f"--chat-template: {message}; write it with gptailor merge and evaluate that", file=path
         )

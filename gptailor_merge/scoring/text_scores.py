@@ -27,7 +27,7 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class TextScore:
-    """How well a model predicts a text.
+    """Tells how well a model predicts a text.
 
     Attributes:
         nll: nats per predicted token.

@@ -99,13 +99,13 @@ class Log(Protocol):
         """The file that keeps them, for messages."""
 
     def candidates(self) -> Iterator[Candidate]:
-        """Yield every candidate in the order of proposal."""
+        """Yields every candidate in the order of proposal."""
 
     def record(self, candidates: Sequence[Candidate]) -> None:
-        """Write finished candidates, all or none."""
+        """Writes finished candidates, all or none."""
 
     def best(self) -> Candidate | None:
-        """Return the first with the lowest loss of those that were scored on everything."""
+        """Returns the first with the lowest loss of those that were scored on everything."""
 
     def counts(self) -> Counts:
-        """Return totals over all candidates."""
+        """Returns totals over all candidates."""

@@ -50,7 +50,7 @@ def search(
     hidden: HiddenStates | None = None,
     on_candidate: OnCandidate = lambda candidate: None,
 ) -> Candidate:
-    """Propose and score `settings.budget` candidates and return the best.
+    """Proposes and scores `settings.budget` candidates and returns the best.
 
     Args:
         make_optimizer: makes the optimiser, instead of the one that the settings name.
@@ -100,7 +100,7 @@ def prune(
     gate: Gate | None = None,
     on_candidate: OnCandidate = lambda candidate: None,
 ) -> Candidate:
-    """Run a baseline instead of a search, score what it comes to, and return the best candidate.
+    """Runs a baseline instead of a search, scores what it comes to, and returns the best candidate.
 
     Args:
         subject: the one model to prune; see PruningProblem.
@@ -141,7 +141,7 @@ def _ask(optimizer: Optimizer, settings: SearchSettings, count: int) -> Sequence
 
 
 def _losses(candidate: Candidate, axes: Sequence[str]) -> Sequence[float]:
-    """Return what the optimiser is told of a candidate."""
+    """Returns what the optimiser is told of a candidate."""
     if candidate.loss is None:
         return [FAILED_LOSS] * max(1, len(axes))
     return losses(candidate.scores, axes) if axes else [candidate.loss]

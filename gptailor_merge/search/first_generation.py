@@ -19,7 +19,7 @@ def first_generation(
     rng: np.random.RandomState,
     start: Sequence[Plan] = (),
 ) -> list[Point]:
-    """Return `size` points: the start, the warm starts, every other member pruned like these, and mutations.
+    """Returns `size` points: the start, the warm starts, every other member pruned like these, and mutations.
 
     With nothing to start from, the points are random.
 

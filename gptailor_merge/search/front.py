@@ -15,12 +15,12 @@ from gptailor_merge.search.candidates import Candidate
 
 
 def losses(scores: Scores, axes: Sequence[str]) -> tuple[float, ...]:
-    """Return what is minimised, objective by objective."""
+    """Returns what is minimised, objective by objective."""
     return tuple(Score.total(list(scores[name].values())).mean for name in axes)
 
 
 def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Tell whether the first is nowhere worse than the second and somewhere better; lower is better.
+    """Tells whether the first is nowhere worse than the second and somewhere better; lower is better.
 
     >>> dominates((1.0, 2.0), (1.0, 3.0)), dominates((1.0, 2.0), (2.0, 1.0))
     (True, False)
@@ -51,7 +51,7 @@ class FrontCandidate:
 
 
 def front(candidates: Iterable[Candidate], axes: Sequence[str]) -> list[FrontCandidate]:
-    """Return the candidates that no other dominates, the smallest first; of equal ones the first."""
+    """Returns the candidates that no other dominates, the smallest first; of equal ones the first."""
     points: dict[tuple[float, ...], FrontCandidate] = {}
     for candidate in candidates:
         point = FrontCandidate(candidate, losses(candidate.scores, axes))
@@ -61,7 +61,7 @@ def front(candidates: Iterable[Candidate], axes: Sequence[str]) -> list[FrontCan
 
 
 def check_rule(rule: str, axes: Sequence[str], sizes: Sequence[int]) -> None:
-    """Refuse a rule that no front of this search can answer.
+    """Refuses a rule that no front of this search can answer.
 
     Raises:
         ConfigError: the rule names an objective or a size that is not searched, or one recipe is sought.
@@ -79,7 +79,7 @@ def check_rule(rule: str, axes: Sequence[str], sizes: Sequence[int]) -> None:
 
 
 def pick(points: Sequence[FrontCandidate], rule: str, axes: Sequence[str]) -> FrontCandidate:
-    """Return the point of a front that a rule chooses.
+    """Returns the point of a front that a rule chooses.
 
     Args:
         rule: `knee`, the lowest sum of the objectives, each scaled to [0, 1] over the front, which is
@@ -103,7 +103,7 @@ def pick(points: Sequence[FrontCandidate], rule: str, axes: Sequence[str]) -> Fr
 
 
 def _parse(rule: str) -> tuple[str, str]:
-    """Split a rule, see config.RULE, into its kind and its objective or size."""
+    """Splits a rule, see config.RULE, into its kind and its objective or size."""
     match = RULE.fullmatch(rule)
     if match is None:
         raise ConfigError(Problem(("search", "pick"), f"expected {RULES}, found {rule!r}"))

@@ -26,10 +26,10 @@ class Gate(Protocol):
     """Keeps candidates out before they are scored; see scoring.gates.Gates."""
 
     def judge(self, plans: Sequence[Plan]) -> Sequence[Outcome]:
-        """Return outcomes on the gate's own measures, in the order of the plans."""
+        """Returns outcomes on the gate's own measures, in the order of the plans."""
 
     def beyond(self, scores: Scores) -> str | None:
-        """Return the bound that these scores break, in a sentence."""
+        """Returns the bound that these scores break, in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Judge:
     def judge(
         self, plans: Sequence[Plan], keep: int | Race | None, incumbents: Incumbents
     ) -> dict[str, Judgement]:
-        """Return a judgement of each plan, by digest.
+        """Returns a judgement of each plan, by digest.
 
         Args:
             plans: with distinct digests.
@@ -78,7 +78,7 @@ class Judge:
         return {p.digest: Judgement(judged.get(p.digest), outcomes.get(p.digest)) for p in plans}
 
     def _verdicts(self, plans: Sequence[Plan]) -> Mapping[str, GateVerdict]:
-        """Return the gate's verdicts on the plans of a target size, by digest."""
+        """Returns the gate's verdicts on the plans of a target size, by digest."""
         gated = [plan for plan in plans if len(plan.slots) in self._sizes]
         if self._gate is None or not gated:
             return {}
@@ -106,7 +106,7 @@ class Judge:
         return outcomes
 
     def _units_of(self, incumbents: Sequence[Candidate]) -> list[Units]:
-        """Return the units of incumbents; after a resumption they are scored again."""
+        """Returns the units of incumbents; after a resumption they are scored again."""
         unknown = [candidate.plan for candidate in incumbents if candidate.digest not in self._units]
         if unknown:
             self._raced(unknown, Race(len(unknown), self._weights))
@@ -117,7 +117,7 @@ class Judge:
 
 
 def verdicts(gate: Gate, plans: Sequence[Plan]) -> list[GateVerdict]:
-    """Return the gate's verdict on each plan, in their order."""
+    """Returns the gate's verdict on each plan, in their order."""
     return [
         GateVerdict(outcome, None if outcome.cause else gate.beyond(outcome.scores))
         for outcome in gate.judge(plans)

@@ -46,11 +46,11 @@ class Ledger:
         return self._known.get(0)
 
     def original(self, digest: str) -> Candidate | None:
-        """Return the first candidate of a digest that was scored."""
+        """Returns the first candidate of a digest that was scored."""
         return self._by_digest.get(digest)
 
     def best(self, count: int) -> list[Candidate]:
-        """Return the best candidates of a target size that were scored on everything."""
+        """Returns the best candidates of a target size that were scored on everything."""
         scored = [
             (candidate.loss, candidate.number, candidate)
             for candidate in self._by_digest.values()
@@ -59,7 +59,7 @@ class Ledger:
         return [candidate for _, _, candidate in sorted(scored, key=lambda entry: entry[:2])[:count]]
 
     def unknown(self, plans: Sequence[Plan]) -> list[Plan]:
-        """Return those of the next plans that must be computed, each once.
+        """Returns those of the next plans that must be computed, each once.
 
         Raises:
             SearchError: the journal is another search's.
@@ -75,7 +75,7 @@ class Ledger:
         return list(unknown.values())
 
     def enter(self, plans: Sequence[Plan], candidate_for: CandidateMaker) -> list[Candidate]:
-        """Return the next candidates in order; new ones are recorded in one transaction.
+        """Returns the next candidates in order; new ones are recorded in one transaction.
 
         Args:
             candidate_for: is asked for each of the plans that `unknown` returned.
@@ -96,7 +96,7 @@ class Ledger:
         return candidates
 
     def enter_measured(self, plan: Plan, candidate_for: CandidateMaker) -> Candidate:
-        """Return the next candidate, a model on which something else than the objectives is measured.
+        """Returns the next candidate, a model on which something else than the objectives is measured.
 
         It is no original of later candidates.
 

@@ -12,7 +12,7 @@ from gptailor_merge.search.candidates import Candidate, Status
 
 
 def loss(scores: Scores, weights: Weights) -> float:
-    """Return what is minimised: the weighted sum of the objectives' means over all units."""
+    """Returns what is minimised: the weighted sum of the objectives' means over all units."""
     return sum(weight * Score.total(list(scores[name].values())).mean for name, weight in weights.items())
 
 
@@ -44,7 +44,7 @@ def candidate_of(
     fingerprint: str,
     status: Status,
 ) -> Candidate:
-    """Return the candidate that remembers a plan that was judged by a gate, scored, or both.
+    """Returns the candidate that remembers a plan that was judged by a gate, scored, or both.
 
     Args:
         recipe: the plan, written down.
@@ -81,7 +81,7 @@ def candidate_of(
 
 
 def duplicate_of(number: int, original: Candidate) -> Candidate:
-    """Return a candidate with the plan and the scores of an earlier one, for which nothing was computed."""
+    """Returns a candidate with the plan and the scores of an earlier one, for which nothing was computed."""
     return replace(
         original,
         number=number,
@@ -93,7 +93,7 @@ def duplicate_of(number: int, original: Candidate) -> Candidate:
 
 
 def measured(number: int, plan: Plan, recipe: Recipe, outcome: Outcome, fingerprint: str) -> Candidate:
-    """Return the candidate that remembers a plan on which something else was measured; it has no loss."""
+    """Returns the candidate that remembers a plan on which something else was measured; it has no loss."""
     return Candidate(
         number=number,
         digest=plan.digest,

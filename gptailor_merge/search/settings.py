@@ -9,7 +9,7 @@ from gptailor_merge.objectives.scores import Weights
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How to search.
+    """The settings of a search.
 
     Attributes:
         optimizer: a name, see search.optimizers.registry.

@@ -25,7 +25,7 @@ def warm_start(
     methods: Sequence[Baseline] | None,
     hidden: HiddenStates | None,
 ) -> list[Plan]:
-    """Run the baselines and return their plans, each once.
+    """Runs the baselines and returns their plans, each once.
 
     Args:
         methods: None runs one-shot removal, where its probes are affordable.
@@ -53,7 +53,7 @@ def pruning_problem(
     subject: Subject | None = None,
     hidden: HiddenStates | None = None,
 ) -> PruningProblem:
-    """Return the problem that a baseline is given under the settings of a search.
+    """Returns the problem that a baseline is given under the settings of a search.
 
     Args:
         subject: the one model to prune; None leaves the choice to the baseline.

@@ -10,7 +10,7 @@ from gptailor_merge.space.points import Point
 
 
 def decode(layout: Layout, point: Point) -> Plan:
-    """Return the plan of a point, equal to that of the recipe that documents it."""
+    """Returns the plan of a point, equal to that of the recipe that documents it."""
     base = layout.models[0]
     embeddings, head = (whole(base), whole(base)) if layout.outer is None else layout.outer.decode(point)
     return Plan(

@@ -18,7 +18,7 @@ _ELSEWHERE = "the recipe uses layers, methods or parameters that this space does
 
 
 def encode(layout: Layout, plan: Plan, point: dict[str, Array], *, nearest: bool) -> Point:
-    """Set a point's entries so that it decodes to a plan; entries that the plan leaves open stay.
+    """Sets a point's entries so that it decodes to a plan; entries that the plan leaves open stay.
 
     Args:
         nearest: accept weights that come back rounded to those of the space.
@@ -46,7 +46,7 @@ def encode(layout: Layout, plan: Plan, point: dict[str, Array], *, nearest: bool
 
 
 def _places(layout: Layout, plan: Plan) -> list[int]:
-    """Return for each slot the layer in whose place it stands: its own, or the nearest that can be."""
+    """Returns for each slot the layer in whose place it stands: its own, or the nearest that can be."""
     taken = [[layer for _, layer in slot.layers] for slot in plan.slots]
 
     def cost(slot: int, layer: int) -> float | None:
@@ -85,12 +85,12 @@ def _encode_slot(layout: Layout, point: Point, layer: int, slot: Slot) -> None:
 
 
 def _shape(plan: Plan) -> list[Any]:
-    """Return all of a plan but the values that are searched, and the order of a merge's sources."""
+    """Returns all of a plan but the values that are searched, and the order of a merge's sources."""
     operations = [*((slot.layers, slot.operation) for slot in plan.slots), plan.embeddings, plan.head]
     edits = [slot.edits for slot in plan.slots]
     return [*(merging.shape(sources, operation) for sources, operation in operations), edits]
 
 
 def half(layout: Layout) -> dict[str, Array]:
-    """Return the point whose entries are all 1/2."""
+    """Returns the point whose entries are all 1/2."""
     return {name: np.full(shape, 0.5) for name, shape in layout.shapes().items()}

@@ -102,7 +102,7 @@ class Layout:
         return self.kinds - 1 if self.parts else None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of a point's arrays."""
+        """Returns the shapes of a point's arrays."""
         grid = (self.depth, len(self.models))
         shapes: dict[str, tuple[int, ...]] = {"size": (1,)} if len(self.sizes) > 1 else {}
         shapes |= {"removal": (self.depth,), "kind": (self.depth,), "share": grid, "weight": grid}
@@ -111,15 +111,15 @@ class Layout:
         return shapes | (self.outer.shapes() if self.outer is not None else {})
 
     def size(self, point: Point) -> int:
-        """Return how many layers a point keeps."""
+        """Returns how many layers a point keeps."""
         return self.sizes[index(point["size"][0], len(self.sizes)) if "size" in point else 0]
 
     def kept_layers(self, point: Point) -> list[int]:
-        """Return the source layers that a point keeps, ascending."""
+        """Returns the source layers that a point keeps, ascending."""
         return self.keep(point["removal"].tolist(), self.size(point))
 
     def keep(self, keys: Sequence[float], size: int) -> list[int]:
-        """Return the layers that stay when those with the highest keys are removed, ascending.
+        """Returns the layers that stay when those with the highest keys are removed, ascending.
 
         Where the slots' kinds are fixed, these are the layers with the lowest sum of keys that have them.
         """
@@ -135,7 +135,7 @@ class Layout:
         return choose(self.layer_kinds, self.patterns[size], keys, protected)
 
     def layers_for(self, layer: int) -> list[int]:
-        """Return the layers that the slot of a layer may take: its own and neighbours of its kind."""
+        """Returns the layers that the slot of a layer may take: its own and neighbours of its kind."""
         if not self.neighbours or layer not in self.removable:
             return [layer]
         near = range(max(0, layer - self.neighbours), min(self.depth, layer + self.neighbours + 1))
@@ -145,18 +145,18 @@ class Layout:
         return not self.layer_kinds or self.layer_kinds[layer] == self.layer_kinds[neighbour]
 
     def source_layer(self, point: Point, layer: int, member: int) -> int:
-        """Return the layer of a member that the slot of a layer takes."""
+        """Returns the layer of a member that the slot of a layer takes."""
         if not self.neighbours:
             return layer
         neighbour = layer + offset(point["shift"][layer, member], self.neighbours)
         return neighbour if neighbour in self.layers_for(layer) else layer
 
     def kind(self, point: Point, layer: int) -> int:
-        """Return what happens to a layer: a member that is selected, a method that merges, or parts."""
+        """Returns what happens to a layer: a member that is selected, a method that merges, or parts."""
         return index(point["kind"][layer], self.kinds)
 
     def members(self, point: Point, layer: int) -> tuple[int, ...]:
-        """Return the members that a kept layer's slot takes layers of."""
+        """Returns the members that a kept layer's slot takes layers of."""
         kind = self.kind(point, layer)
         if kind < len(self.models):
             return (kind,)
@@ -165,11 +165,11 @@ class Layout:
         return self.merge(point, layer).members
 
     def merge(self, point: Point, layer: int) -> merging.MemberMerge:
-        """Return the merge of a layer whose kind is a method."""
+        """Returns the merge of a layer whose kind is a method."""
         method = self.methods[self.kind(point, layer) - len(self.models)]
         return merging.merge(method, point["share"][layer], point["weight"][layer])
 
     def part_members(self, point: Point, layer: int) -> tuple[int, int]:
-        """Return the members whose attention and whose MLP the slot of a layer mixes."""
+        """Returns the members whose attention and whose MLP the slot of a layer mixes."""
         attention, mlp = (index(entry, len(self.models)) for entry in point["part"][layer])
         return attention, mlp

@@ -44,7 +44,7 @@ class MemberMerge:
 
 
 def problem(name: str, family: int) -> str | None:
-    """Tell why a family cannot be searched with a method; None where it can.
+    """Tells why a family cannot be searched with a method; None where it can.
 
     Args:
         family: the number of its members.
@@ -64,7 +64,7 @@ def problem(name: str, family: int) -> str | None:
 
 
 def merge(method: str, share: Array, weight: Array) -> MemberMerge:
-    """Return the merge that the entries of a point stand for; every point has one.
+    """Returns the merge that the entries of a point stand for; every point has one.
 
     Args:
         share: an entry for each member; those above 1/2 take part, or the highest.
@@ -85,7 +85,7 @@ def merge(method: str, share: Array, weight: Array) -> MemberMerge:
 
 
 def set_merge(members: Iterable[int], operation: Operation, share: Array, weight: Array) -> None:
-    """Set the entries of a point to those of a merge.
+    """Sets the entries of a point to those of a merge.
 
     Args:
         members: in the order of the operation's inputs.
@@ -104,7 +104,7 @@ def set_merge(members: Iterable[int], operation: Operation, share: Array, weight
 
 
 def change(share: Array, weight: Array, rng: np.random.RandomState) -> None:
-    """Change a merge's weights a little, and at times one of its members."""
+    """Changes a merge's weights a little, and at times one of its members."""
     member = rng.randint(len(share))
     if rng.uniform() < 0.3:
         share[member] = 1 - share[member]
@@ -112,7 +112,7 @@ def change(share: Array, weight: Array, rng: np.random.RandomState) -> None:
 
 
 def shape(sources: Sequence[Any], operation: Operation) -> list[Any]:
-    """Return what two merges share that differ only in searched values and in the order of their sources."""
+    """Returns what two merges share that differ only in searched values and in the order of their sources."""
     base = None if operation.base is None else sources[operation.base]
     settings = map(_without_values, operation.inputs)
     ordered: list[Any] = sorted(zip(sources, settings, strict=True))

@@ -25,7 +25,7 @@ NEIGHBOUR_SHARE = 0.2
 
 
 def mutate(layout: Layout, point: Point, rng: np.random.RandomState) -> Point:
-    """Return a point one to a few moves away; see Space.mutate."""
+    """Returns a point one to a few moves away; see Space.mutate."""
     child = {name: values.copy() for name, values in point.items()}
     for _ in range(min(rng.geometric(0.6), 4)):
         if "size" in child and rng.uniform() < SIZE_SHARE:
@@ -38,7 +38,7 @@ def mutate(layout: Layout, point: Point, rng: np.random.RandomState) -> Point:
 
 
 def recombine(layout: Layout, first: Point, second: Point, rng: np.random.RandomState) -> Point:
-    """Return a child of two points; see Space.recombine."""
+    """Returns a child of two points; see Space.recombine."""
     masks = dict.fromkeys(first.keys() - {"size", *outer.ARRAYS}, rng.uniform(size=layout.depth) < 0.5)
     if layout.outer is not None:
         masks |= dict.fromkeys(outer.ARRAYS, rng.uniform(size=len(first[outer.KIND])) < 0.5)
@@ -90,7 +90,7 @@ def _change_kind(
 
 
 def _change_part(layout: Layout, point: dict[str, Array], layer: int, rng: np.random.RandomState) -> None:
-    """Take attention or MLP from another member."""
+    """Takes attention or MLP from another member."""
     part, count = rng.randint(2), len(layout.models)
     current = index(point["part"][layer, part], count)
     alternatives = [member for member in range(count) if member != current]
@@ -98,7 +98,7 @@ def _change_part(layout: Layout, point: dict[str, Array], layer: int, rng: np.ra
 
 
 def _shift(layout: Layout, point: dict[str, Array], layer: int, rng: np.random.RandomState) -> bool:
-    """Take another layer of a member that the slot takes; return False where there is none."""
+    """Takes another layer of a member that the slot takes; return False where there is none."""
     member = rng.choice(layout.members(point, layer))
     current = layout.source_layer(point, layer, member)
     alternatives = [near for near in layout.layers_for(layer) if near != current]

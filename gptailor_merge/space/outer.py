@@ -23,7 +23,7 @@ KIND, SHARE, WEIGHT = ARRAYS = ("outer_kind", "outer_share", "outer_weight")
 
 
 METHODS = ("linear", "task_arithmetic")
-"""How embeddings and heads are merged where `operations.outer` is merge."""
+"""The methods that merge embeddings and heads where `operations.outer` is merge."""
 
 
 COMPONENTS = ("embeddings", "head")
@@ -49,24 +49,24 @@ class Outer:
         return len(self.models) + len(self.methods)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the arrays that it adds to a point."""
+        """Returns the shapes of the arrays that it adds to a point."""
         components = 1 if self.tied else len(COMPONENTS)
         grid = (components, len(self.models))
         return {KIND: (components,), SHARE: grid, WEIGHT: grid}
 
     def decode(self, point: Point) -> tuple[Component, Component]:
-        """Return the embeddings and the head that a point stands for."""
+        """Returns the embeddings and the head that a point stands for."""
         rows = range(len(point[KIND]))
         components = [self._component(point[KIND][i], point[SHARE][i], point[WEIGHT][i]) for i in rows]
         return components[0], components[-1]
 
     def select(self, point: Point, model: str) -> None:
-        """Take both from a member; from the base where that member's do not fit."""
+        """Takes both from a member; from the base where that member's do not fit."""
         member = self.models.index(model) if model in self.models else 0
         point[KIND][:] = middle(member, self.kinds)
 
     def encode(self, point: Point, plan: Plan) -> None:
-        """Set a point's entries to the embeddings and the head of a plan.
+        """Sets a point's entries to the embeddings and the head of a plan.
 
         Raises:
             ConfigError: embeddings or a head that are not in the space.
@@ -85,7 +85,7 @@ class Outer:
                 merging.set_merge(members, operation, point[SHARE][row], point[WEIGHT][row])
 
     def mutate(self, point: dict[str, Array], rng: np.random.RandomState) -> None:
-        """Change one component: what it is, or a merge's members or weights."""
+        """Changes one component: what it is, or a merge's members or weights."""
         row = rng.randint(len(point[KIND]))
         kind = index(point[KIND][row], self.kinds)
         if kind >= len(self.models) and rng.uniform() < 0.5:
@@ -103,5 +103,5 @@ class Outer:
 
 
 def whole(model: str) -> Component:
-    """Return a component that is a member's as it is."""
+    """Returns a component that is a member's as it is."""
     return Component((model,), Operation(SELECT, ((),)))

@@ -25,7 +25,7 @@ DECIMALS = 2
 
 
 def index(value: float, count: int) -> int:
-    """Return which of `count` choices an entry stands for; each has an equal part of [0, 1].
+    """Returns which of `count` choices an entry stands for; each has an equal part of [0, 1].
 
     >>> [index(value, 4) for value in (0.0, 0.3, 0.99, 1.0)]
     [0, 1, 3, 3]
@@ -34,12 +34,12 @@ def index(value: float, count: int) -> int:
 
 
 def middle(choice: int, count: int) -> float:
-    """Return the entry in the middle of a choice's part; the inverse of `index`."""
+    """Returns the entry in the middle of a choice's part; the inverse of `index`."""
     return (choice + 0.5) / count
 
 
 def offset(value: float, reach: int) -> int:
-    """Return how many layers an entry steps away from a slot's own; half of [0, 1] stays where it is.
+    """Returns how many layers an entry steps away from a slot's own; half of [0, 1] stays where it is.
 
     >>> [offset(value, reach=2) for value in (0.0, 0.2, 0.5, 0.8, 1.0)]
     [-2, -1, 0, 1, 2]
@@ -51,20 +51,20 @@ def offset(value: float, reach: int) -> int:
 
 
 def at_offset(steps: int, reach: int) -> float:
-    """Return the entry that steps this far; the inverse of `offset`."""
+    """Returns the entry that steps this far; the inverse of `offset`."""
     if steps == 0:
         return 0.5
     return 0.5 + float(np.sign(steps)) * (1 + middle(abs(steps) - 1, reach)) / 4
 
 
 def scale(value: float) -> float:
-    """Return the merge weight that an entry stands for."""
+    """Returns the merge weight that an entry stands for."""
     low, high = WEIGHTS
     return round(float(low + (high - low) * np.clip(value, 0, 1)), DECIMALS)
 
 
 def unscale(weight: Scalar | Filtered) -> float:
-    """Return the entry of a merge weight; the inverse of `scale`.
+    """Returns the entry of a merge weight; the inverse of `scale`.
 
     Raises:
         ConfigError: the weight differs by tensor.

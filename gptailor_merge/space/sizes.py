@@ -8,7 +8,7 @@ from typing import Any
 
 
 def removable_layers(depth: int, first: int, last: int, only: Sequence[int] | None) -> tuple[int, ...]:
-    """Return the layers that may be removed: `only` these, or all but the protected first and last.
+    """Returns the layers that may be removed: `only` these, or all but the protected first and last.
 
     >>> removable_layers(6, first=1, last=2, only=None)
     (1, 2, 3)
@@ -18,7 +18,7 @@ def removable_layers(depth: int, first: int, last: int, only: Sequence[int] | No
 
 
 def target_sizes(target: Mapping[str, Any], outer: int, layers: Sequence[int]) -> tuple[int, ...]:
-    """Return the numbers of layers to keep, ascending.
+    """Returns the numbers of layers to keep, ascending.
 
     Args:
         target: the number of `layers` to keep, of layers to `remove`, or a share of `parameters`; a number

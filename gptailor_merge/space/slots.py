@@ -10,12 +10,12 @@ _PARTS_METHOD = "linear"
 
 
 def select(model: str, layer: int) -> Slot:
-    """Return a slot that is a member's layer as it is."""
+    """Returns a slot that is a member's layer as it is."""
     return Slot(((model, layer),), Operation(SELECT, ((),)))
 
 
 def parts(attention: tuple[str, int], mlp: tuple[str, int], filters: Iterable[str]) -> Slot:
-    """Return a slot with the attention of one (member, layer) and the MLP of another.
+    """Returns a slot with the attention of one (member, layer) and the MLP of another.
 
     It is a weighted mean with the weights 1 and 0, so that each tensor equals one of the two.
 
@@ -32,6 +32,6 @@ def parts(attention: tuple[str, int], mlp: tuple[str, int], filters: Iterable[st
 
 
 def is_parts(operation: Operation) -> bool:
-    """Tell whether an operation takes its sources' tensors by name, as that of `parts` does."""
+    """Tells whether an operation takes its sources' tensors by name, as that of `parts` does."""
     weights = [dict(settings).get("weight") for settings in operation.inputs]
     return operation.method == _PARTS_METHOD and len(weights) == 2 and isinstance(weights[0], tuple)

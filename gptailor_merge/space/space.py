@@ -19,15 +19,15 @@ class Space(Layout):
     """All plans of one size, or of several, over one family."""
 
     def random(self, rng: np.random.RandomState) -> dict[str, Array]:
-        """Return a uniformly random point."""
+        """Returns a uniformly random point."""
         return {name: rng.uniform(size=shape) for name, shape in self.shapes().items()}
 
     def decode(self, point: Point) -> Plan:
-        """Return the plan of a point; every point has one."""
+        """Returns the plan of a point; every point has one."""
         return decoding.decode(self, point)
 
     def encode(self, plan: Plan, rng: np.random.RandomState | None = None, *, nearest: bool = False) -> Point:
-        """Return a point that decodes to this plan.
+        """Returns a point that decodes to this plan.
 
         Args:
             rng: draws the entries that the plan leaves open; by default they are 1/2.
@@ -40,11 +40,11 @@ class Space(Layout):
         return encoding.encode(self, plan, point, nearest=nearest)
 
     def recipe(self, plan: Plan) -> Recipe:
-        """Write a plan over this family as a recipe."""
+        """Writes a plan over this family as a recipe."""
         return recipe_of(plan, self.depth)
 
     def select(self, member: int, removed: set[int]) -> Plan:
-        """Return the plan of one member without some layers; it may be of a size that this space lacks."""
+        """Returns the plan of one member without some layers; it may be of a size that this space lacks."""
         sizes = (self.depth - len(removed),)
         removable = tuple(sorted(set(self.removable) | removed))
         pruned = replace(self, sizes=sizes, removable=removable, patterns={})
@@ -57,7 +57,7 @@ class Space(Layout):
         return pruned.decode(point)
 
     def mutate(self, point: Point, rng: np.random.RandomState) -> Point:
-        """Return a neighbour: one to a few moves away, each of which changes the plan.
+        """Returns a neighbour: one to a few moves away, each of which changes the plan.
 
         A removed layer changes places with a kept one; a kept layer's kind changes; a merge's members or
         weights change, or a part's member; a slot takes a neighbour's layer; the embeddings or the head
@@ -67,7 +67,7 @@ class Space(Layout):
         return moves.mutate(self, point, rng)
 
     def recombine(self, first: Point, second: Point, rng: np.random.RandomState) -> Point:
-        """Return a child that takes the entries of each layer and of each component from one of two
+        """Returns a child that takes the entries of each layer and of each component from one of two
         parents, and the size from the first.
         """
         return moves.recombine(self, first, second, rng)

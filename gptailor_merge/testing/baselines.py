@@ -71,7 +71,7 @@ class RuleExecutor:
         self._fails = fails
 
     def score(self, plans: Sequence[Plan], race: Race | None = None) -> list[Outcome]:
-        """Return the outcomes; a race drops all but the best `keep`, incumbents included, half-way."""
+        """Returns the outcomes; a race drops all but the best `keep`, incumbents included, half-way."""
         if self.calls == self.last_call:
             raise KeyboardInterrupt
         self.calls += 1
@@ -121,7 +121,7 @@ class RuleStates(HiddenStates):
 
 
 def rule(text: str) -> float:
-    """Return a number between 0 and 1 that follows from a text."""
+    """Returns a number between 0 and 1 that follows from a text."""
     return zlib.crc32(text.encode()) / 2**32
 
 
@@ -187,7 +187,7 @@ class BaselineContract:
         assert fresh_proposals(in_one_interpreter)[name] == proposals(name)
 
     def test_interrupted_and_resumed_it_ends_as_undisturbed(self, method: Baseline, tmp_path: Path) -> None:
-        """Before its first, a middle and its last call to score."""
+        """The interruptions come before its first, a middle and its last call to score."""
         executor = RuleExecutor()
         run(method, tmp_path / "undisturbed.db", executor=executor)
         undisturbed = candidates_in(tmp_path / "undisturbed.db")
@@ -225,7 +225,7 @@ def run(
     states: RuleStates | None = None,
     subject: Subject | None = None,
 ) -> Candidate:
-    """Run a baseline by the rules, and return the best candidate.
+    """Runs a baseline by the rules, and returns the best candidate.
 
     Args:
         file: of the journal.
@@ -243,13 +243,13 @@ def run(
 
 
 def candidates_in(file: Path) -> list[Candidate]:
-    """Return all of a journal but the seconds."""
+    """Returns all of a journal but the seconds."""
     with Journal(file) as journal:
         return [replace(candidate, seconds=0.0) for candidate in journal.candidates()]
 
 
 def proposals(name: str) -> list[str]:
-    """Return the digests of all candidates of a baseline, in order."""
+    """Returns the digests of all candidates of a baseline, in order."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "journal"
         run(baseline(name), file)
@@ -258,7 +258,7 @@ def proposals(name: str) -> list[str]:
 
 @lru_cache
 def fresh_proposals(names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Return name -> the digests of its candidates, by another interpreter."""
+    """Returns name -> the digests of its candidates, by another interpreter."""
     program = (
         "import json, sys; from gptailor_merge.testing.baselines import proposals; "
         "print(json.dumps({name: proposals(name) for name in sys.argv[1:]}))"

@@ -82,7 +82,7 @@ class OptimizerContract:
 
     @pytest.mark.filterwarnings("ignore")
     def test_the_same_seed_gives_the_same_proposals(self, name: str) -> None:
-        """Whatever state the generators are in that the whole process shares."""
+        """The state of the generators that the whole process shares changes nothing."""
         walks = []
         for seed, shared in ((3, 0), (3, 1), (4, 0)):
             np.random.seed(shared)
@@ -154,29 +154,29 @@ class OptimizerContract:
 
 
 def make(name: str, seed: int, axes: Sequence[str] = ()) -> Optimizer:
-    """Make the optimiser for the suite's space."""
+    """Makes the optimiser for the suite's space."""
     budget = POPULATION * GENERATIONS
     return create(name, SPACE, budget=budget, population=POPULATION, seed=seed, axes=axes)
 
 
 def suggestions(count: int) -> list[Point]:
-    """Return points to begin with."""
+    """Returns points to begin with."""
     rng = np.random.RandomState(0)
     return [SPACE.random(rng) for _ in range(count)]
 
 
 def loss_of(point: Point) -> list[float]:
-    """Return the loss of a point, by a rule."""
+    """Returns the loss of a point, by a rule."""
     return [float(np.sum(point["removal"]) + np.sum(point["kind"]))]
 
 
 def tell_loss(optimizer: Optimizer, proposal: Proposal) -> None:
-    """Tell the loss of a proposal."""
+    """Tells the loss of a proposal."""
     optimizer.tell(proposal, loss_of(proposal.point))
 
 
 def generation(optimizer: Optimizer, tell: Tell = tell_loss) -> Sequence[Proposal]:
-    """Ask for a generation and tell its losses."""
+    """Asks for a generation and tells its losses."""
     proposals = optimizer.ask(POPULATION)
     assert len(proposals) == POPULATION
     for proposal in proposals:
@@ -185,7 +185,7 @@ def generation(optimizer: Optimizer, tell: Tell = tell_loss) -> Sequence[Proposa
 
 
 def walk(name: str, seed: int, tell: Tell = tell_loss) -> list[str]:
-    """Return the digests of all that a search of this seed proposes."""
+    """Returns the digests of all that a search of this seed proposes."""
     optimizer = make(name, seed)
     optimizer.suggest(suggestions(POPULATION))
     proposals = [p for _ in range(GENERATIONS) for p in generation(optimizer, tell)]
@@ -194,7 +194,7 @@ def walk(name: str, seed: int, tell: Tell = tell_loss) -> list[str]:
 
 @lru_cache
 def fresh_walks(names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Return name -> its walk of seed 3, by another interpreter."""
+    """Returns name -> its walk of seed 3, by another interpreter."""
     program = (
         "import json, sys; from gptailor_merge.testing.optimizers import walk; "
         "print(json.dumps({name: walk(name, 3) for name in sys.argv[1:]}))"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gptailor_merge.calibration.batches import RUNGS
 from gptailor_merge.calibration.texts import TextSource, tokenize
 from gptailor_merge.models.family import Family
-from gptailor_merge.objectives.parameters import Parameters
+from gptailor_merge.objectives.parameter_count import ParameterCount
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.protocols import UnitSet
 from gptailor_merge.objectives.repetition import Repetition, repetition
@@ -63,7 +63,7 @@ def evaluator(loaded: Family, tokenizer: Any, tasks: Path, texts: dict[str, str]
             repetition(
                 "repetition", sources, tokenizer, prompts=9, prompt_tokens=4, new_tokens=8, batch_size=2
             ),
-            Parameters("parameters"),
+            ParameterCount("parameters"),
         ],
         batch_tokens=64,
     )

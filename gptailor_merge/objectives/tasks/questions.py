@@ -16,7 +16,7 @@ FEW_SHOT_SEED = 1234
 
 
 SEARCHED_SHARE = 0.5
-"""Which share of a divided split the search gets; the rest is held out."""
+"""The share of a divided split that the search gets; the rest is held out."""
 
 
 def content(task: Any, document: Any) -> list[Any]:

@@ -34,7 +34,7 @@ class Choice:
         return baseline(self.name)
 
     def subject(self, family: Family, space: Space) -> Subject | None:
-        """Return the model that is pruned; see subject.subject_of."""
+        """Returns the model that is pruned; see subject.subject_of."""
         return subject_of(family, space, member=self.member, merge=self.merge)
 
     def __str__(self) -> str:

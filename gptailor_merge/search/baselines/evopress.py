@@ -80,7 +80,7 @@ class EvoPress:
 
 
 def _mutants(space: Space, parent: LayerSet, size: int, rng: np.random.RandomState) -> Iterator[LayerSet]:
-    """Yield sets that differ from a parent's by one to three exchanges."""
+    """Yields sets that differ from a parent's by one to three exchanges."""
     if not set(space.removable) - parent:
         return
     while True:
@@ -93,7 +93,7 @@ def _mutants(space: Space, parent: LayerSet, size: int, rng: np.random.RandomSta
 
 
 def _take_new(drawn: Iterable[LayerSet], count: int, seen: set[LayerSet]) -> list[LayerSet]:
-    """Return the next `count` sets that have not been seen, or as many as there seem to be; add them to
+    """Returns the next `count` sets that have not been seen, or as many as there seem to be; add them to
     `seen`.
     """
     new: list[LayerSet] = []

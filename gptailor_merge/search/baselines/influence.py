@@ -55,7 +55,7 @@ class UIDL:
         return [subject.without(self._removed(space, distances, size)) for size in space.sizes]
 
     def _removed(self, space: Space, distances: dict[Block, float], size: int) -> LayerSet:
-        """Return the best block that may go whole, or as much of the best block as may go."""
+        """Returns the best block that may go whole, or as much of the best block as may go."""
         blocks = {
             block: distance
             for block, distance in distances.items()

@@ -47,7 +47,7 @@ class LaCo:
     in_space = False
 
     def candidates(self, space: Space, budget: int) -> int:
-        """Count each place for each number of layers that have gone."""
+        """Counts what is scored: the sizes, and at most every place in every round."""
         rounds = sum(space.depth - size for size in space.sizes)
         return 1 + len(space.sizes) + len(self.merged) * len(space.removable) * rounds
 
@@ -84,7 +84,7 @@ class LaCo:
         return max(reached, key=similarity)
 
     def _reached(self, space: Space, size: int, similarity: Similarity, merged: int) -> list[LayerSum] | None:
-        """Return a model of the size, by the highest threshold that gives one."""
+        """Returns a model of the size, by the highest threshold that gives one."""
         for passes in (1, len(space.removable)):
             for threshold in THRESHOLDS:
                 sums: list[LayerSum] = [{layer: 1.0} for layer in range(space.depth)]
@@ -104,7 +104,7 @@ class LaCo:
         merged: int,
         threshold: float,
     ) -> Iterator[list[LayerSum]]:
-        """Yield the model after each merge, from the last layers down."""
+        """Yields the model after each merge, from the last layers down."""
         lowest, behind = min(space.removable), space.depth - 1 - max(space.removable)
         at = max(len(sums) - behind - merged, lowest)
         while at >= lowest and len(sums) > size:
@@ -120,7 +120,7 @@ class LaCo:
 
 
 def collapse(sums: list[LayerSum], at: int, count: int) -> list[LayerSum]:
-    """Merge the `count` slots behind a slot into it: θ_at + Σ_k (θ_{at+k} − θ_at).
+    """Merges the `count` slots behind a slot into it: θ_at + Σ_k (θ_{at+k} − θ_at).
 
     >>> collapse([{0: 1.0}, {1: 1.0}, {2: 1.0}, {3: 1.0}], at=1, count=2)
     [{0: 1.0}, {1: -1.0, 2: 1.0, 3: 1.0}]
@@ -134,7 +134,7 @@ def collapse(sums: list[LayerSum], at: int, count: int) -> list[LayerSum]:
 
 
 def _is_allowed(space: Space, merging: list[LayerSum], shorter: list[LayerSum], size: int) -> bool:
-    """Tell whether only removable layers of one kind take part, and the size can still be reached."""
+    """Tells whether only removable layers of one kind take part, and the size can still be reached."""
     layers = {layer for sums in merging for layer in sums}
     kinds = {space.layer_kinds[layer] for layer in layers} if space.layer_kinds else {None}
     gone = set(range(space.depth)) - {next(iter(sums)) for sums in shorter}
@@ -142,13 +142,13 @@ def _is_allowed(space: Space, merging: list[LayerSum], shorter: list[LayerSum], 
 
 
 def plan_of(subject: Subject, sums: list[LayerSum]) -> Plan:
-    """Return the plan whose slots are these sums of a member's layers."""
+    """Returns the plan whose slots are these sums of a member's layers."""
     (model,) = subject.sources
     return subject.plan([_slot(subject, model, layers) for layers in sums])
 
 
 def _slot(subject: Subject, model: str, layers: LayerSum) -> Slot:
-    """Return Σ c_i θ_i with Σ c_i = 1 as task arithmetic: θ_b + Σ_{i≠b} c_i (θ_i − θ_b)."""
+    """Returns Σ c_i θ_i with Σ c_i = 1 as task arithmetic: θ_b + Σ_{i≠b} c_i (θ_i − θ_b)."""
     (base, _), *others = layers.items()
     if not others:
         return subject.slot(base)

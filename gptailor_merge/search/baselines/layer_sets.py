@@ -13,27 +13,27 @@ LayerSet = frozenset[int]
 
 
 def removal(space: Space, keys: Sequence[float], size: int) -> LayerSet:
-    """Return the layers that are removed where those with the highest keys go, see Layout.keep."""
+    """Returns the layers that are removed where those with the highest keys go, see Layout.keep."""
     return frozenset(range(space.depth)) - set(space.keep(keys, size))
 
 
 def nearest(space: Space, removed: Collection[int], size: int) -> LayerSet:
-    """Return a removal that the architecture allows, with as many of these layers as can go together."""
+    """Returns a removal that the architecture allows, with as many of these layers as can go together."""
     keys = [float(layer in removed) for layer in range(space.depth)]
     return removal(space, keys, size)
 
 
 def extends(space: Space, removed: Collection[int], size: int) -> bool:
-    """Tell whether a model of this size can be made by removing these layers, and more if need be."""
+    """Tells whether a model of this size can be made by removing these layers, and more if need be."""
     return set(removed) <= nearest(space, removed, size)
 
 
 def draws(space: Space, size: int, rng: np.random.RandomState) -> Iterator[LayerSet]:
-    """Yield random removals."""
+    """Yields random removals."""
     while True:
         yield removal(space, rng.uniform(size=space.depth).tolist(), size)
 
 
 def removed_by(space: Space, plan: Plan) -> LayerSet:
-    """Return the layers that a plan goes without."""
+    """Returns the layers that a plan goes without."""
     return frozenset(range(space.depth)) - set(plan.kept)

@@ -23,7 +23,7 @@ class OneShot:
         return len(space.removable) + len(space.sizes)
 
     def probes(self, space: Space, subject: Subject) -> list[Plan]:
-        """Return the model without each of the layers that may be removed."""
+        """Returns the model without each of the layers that may be removed."""
         return [subject.without({layer}) for layer in space.removable]
 
     def find(self, problem: PruningProblem) -> list[Plan]:

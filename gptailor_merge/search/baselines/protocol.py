@@ -23,7 +23,7 @@ class Runner(Protocol):
     def score(
         self, plans: Sequence[Plan], *, status: Status = Status.SCORED, keep: int | Race | None = None
     ) -> list[Candidate]:
-        """Return the next candidates, in the order of the plans.
+        """Returns the next candidates, in the order of the plans.
 
         Each is answered from the journal, is a duplicate of an earlier one, or is scored now.
 
@@ -34,10 +34,10 @@ class Runner(Protocol):
         """
 
     def measure(self, plan: Plan, take: Callable[[Plan], Outcome]) -> Candidate:
-        """Return the next candidate, on which something else than the objectives is measured."""
+        """Returns the next candidate, on which something else than the objectives is measured."""
 
     def original(self, digest: str) -> Candidate | None:
-        """Return the first candidate of a digest that was scored."""
+        """Returns the first candidate of a digest that was scored."""
 
 
 class Baseline(Protocol):
@@ -52,10 +52,10 @@ class Baseline(Protocol):
     in_space: bool
 
     def candidates(self, space: Space, budget: int) -> int:
-        """Return the most candidates that it takes, those that it comes to included."""
+        """Returns the most candidates that it takes, those that it comes to included."""
 
     def find(self, problem: PruningProblem) -> list[Plan]:
-        """Return what it comes to, one plan for each size of the space.
+        """Returns what it comes to, one plan for each size of the space.
 
         Raises:
             SearchError: nothing that it needs could be scored.
@@ -98,12 +98,12 @@ class PruningProblem:
         return self.hidden
 
     def is_complete(self, candidate: Candidate) -> bool:
-        """Tell whether a candidate, or the one that it is a duplicate of, was scored on everything."""
+        """Tells whether a candidate, or the one that it is a duplicate of, was scored on everything."""
         original = self.runner.original(candidate.digest)
         return original is not None and original.loss is not None and original.status != Status.DROPPED
 
     def best(self, candidates: Sequence[Candidate]) -> Candidate:
-        """Return the first with the lowest loss of those that were scored on everything.
+        """Returns the first with the lowest loss of those that were scored on everything.
 
         Raises:
             SearchError: there is none.

@@ -41,7 +41,7 @@ STARTING_GENERATIONS = 4
 
 
 def baseline(name: str, path: KeyPath = ()) -> Baseline:
-    """Return the baseline of a name.
+    """Returns the baseline of a name.
 
     Args:
         path: where a config names it, for error messages.
@@ -65,7 +65,7 @@ def baseline(name: str, path: KeyPath = ()) -> Baseline:
 
 
 def warm_starts(names: Sequence[str], space: Space, *, budget: int, population: int) -> list[Baseline]:
-    """Return the baselines that a search starts from.
+    """Returns the baselines that a search starts from.
 
     Raises:
         ConfigError: a baseline that is unknown or that no search can start from, or too small a budget.

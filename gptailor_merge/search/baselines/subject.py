@@ -51,15 +51,15 @@ class Subject:
         return None if len(self.sources) > 1 else self.sources[0]
 
     def without(self, removed: Collection[int]) -> Plan:
-        """Return the plan of this model without some layers."""
+        """Returns the plan of this model without some layers."""
         return self.plan([self.slot(layer) for layer in range(self.depth) if layer not in removed])
 
     def slot(self, layer: int) -> Slot:
-        """Return the slot that is one of this model's layers."""
+        """Returns the slot that is one of this model's layers."""
         return Slot(tuple((model, layer) for model in self.sources), self.operation)
 
     def plan(self, slots: Sequence[Slot]) -> Plan:
-        """Return a plan with these slots, and this model's embeddings and head."""
+        """Returns a plan with these slots, and this model's embeddings and head."""
         outer = Component((self.base_model,), _SELECT) if self.outer is None else self.outer
         return Plan(
             base_model=self.base_model,
@@ -73,12 +73,12 @@ class Subject:
 
 
 def base_of(space: Space) -> Subject:
-    """Return the base model."""
+    """Returns the base model."""
     return _member("base", space, space.models[0], own_outer=False)
 
 
 def subject_of(family: Family, space: Space, *, member: str | None, merge: str | None) -> Subject | None:
-    """Return the model that the command line names; None where it names none.
+    """Returns the model that the command line names; None where it names none.
 
     Embeddings and head are the model's own, provided that its vocabulary is of the base's size: the
     objectives give it the base's tokens.

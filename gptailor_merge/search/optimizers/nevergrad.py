@@ -19,14 +19,14 @@ DEFAULT = "default"
 
 
 def names() -> list[str]:
-    """Return the name of our default, and nevergrad's."""
+    """Returns the name of our default, and nevergrad's."""
     return [DEFAULT, *sorted(ng.optimizers.registry)]
 
 
 def create(
     name: str, space: Space, *, budget: int, population: int, seed: int, axes: Sequence[str] = ()
 ) -> NevergradOptimizer:
-    """Return an optimiser by one of these names.
+    """Returns an optimiser by one of these names.
 
     `default` is an elitist evolution strategy whose children are made by the space's own moves: an
     eighth of the population are parents, parents compete with their children, and three children
@@ -51,7 +51,7 @@ def create(
 def adapted(
     make: Any, space: Space, *, budget: int, population: int, seed: int, keeps: int | None
 ) -> NevergradOptimizer:
-    """Return one of nevergrad's optimisers behind our protocol.
+    """Returns one of nevergrad's optimisers behind our protocol.
 
     Args:
         make: a class or a configured optimiser of nevergrad.
@@ -85,7 +85,7 @@ class NevergradOptimizer:
         self._asked: dict[str, Any] = {}
 
     def rank_by_dominance(self) -> None:
-        """Select the survivors of a generation by `rank`."""
+        """Selects the survivors of a generation by `rank`."""
         self._optimizer._rank_method = rank
         self._optimizer._no_hypervolume = True  # which nothing here looks at, and which takes time
 
@@ -109,7 +109,7 @@ class NevergradOptimizer:
 
 
 def _parameters(space: Space, seed: int) -> _SpaceParameters:
-    """Return the points of a space as nevergrad takes them, drawn and changed with this seed."""
+    """Returns the points of a space as nevergrad takes them, drawn and changed with this seed."""
     arrays = {
         name: ng.p.Array(init=np.full(shape, 0.5), lower=0.0, upper=1.0)
         for name, shape in space.shapes().items()
@@ -134,7 +134,7 @@ class _SpaceParameters(ng.p.Dict):  # type: ignore[misc]  # nevergrad is not typ
         self.value = self.space.mutate(self.value, self.random_state)
 
     def sample(self) -> _SpaceParameters:
-        """Return a uniformly random point."""
+        """Returns a uniformly random point."""
         child: _SpaceParameters = self.spawn_child(self.space.random(self.random_state))
         child._set_parenthood(None)
         return child
@@ -148,7 +148,7 @@ class _SpaceParameters(ng.p.Dict):  # type: ignore[misc]  # nevergrad is not typ
 
 class _Ranking(nsga2.FastNonDominatedRanking):  # type: ignore[misc]  # nevergrad is not typed
     def compare(self, candidate1: Any, candidate2: Any) -> int:
-        """Compare by dominance.
+        """Compares by dominance.
 
         nevergrad counts who wins in more objectives: with three the largest model would win alone.
         """
@@ -159,7 +159,7 @@ class _Ranking(nsga2.FastNonDominatedRanking):  # type: ignore[misc]  # nevergra
 
 
 def rank(population: list[Any], n_selected: int) -> dict[str, int]:
-    """Return the survivors of NSGA-II's selection (K. Deb et al., 2002), uid -> front, by nevergrad's parts.
+    """Returns the survivors of NSGA-II's selection (K. Deb et al., 2002), uid -> front, by nevergrad's parts.
 
     Whole fronts survive; of the last front those with the most room around them.
     """

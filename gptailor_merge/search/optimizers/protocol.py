@@ -31,20 +31,20 @@ class Optimizer(Protocol):
 
     @property
     def keeps(self) -> int | None:
-        """How many of the best it goes on with.
+        """The number of best candidates that it goes on with.
 
         A generation is raced for these: the losses of the others may be estimates, but are never as good.
         None where every loss counts, so that nothing can be raced.
         """
 
     def suggest(self, points: Sequence[Point]) -> None:
-        """Take these points as the first proposals, in this order.
+        """Takes these points as the first proposals, in this order.
 
         It is called once at most, before the first `ask`, with no fewer points than that asks for.
         """
 
     def ask(self, count: int) -> Sequence[Proposal]:
-        """Propose `count` points; fewer where it has no more, but one at least."""
+        """Proposes `count` points; fewer where it has no more, but one at least."""
 
     def tell(self, proposal: Proposal, losses: Sequence[float]) -> None:
         """Learn what became of a proposal.
@@ -61,7 +61,7 @@ class OptimizerFactory(Protocol):
     def __call__(
         self, space: Space, *, budget: int, population: int, seed: int, axes: Sequence[str]
     ) -> Optimizer:
-        """Make an optimiser of points of the space.
+        """Makes an optimiser of points of the space.
 
         Args:
             budget: proposals in all.

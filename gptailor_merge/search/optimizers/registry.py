@@ -26,7 +26,7 @@ _KEY: KeyPath = ("search", "optimizer")
 
 
 def check(name: str, *, racing: bool | None) -> None:
-    """Refuse what `create` or a race could not do, before anything is loaded.
+    """Refuses what `create` or a race could not do, before anything is loaded.
 
     Raises:
         ConfigError: an unknown optimiser, one that cannot be imported, or one that cannot be raced and is
@@ -40,7 +40,7 @@ def check(name: str, *, racing: bool | None) -> None:
 def create(
     name: str, space: Space, *, budget: int, population: int, seed: int, axes: Sequence[str] = ()
 ) -> Optimizer:
-    """Make the optimiser of a name; see OptimizerFactory.
+    """Makes the optimiser of a name; see OptimizerFactory.
 
     Raises:
         ConfigError: see `check`, or the optimiser cannot search like this.
@@ -49,7 +49,7 @@ def create(
 
 
 def cannot_race(name: str) -> ConfigError:
-    """Return the error of a race for an optimiser to which every loss counts."""
+    """Returns the error of a race for an optimiser to which every loss counts."""
     message = f"it is not known what {name} keeps of a generation; it cannot be raced, as {DEFAULT!r} can"
     return ConfigError(Problem(("search", "racing"), message))
 

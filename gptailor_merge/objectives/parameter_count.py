@@ -17,13 +17,13 @@ class ParametersConfig(CostConfig):
 
     kind: Literal["parameters"]
 
-    def cost(self, context: Context) -> Parameters:
+    def cost(self, context: Context) -> ParameterCount:
         """Makes the objective."""
-        return Parameters(self.kind)
+        return ParameterCount(self.kind)
 
 
 @dataclass(frozen=True)
-class Parameters(CostPerModel):
+class ParameterCount(CostPerModel):
     """The count of numbers that a model stores; tied ones count once."""
 
     name: str
