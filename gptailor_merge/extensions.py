@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
@@ -18,9 +19,10 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Args:
         kind: the word for an extension in messages, e.g. "op".
-        group: the group of entry points; an entry point cannot replace a built-in extension.
+        group: the group of entry points.
         built_in: name -> extension, in the order of messages.
-        error: raised for an unknown name and for an entry point that cannot be imported.
+        error: raised for a name that is unknown or offered twice, and for an entry point that cannot be
+            imported.
     """
 
     def __init__(self, kind: str, group: str, built_in: Mapping[str, T], error: type[InputError]) -> None:
@@ -28,39 +30,45 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         yield from self._built_in
-        yield from (name for name in _entry_points(self._group) if name not in self._built_in)
+        yield from (name for name in self._entry_points if name not in self._built_in)
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
-        return name in list(self)
+        return name in self._built_in or name in self._entry_points
 
     def __getitem__(self, name: str) -> T:
-        if name in self._built_in:
+        offers = self._entry_points.get(name, [])
+        if name in self._built_in and not offers:
             return self._built_in[name]
-        if name not in self:
+        if not offers:
             raise self._error(f"unknown {self._kind}, found {name!r}{suggest(name, self)}")
-        entry_point, *rivals = _entry_points(self._group)[name]
-        if rivals:
-            values = " and ".join(offer.value for offer in (entry_point, *rivals))
+        if name in self._built_in or len(offers) > 1:
+            values = ["gptailor-merge"] * (name in self._built_in) + [offer.value for offer in offers]
             raise self._error(
-                f"several packages offer the {self._kind} {name!r} ({values}); uninstall all but one"
+                f"several packages offer the {self._kind} {name!r} ({' and '.join(values)}); "
+                "uninstall all but one"
             )
+        (entry_point,) = offers
         try:
             extension: T = entry_point.load()
         except Exception as error:  # another package's module may raise anything
-            source = entry_point.dist.name if entry_point.dist else "another package"
+            package = entry_point.dist.name if entry_point.dist else "another package"
             raise self._error(
-                f"the {self._kind} {name!r} of {source} cannot be imported from {entry_point.value}: "
+                f"the {self._kind} {name!r} of {package} cannot be imported from {entry_point.value}: "
                 f"{type(error).__name__}: {error}"
             ) from error
         return extension
 
+    @property
+    def _entry_points(self) -> Mapping[str, list[EntryPoint]]:
+        return _entry_points(self._group, tuple(sys.path))
+
 
 @lru_cache
-def _entry_points(group: str) -> Mapping[str, list[EntryPoint]]:
-    """Returns name -> the distinct entry points of that name."""
+def _entry_points(group: str, path: tuple[str, ...]) -> Mapping[str, list[EntryPoint]]:
+    """Returns name -> the distinct entry points of that name that the packages on a path offer."""
     offers: dict[str, list[EntryPoint]] = {}
     for entry_point in entry_points(group=group):
         if entry_point not in offers.setdefault(entry_point.name, []):

@@ -15,20 +15,20 @@ from gptailor_merge.extensions import Registry
 def registry(monkeypatch: pytest.MonkeyPatch) -> Registry[object]:
     offers = [
         EntryPoint("join", "posixpath:join", "group"),
-        EntryPoint("built_in", "posixpath:split", "group"),
+        EntryPoint("replaced", "posixpath:split", "group"),
         EntryPoint("gone", "no_such_module:thing", "group"),
         EntryPoint("twice", "posixpath:join", "group"),
         EntryPoint("twice", "posixpath:split", "group"),
     ]
     monkeypatch.setattr(extensions, "entry_points", lambda group: offers)
     extensions._entry_points.cache_clear()
-    yield Registry("tool", "group", {"built_in": 1}, ConfigError)
+    yield Registry("tool", "group", {"built_in": 1, "replaced": 2}, ConfigError)
     extensions._entry_points.cache_clear()
 
 
-def test_built_in_extensions_come_first_and_cannot_be_replaced(registry: Registry[object]) -> None:
-    assert list(registry) == ["built_in", "join", "gone", "twice"]
-    assert len(registry) == 4
+def test_built_in_extensions_come_first(registry: Registry[object]) -> None:
+    assert list(registry) == ["built_in", "replaced", "join", "gone", "twice"]
+    assert len(registry) == 5
     assert registry["built_in"] == 1
 
 
@@ -41,6 +41,7 @@ def test_an_entry_point_is_imported_when_it_is_asked_for(registry: Registry[obje
     [
         ("joim", "unknown tool, found 'joim'; did you mean 'join'"),
         ("gone", "the tool 'gone' of another package cannot be imported from no_such_module:thing: Module"),
+        ("replaced", "several packages offer the tool 'replaced' .gptailor-merge and posixpath:split."),
         ("twice", "several packages offer the tool 'twice' .posixpath:join and posixpath:split."),
     ],
 )

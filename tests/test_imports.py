@@ -39,7 +39,6 @@ ORDER = (
     "files",
     "extensions",
     "digests",
-    "extensions",
     "documents",
     "errors",
 )

@@ -9,12 +9,13 @@ Another package adds a kind in its pyproject.toml; the name is the kind, the val
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
 from gptailor_merge.documents import validated
+from gptailor_merge.errors import ConfigError
+from gptailor_merge.extensions import Registry
 from gptailor_merge.objectives.bounds import Bound, gate_class
 from gptailor_merge.objectives.bytes import BytesConfig
 from gptailor_merge.objectives.kinds import ObjectiveConfig
@@ -43,51 +44,39 @@ BUILT_IN: Mapping[str, type[ObjectiveConfig]] = {
 }
 
 
-def known_kinds() -> tuple[str, ...]:
-    """Returns the names of all kinds, with the built-in ones first.
-
-    >>> known_kinds()[:3]
-    ('kl', 'perplexity', 'task')
-    """
-    return (*BUILT_IN, *sorted(set(_installed()) - set(BUILT_IN)))
+KINDS: Registry[type[ObjectiveConfig]] = Registry("kind", GROUP, BUILT_IN, ConfigError)
 
 
 def config_class(kind: str) -> type[ObjectiveConfig]:
-    """Returns the config class of a kind; a built-in kind comes before another package's of that name.
+    """Returns the config class of a kind.
 
     Raises:
         ValueError: no such kind, or another package's that cannot be imported or lacks something.
     """
-    if kind in BUILT_IN:
-        return BUILT_IN[kind]
-    installed = _installed()
-    if kind not in installed:
+    if kind not in KINDS:
         raise _unknown(kind)
-    return _load(installed[kind])
+    try:
+        chosen = KINDS[kind]
+    except ConfigError as error:
+        raise ValueError(f"found {kind!r}, but {error}") from error
+    lack = _lack(chosen)
+    if lack:
+        raise ValueError(f"found the kind {kind!r}, which {lack}")
+    return chosen
 
 
 def _unknown(kind: object) -> ValueError:
-    return ValueError(f"expected a mapping with a kind of {', '.join(known_kinds())}, found {kind!r}")
+    return ValueError(f"expected a mapping with a kind of {', '.join(KINDS)}, found {kind!r}")
 
 
-def _installed() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
-
-
-def _load(entry: EntryPoint) -> type[ObjectiveConfig]:
-    where = f"the kind {entry.name!r}, found as entry point {entry.value}"
-    try:
-        loaded = entry.load()
-    except Exception as error:  # a package raises what it likes when it is imported
-        raise ValueError(f"{where}, cannot be imported: {type(error).__name__}: {error}") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, ObjectiveConfig)):
-        raise ValueError(f"{where}, is no subclass of gptailor_merge.objectives.kinds.ObjectiveConfig")
-    missing = sorted(getattr(loaded, "__abstractmethods__", ()))
+def _lack(candidate: object) -> str:
+    """Says what keeps another package's class from being a kind; empty where nothing does."""
+    if not (isinstance(candidate, type) and issubclass(candidate, ObjectiveConfig)):
+        return "is no subclass of gptailor_merge.objectives.kinds.ObjectiveConfig"
+    missing = sorted(getattr(candidate, "__abstractmethods__", ()))
     if missing:
-        raise ValueError(f"{where}, does not implement {', '.join(missing)}")
-    if "weight" not in loaded.model_fields:
-        raise ValueError(f"{where}, has no key `weight`")
-    return loaded
+        return f"does not implement {', '.join(missing)}"
+    return "" if "weight" in candidate.model_fields else "has no key `weight`"
 
 
 def _reader(choose: Callable[[type[ObjectiveConfig]], type[ObjectiveConfig]]) -> BeforeValidator:

@@ -34,7 +34,7 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig
 from gptailor_merge.objectives.protocols import Forward, ModelObjective, Objective, Prediction, UnitSet
-from gptailor_merge.objectives.registry import known_kinds
+from gptailor_merge.objectives.registry import KINDS
 from gptailor_merge.objectives.scores import COSTS, UNITS, Score
 from gptailor_merge.scoring.passes import Measured, Passes, Values, extend, predictions_alone
 from gptailor_merge.scoring.racing import loss_of
@@ -221,7 +221,7 @@ class KindContract(ObjectiveContract):
 
     def test_the_kind_is_known(self, document: dict[str, Any]) -> None:
         """The registry knows it, so that messages name it."""
-        assert document["kind"] in known_kinds()
+        assert document["kind"] in KINDS
 
     def test_a_run_records_it(self, config: ObjectiveConfig) -> None:
         """A recorded config is read back as the same."""

@@ -15,7 +15,7 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.hub.measured_on import described
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_model, load_tokenizer
-from gptailor_merge.objectives.registry import config_class, known_kinds
+from gptailor_merge.objectives.registry import KINDS, config_class
 from gptailor_merge.scoring.measures import measures
 from gptailor_merge.scoring.teachers import Teachers
 from gptailor_merge.testing.objectives import KindContract
@@ -249,19 +249,19 @@ def test_a_leak_into_what_is_held_out_is_found(family: dict[str, str]) -> None:
     [
         (
             "broken",
-            "the kind 'broken', found as entry point outside_broken:BrokenConfig, cannot be imported: ModuleNotFoundError: No module named 'no_such_module'",
+            "found 'broken', but the kind 'broken' of outside cannot be imported from outside_broken:BrokenConfig: ModuleNotFoundError: No module named 'no_such_module'",
         ),
         (
             "silent",
-            "the kind 'silent', found as entry point outside_lacking:SilentConfig, does not implement build",
+            "found the kind 'silent', which does not implement build",
         ),
         (
             "weightless",
-            "the kind 'weightless', found as entry point outside_lacking:WeightlessConfig, has no key `weight`",
+            "found the kind 'weightless', which has no key `weight`",
         ),
         (
             "strange",
-            "the kind 'strange', found as entry point json:JSONEncoder, is no subclass of gptailor_merge.objectives.kinds.ObjectiveConfig",
+            "found the kind 'strange', which is no subclass of gptailor_merge.objectives.kinds.ObjectiveConfig",
         ),
     ],
 )
@@ -277,7 +277,7 @@ def test_a_kind_that_lacks_something_is_an_error(kind: str, message: str, tmp_pa
 
 
 def test_a_kind_that_nobody_knows_is_an_error_that_names_all() -> None:
-    assert set(known_kinds()) > {"kl", "task", *ENTRIES}
+    assert set(KINDS) > {"kl", "task", *ENTRIES}
     with pytest.raises(
         ValueError, match=r"expected a mapping with a kind of kl, .*, letters, .*found 'none'"
     ):

@@ -96,12 +96,24 @@ def test_another_package_offers_a_tracker(site: Path) -> None:
         (
             "ledger = ledgers:Ledger",
             "",
-            "cannot import ledgers:Ledger of ledger-tracker: ModuleNotFoundError",
+            "of ledger-tracker cannot be imported from ledgers:Ledger: ModuleNotFoundError",
         ),
-        ("ledger = ledger:Lodger", "", "cannot import ledger:Lodger of ledger-tracker: AttributeError"),
-        ("ledger = ledger:Ledger", "1 / 0", "cannot import .*: ZeroDivisionError: division by zero"),
-        ("ledger = ledger:Ledger", "Ledger = 3", "ledger:Ledger is a int; expected a class or a function"),
-        ("wandb = ledger:Ledger", "", "wandb: several packages offer it .*; uninstall all but one"),
+        (
+            "ledger = ledger:Lodger",
+            "",
+            "of ledger-tracker cannot be imported from ledger:Lodger: AttributeError",
+        ),
+        (
+            "ledger = ledger:Ledger",
+            "1 / 0",
+            "cannot be imported from .*: ZeroDivisionError: division by zero",
+        ),
+        (
+            "ledger = ledger:Ledger",
+            "Ledger = 3",
+            "expected a class or a function that makes a tracker, found a int",
+        ),
+        ("wandb = ledger:Ledger", "", "wandb: several packages offer .*; uninstall all but one"),
     ],
 )
 def test_an_entry_point_that_cannot_be_used_is_named(
