@@ -10,8 +10,8 @@ A search, a look at its result, and the result on the Hub:
     for model, scores in summary.held_out.items():
         print(model, scores["perplexity"]["total"])
     gptailor.report(run)
-    print(gptailor.preview_push(run, "me/tailored", licence="apache-2.0"))
-    gptailor.push(run, "me/tailored", licence="apache-2.0")
+    print(gptailor.preview_push(run, "me/tailored", license="apache-2.0"))
+    gptailor.push(run, "me/tailored", license="apache-2.0")
 
 Every name in `__all__` is loaded when it is first used: pydantic imports this package into every process
 that uses pydantic (see host/hook.py), so importing it must cost next to nothing. Functions take paths or

@@ -21,12 +21,12 @@ def prepare_push(
     create_pr: bool = False,
     revision: str | None = None,
     commit_message: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     overwrite: bool = False,
 ) -> Publication:
     """Says where and how a model will be published; `search` checks it before the search begins.
 
-        publication = prepare_push("me/tailored", licence="apache-2.0")
+        publication = prepare_push("me/tailored", license="apache-2.0")
         run = search("search.yml", "runs/first", publication=publication)
         publication.publish(run)
 
@@ -35,7 +35,7 @@ def prepare_push(
     Raises:
         ConfigError: no name of a repository, or options that do not go together.
     """
-    return Publication(Destination(repo, private, create_pr, revision, overwrite, commit_message), licence)
+    return Publication(Destination(repo, private, create_pr, revision, overwrite, commit_message), license)
 
 
 def push(
@@ -46,7 +46,7 @@ def push(
     create_pr: bool = False,
     revision: str | None = None,
     commit_message: str | None = None,
-    licence: str | None = None,
+    license: str | None = None,
     overwrite: bool = False,
     on_step: Callable[[str], None] = ignore,
 ) -> Pushed:
@@ -62,7 +62,7 @@ def push(
         create_pr: opens a pull request instead of changing main.
         revision: a branch, which is made if it is not there, or refs/pr/N.
         commit_message: default the number of layers and the recipe's digest.
-        licence: licence of the model; default the one that all members state.
+        license: the licence of the model; default the one that all members state.
         overwrite: replaces what another run or person has put there.
         on_step: called with a sentence on what is being done.
 
@@ -76,7 +76,7 @@ def push(
         create_pr=create_pr,
         revision=revision,
         commit_message=commit_message,
-        licence=licence,
+        license=license,
         overwrite=overwrite,
     )
     return publication.publish(run_in(run), on_step)
@@ -86,7 +86,7 @@ def preview_push(
     run: AnyPath | Run,
     repo: str,
     *,
-    licence: str | None = None,
+    license: str | None = None,
     on_step: Callable[[str], None] = ignore,
 ) -> Path:
     """Writes what `push` would upload into the run directory, uploads nothing, and returns the directory.
@@ -97,7 +97,7 @@ def preview_push(
     Raises:
         ConfigError, MergeFailedError: see `push`.
     """
-    return prepare_push(repo, licence=licence).write(run_in(run), on_step)
+    return prepare_push(repo, license=license).write(run_in(run), on_step)
 
 
 def reproduce(

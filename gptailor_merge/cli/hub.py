@@ -57,7 +57,7 @@ def push(
         create_pr=create_pr,
         revision=revision,
         commit_message=commit_message,
-        licence=license_,
+        license=license_,
         overwrite=overwrite,
     )
     if dry_run:

@@ -107,7 +107,7 @@ def evolve(
         hub_model_id,
         private=hub_private_repo,
         revision=hub_revision,
-        licence=license_,
+        license=license_,
         no_model=no_model,
     )
     with progress() as shown:
@@ -222,7 +222,7 @@ def _publication(
     *,
     private: bool,
     revision: str | None,
-    licence: str | None,
+    license: str | None,
     no_model: bool,
 ) -> Publication | None:
     """Returns how the model is to be published, if it is.
@@ -237,7 +237,7 @@ def _publication(
             "--hub-model-id": repo,
             "--hub-private-repo": private,
             "--hub-revision": revision,
-            "--license": licence,
+            "--license": license,
         }
         useless = next((name for name, value in options.items() if value), None)
         if useless:
@@ -247,4 +247,4 @@ def _publication(
         raise ConfigError("--push-to-hub needs --hub-model-id USER/NAME")
     if no_model:
         raise ConfigError("--push-to-hub publishes the model; leave out --no-model")
-    return prepare_push(repo, private=private, revision=revision, licence=licence)
+    return prepare_push(repo, private=private, revision=revision, license=license)

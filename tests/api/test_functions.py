@@ -50,7 +50,7 @@ def test_ten_lines_search_look_and_preview(config: SearchConfig, tmp_path: Path)
     assert Run.open(run.path).record().counts == summary.counts
     assert gptailor.report(run) == run.report
     assert gptailor.plan(Recipe.load(run.best)).digest == summary.digest
-    uploads = gptailor.preview_push(run, "me/tailored", licence="apache-2.0")
+    uploads = gptailor.preview_push(run, "me/tailored", license="apache-2.0")
     assert (uploads / "README.md").is_file()
     with gptailor.watch(run) as server:
         assert server.url.startswith("http://127.0.0.1:")

@@ -25,8 +25,9 @@ values = st.one_of(numbers, st.sampled_from([[0.1, 0.9], FILTERED]))
 
 def takes(method: str, count: int) -> bool:
     """Tells whether a method merges this many models, the base included."""
-    contract = method_spec(method).contract  # type: ignore[union-attr]
-    return count <= (contract.max_inputs or 9) and count >= max(2, contract.min_inputs)
+    spec = method_spec(method)
+    assert spec is not None
+    return max(2, spec.fewest) <= count <= (spec.most or 9)
 
 
 @st.composite
@@ -46,7 +47,7 @@ def merges(draw: Draw) -> dict[str, Any]:
         {"model": model, "layer_range": [first, first + length]} for model, first in places
     ]
     part: dict[str, Any] = {"sources": sources, "parameters": {"op": "merge", "method": method}}
-    takes_base = spec.contract.base.name not in ("IGNORED", "FORBIDDEN")
+    takes_base = spec.takes_base
     if takes_base:
         base = draw(st.integers(0, count - 1))
         sources[base]["parameters"] = {"base": True}

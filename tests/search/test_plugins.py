@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.runs.directory import RunDirectory
+from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.journal import Journal
 from tests.search.test_driver import config_of
 
@@ -149,7 +149,7 @@ def test_a_search_with_an_optimizer_from_outside(package: Path, config: Path, tm
         "cpu",
     )
     assert answer.returncode == 0, answer.stderr
-    with Journal(RunDirectory(tmp_path / "run").journal) as journal:
+    with Journal(Directory(tmp_path / "run").journal) as journal:
         assert journal.counts().candidates == 24
         assert journal.counts().dropped > 0
 
@@ -158,7 +158,7 @@ def test_a_baseline_from_outside(package: Path, config: Path, tmp_path: Path) ->
     out = tmp_path / "run"
     answer = gptailor("main", package, "baseline", "last", str(config), "--out", str(out), "--device", "cpu")
     assert answer.returncode == 0, answer.stderr
-    recipe = Recipe.load(RunDirectory(out).best)
+    recipe = Recipe.load(Directory(out).best)
     removed = [part.sources[0].layer_range for part in recipe.slices if part.parameter("op") == "remove"]
     assert removed == [(2, 4)]
 
