@@ -74,6 +74,8 @@ class ItemSet(TokenSet):
         stops: number of rows up to the end of each item.
         order: for each token asked for, in the order of the requests, its place in the order of the rows.
         tokens_of_requests: for each item, how many tokens each of its requests asks for.
+        recorded_digest: what fingerprints hold in place of `digest`; it depends on less, as it did
+            in the first runs, so that these can be resumed.
     """
 
     trees: bool = False
@@ -81,6 +83,7 @@ class ItemSet(TokenSet):
     stops: tuple[int, ...] = ()
     order: tuple[int, ...] = ()
     tokens_of_requests: tuple[tuple[int, ...], ...] = field(default=())
+    recorded_digest: str = ""
 
     @property
     def units(self) -> int:
@@ -134,19 +137,20 @@ def item_set(
         asked += len(places)
         rows += item_rows
         stops.append(len(rows))
-    content = [
-        [row.ids.tolist(), row.parents.tolist(), row.places.tolist(), row.asked.tolist()] for row in rows
-    ]
+    recorded = digest(
+        [[row.ids.tolist(), row.parents.tolist(), row.places.tolist(), row.asked.tolist()] for row in rows]
+    )
     return ItemSet(
         name,
         tuple(row.ids for row in rows),
-        digest(content),
+        digest([recorded, [row.at.tolist() for row in rows], stops, order]),
         documents,
         trees,
         tuple(rows),
         tuple(stops),
         tuple(order),
         tuple(tuple(request.scored for request in requests) for requests in items),
+        recorded,
     )
 
 

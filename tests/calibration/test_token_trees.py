@@ -283,3 +283,17 @@ def test_a_model_that_looks_back_less_far_than_a_text_is_long_takes_no_trees(
     model = model_of(name, tmp_path)
     asked: Any = [SimpleNamespace(requests=[[(request,) for request in item] for item in ITEMS["long"]])]
     assert takes_trees(asked, lambda batch: predictions_alone(model, batch), CPU) is takes
+
+
+def test_sets_that_ask_for_the_same_at_other_places_differ() -> None:
+    """Their tokens, their places and what is asked are equal, but not what is asked where."""
+    here = [Request((0, 1, 1), 2), Request((0, 1, 2), 2)]
+    there = [Request((0, 1, 1), 1), Request((0, 1, 1), 2), Request((0, 2), 1)]
+    sets = [item_set("here", [here], trees=True), item_set("there", [there], trees=True)]
+    assert sets[0].recorded_digest == sets[1].recorded_digest
+    assert sets[0].digest != sets[1].digest
+    expected = {
+        name: [value for request in requests for value in directly(request)]
+        for name, requests in (("here", here), ("there", there))
+    }
+    assert likelihoods(sets, layout(sets, 64, device=CPU, rungs=(1.0,)), fake) == expected
