@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gptailor_merge.methods.specs import method_spec
-from gptailor_merge.planning.settings import settle, slice_scopes, source_parameters
+from gptailor_merge.planning.method_parameters import settle, slice_scopes, source_parameters
 from gptailor_merge.recipe.edits import edits_of
 from gptailor_merge.recipe.plan import Operation, Slot
 from gptailor_merge.recipe.recipe import Recipe, Slice, Source

@@ -8,7 +8,7 @@ from typing import Any
 from gptailor_merge.documents import suggest
 from gptailor_merge.errors import KeyPath, Problem
 from gptailor_merge.methods.specs import MethodSpec, ParameterScope, ParameterSpec, method_spec
-from gptailor_merge.planning.settings import Scopes, settle, slice_scopes, source_parameters
+from gptailor_merge.planning.method_parameters import Scopes, settle, slice_scopes, source_parameters
 from gptailor_merge.recipe.fields import Conditional, Parameters
 from gptailor_merge.recipe.plan import SELECT
 from gptailor_merge.recipe.recipe import BASE_MARK, OWN, Recipe, Slice, Source

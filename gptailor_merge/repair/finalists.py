@@ -16,7 +16,7 @@ from typing import Protocol
 
 from gptailor_merge.errors import ConfigError, DataError, Problem
 from gptailor_merge.objectives.scores import Weights
-from gptailor_merge.planning.rewriting import rewritten
+from gptailor_merge.planning.slot_replacement import rewritten
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.repair.fitting import Repairer, has_enough

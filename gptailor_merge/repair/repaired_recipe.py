@@ -13,7 +13,7 @@ from gptailor_merge.errors import RecipeError
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.text_kinds import token_sets
 from gptailor_merge.planning.check import check_with_family
-from gptailor_merge.planning.rewriting import rewritten
+from gptailor_merge.planning.slot_replacement import rewritten
 from gptailor_merge.recipe.plan import Edit
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.cuts import cuts_of

@@ -16,7 +16,7 @@ from gptailor_merge.files import write_beside
 from gptailor_merge.host.mentions import RECIPE_TITLE
 from gptailor_merge.report.formatting import duration, number, plain, short, signed
 from gptailor_merge.report.interactive.charts import figures
-from gptailor_merge.report.interactive.layout import FONT
+from gptailor_merge.report.interactive.figure_style import FONT
 from gptailor_merge.report.palette import DARK, LIGHT
 from gptailor_merge.report.sections import headline, sections, total
 from gptailor_merge.report.tables import number_tables

@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 
 from gptailor_merge.objectives.scores import TOTAL
 from gptailor_merge.report.formatting import direction, number, plain, wrapped
+from gptailor_merge.report.interactive.figure_style import FRAME, ROW, empty_figure
 from gptailor_merge.report.interactive.heatmaps import agreement_heatmap, recipe_heatmap
-from gptailor_merge.report.interactive.layout import FRAME, ROW, empty_figure
 from gptailor_merge.report.palette import Theme
 from gptailor_merge.report.search_history import span
 from gptailor_merge.report.sections import (

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from gptailor_merge.report.interactive.layout import FRAME, ROW, empty_figure
+from gptailor_merge.report.interactive.figure_style import FRAME, ROW, empty_figure
 from gptailor_merge.report.palette import Theme, mixed, readable
 from gptailor_merge.report.recipe_map import PALEST, Place, Take, cell, slot_number
 from gptailor_merge.report.sections import MOST_NUMBERED, map_labels

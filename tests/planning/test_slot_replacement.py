@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gptailor_merge.planning.resolve import plan
-from gptailor_merge.planning.rewriting import rewritten
+from gptailor_merge.planning.slot_replacement import rewritten
 from gptailor_merge.planning.writing import slices_of
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import recipe_of
