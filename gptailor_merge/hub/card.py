@@ -101,6 +101,7 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
         "has_errors": any(table.has_errors for table in tables),
         "gaps": list(_gaps(release)),
         "search": _search(release),
+        "baseline": plain(release.summary.baseline or ""),
         "searched_on": described("objectives", settings.objectives, release.items, versions),
         "gates": described("gates", settings.gates, release.items, versions),
         "hazards": hazards(config.get_text_config().to_dict()),

@@ -10,6 +10,7 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,14 @@ def test_what_was_searched_on_and_how(of_tasks: Release) -> None:
     assert "- perplexity on sums (others.jsonl); 64 tokens in all, in sequences of 512" in settings
     assert f"acc on tiny_choice (test split, {items['held_out', 'acc']} items)" in settings
     assert "search score minus held-out score is" in settings
+
+
+def test_a_baselines_model_is_not_said_to_come_of_a_search(plain: Release) -> None:
+    assert "A search in the style of [GPTailor]" in card_of(plain, REPO).text
+    pruned = replace(plain, summary=replace(plain.summary, baseline="short_gpt"))
+    text = card_of(pruned, REPO).text
+    assert r"The baseline short\_gpt decided which layers to remove." in text
+    assert "A search in the style" not in text
 
 
 def test_a_test_split_that_was_searched_on_is_a_warning(of_tasks: Release) -> None:
