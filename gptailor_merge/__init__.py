@@ -25,15 +25,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from gptailor_merge.api.building import check, compose, materialize
-    from gptailor_merge.api.live import Session, Trace, open_session, recipe_of, space_of
-    from gptailor_merge.api.measuring import evaluate, score
-    from gptailor_merge.api.pages import report, watch
-    from gptailor_merge.api.publishing import prepare_push, preview_push, push, reproduce
-    from gptailor_merge.api.quiet import quiet_libraries
+    from gptailor_merge.api.hub import prepare_push, preview_push, push, reproduce
+    from gptailor_merge.api.library_logs import quiet_libraries
+    from gptailor_merge.api.models import check, compose, materialize
+    from gptailor_merge.api.open_session import Session, Trace, open_session, recipe_of, space_of
     from gptailor_merge.api.recipes import ExportedRecipe, export_recipe, import_recipe, lint
     from gptailor_merge.api.repairs import repair
-    from gptailor_merge.api.searching import baseline, search
+    from gptailor_merge.api.reports import report, watch
+    from gptailor_merge.api.scores import evaluate, score
+    from gptailor_merge.api.searches import baseline, search
     from gptailor_merge.checking.soundness import SoundnessReport
     from gptailor_merge.config import SearchConfig
     from gptailor_merge.errors import (
@@ -75,15 +75,15 @@ _ERRORS = (
 )
 
 _NAMES = {
-    "api.building": ("check", "compose", "materialize"),
-    "api.live": ("Session", "Trace", "open_session", "recipe_of", "space_of"),
-    "api.measuring": ("evaluate", "score"),
-    "api.pages": ("report", "watch"),
-    "api.publishing": ("prepare_push", "preview_push", "push", "reproduce"),
-    "api.quiet": ("quiet_libraries",),
+    "api.models": ("check", "compose", "materialize"),
+    "api.open_session": ("Session", "Trace", "open_session", "recipe_of", "space_of"),
+    "api.scores": ("evaluate", "score"),
+    "api.reports": ("report", "watch"),
+    "api.hub": ("prepare_push", "preview_push", "push", "reproduce"),
+    "api.library_logs": ("quiet_libraries",),
     "api.recipes": ("ExportedRecipe", "export_recipe", "import_recipe", "lint"),
     "api.repairs": ("repair",),
-    "api.searching": ("baseline", "search"),
+    "api.searches": ("baseline", "search"),
     "checking.soundness": ("SoundnessReport",),
     "config": ("SearchConfig",),
     "errors": _ERRORS,

@@ -6,7 +6,7 @@ The names here are those of the modules that own them; they change when the engi
 
 from __future__ import annotations
 
-from gptailor_merge.api.live import means_of, plan_of, point_of
+from gptailor_merge.api.open_session import means_of, plan_of, point_of
 from gptailor_merge.calibration.batches import RUNGS, Batch, layout
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.bank import Bank, Precision

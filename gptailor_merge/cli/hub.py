@@ -47,8 +47,8 @@ def push(
 ) -> None:
     """Publish a run's model on the Hub, with a card that says how it was made."""
     from gptailor_merge import Run
-    from gptailor_merge.api.publishing import prepare_push
-    from gptailor_merge.api.quiet import quiet_libraries
+    from gptailor_merge.api.hub import prepare_push
+    from gptailor_merge.api.library_logs import quiet_libraries
 
     quiet_libraries()
     publication = prepare_push(
@@ -88,8 +88,8 @@ def reproduce(
 
     Exits with 1 if they differ.
     """
-    from gptailor_merge.api.publishing import reproduce as build_again
-    from gptailor_merge.api.quiet import quiet_libraries
+    from gptailor_merge.api.hub import reproduce as build_again
+    from gptailor_merge.api.library_logs import quiet_libraries
 
     quiet_libraries()
     comparison = build_again(repo, revision=revision, out=out, members=member or (), on_step=say)

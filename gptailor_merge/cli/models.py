@@ -35,8 +35,8 @@ def merge(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The model directory to make.")],
 ) -> None:
     """Write the model of a recipe, and verify it by loading it back."""
-    from gptailor_merge.api.building import materialize
-    from gptailor_merge.api.quiet import quiet_libraries
+    from gptailor_merge.api.library_logs import quiet_libraries
+    from gptailor_merge.api.models import materialize
 
     quiet_libraries()
     plan = materialize(recipe, out)
@@ -59,8 +59,8 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score a recipe or a written model on texts: nats per token, perplexity, KL."""
-    from gptailor_merge.api.measuring import score as score_on_texts
-    from gptailor_merge.api.quiet import quiet_libraries
+    from gptailor_merge.api.library_logs import quiet_libraries
+    from gptailor_merge.api.scores import score as score_on_texts
 
     quiet_libraries()
     scores = score_on_texts(
@@ -91,7 +91,7 @@ def repair(
     as_json: Json = False,
 ) -> None:
     """Make up for removed layers by a linear map in the last layer before each cut; no training."""
-    from gptailor_merge.api.quiet import quiet_libraries
+    from gptailor_merge.api.library_logs import quiet_libraries
     from gptailor_merge.api.repairs import RECIPE
     from gptailor_merge.api.repairs import repair as repair_recipe
 
@@ -137,8 +137,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Run lm-eval's tasks on a model; of a recipe also on its members, with what it retains of them."""
-    from gptailor_merge.api.measuring import evaluate as run_tasks
-    from gptailor_merge.api.quiet import quiet_libraries
+    from gptailor_merge.api.library_logs import quiet_libraries
+    from gptailor_merge.api.scores import evaluate as run_tasks
 
     quiet_libraries()
     evaluation = run_tasks(
@@ -169,8 +169,8 @@ def check(
 
     Exits with 1 if it is not.
     """
-    from gptailor_merge.api.building import check as examine
-    from gptailor_merge.api.quiet import quiet_libraries
+    from gptailor_merge.api.library_logs import quiet_libraries
+    from gptailor_merge.api.models import check as examine
 
     quiet_libraries()
     report = examine(model, gguf=gguf)

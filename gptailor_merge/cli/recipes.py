@@ -86,7 +86,7 @@ def export(
     ] = False,
 ) -> None:
     """Write the same model as plain mergekit configurations, with the files that they need."""
-    from gptailor_merge.api.quiet import quiet_libraries
+    from gptailor_merge.api.library_logs import quiet_libraries
     from gptailor_merge.api.recipes import export_recipe
 
     if not plain:

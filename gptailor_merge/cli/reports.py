@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def report(run: RunDirectory, baselines: Baselines = None, opens: Open = False) -> None:
     """Write RUN/report.html: a page on what the run has found, which needs nothing else."""
-    from gptailor_merge.api.pages import report as write_report
+    from gptailor_merge.api.reports import report as write_report
 
     page = write_report(run, baselines=baselines or ())
     typer.echo(f"report  {page}")
@@ -47,7 +47,7 @@ def watch(
     opens: Open = False,
 ) -> None:
     """Serve a run's page to this machine, and refresh it while the search goes on."""
-    from gptailor_merge.api.pages import watch as serve
+    from gptailor_merge.api.reports import watch as serve
 
     with serve(run, port=port, baselines=baselines or ()) as server:
         typer.echo(f"{server.url}  (end with Ctrl-C)")

@@ -98,8 +98,8 @@ def evolve(
     ] = None,
 ) -> None:
     """Search a family for the best pruned model, and write it."""
-    from gptailor_merge.api.quiet import quiet_libraries
-    from gptailor_merge.api.searching import search
+    from gptailor_merge.api.library_logs import quiet_libraries
+    from gptailor_merge.api.searches import search
 
     quiet_libraries()
     publication = _publication(
@@ -171,8 +171,8 @@ def baseline(
     resume: Resume = False,
 ) -> None:
     """Prune by a published method, to the size and by the objectives of a search config."""
-    from gptailor_merge.api.quiet import quiet_libraries
-    from gptailor_merge.api.searching import baseline as prune
+    from gptailor_merge.api.library_logs import quiet_libraries
+    from gptailor_merge.api.searches import baseline as prune
 
     quiet_libraries()
     with progress() as shown:
@@ -230,7 +230,7 @@ def _publication(
     Raises:
         ConfigError: options that do not go together.
     """
-    from gptailor_merge.api.publishing import prepare_push
+    from gptailor_merge.api.hub import prepare_push
 
     if not asked:
         options = {

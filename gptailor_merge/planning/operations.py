@@ -13,9 +13,9 @@ from typing import Protocol
 from gptailor_merge.errors import KeyPath, Problem, RecipeError
 from gptailor_merge.extensions import Registry
 from gptailor_merge.methods.specs import merge_method_problem, method_spec
-from gptailor_merge.planning.bases import base_problems, with_base
 from gptailor_merge.planning.edit_problems import edit_problems
 from gptailor_merge.planning.expansion import expand, position_of
+from gptailor_merge.planning.merge_bases import base_problems, with_base
 from gptailor_merge.planning.parameter_problems import missing_problems, parameter_problems
 from gptailor_merge.recipe.plan import SELECT, Slot
 from gptailor_merge.recipe.recipe import Recipe, Slice

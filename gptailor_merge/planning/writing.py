@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
 from gptailor_merge.methods.specs import method_spec
-from gptailor_merge.planning.bases import with_base
+from gptailor_merge.planning.merge_bases import with_base
 from gptailor_merge.recipe.fields import Conditional, Origin, Parameters
 from gptailor_merge.recipe.grouping import runs
 from gptailor_merge.recipe.plan import SELECT, Component, Filtered, Operation, Plan, Scalar, Settings, Slot

@@ -22,7 +22,7 @@ from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.session import RunSession, start
 from gptailor_merge.runs.summary import FOUND
-from gptailor_merge.scoring.pools import EXECUTORS, LOCAL
+from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL
 from gptailor_merge.scoring.workplace import BankMode
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate
@@ -50,7 +50,7 @@ def execute(
     Args:
         resume: continue the run that is in the directory.
         bank: where the family's weights live.
-        executor: the name of the executor that scores plans, see scoring.pools.
+        executor: the name of the executor that scores plans, see scoring.executor_pools.
         file: the config's file, for error messages.
         baseline: is run instead of a search.
         on_step: is told each step.

@@ -12,10 +12,10 @@ from gptailor_merge.digests import digest
 from gptailor_merge.repair.finalists import FinalistJudge
 from gptailor_merge.runs.preparation import Preparation
 from gptailor_merge.scoring.executor import Executor
+from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL, Pool
 from gptailor_merge.scoring.gates import Gates
-from gptailor_merge.scoring.hidden import HiddenStates
+from gptailor_merge.scoring.hidden_states import HiddenStates
 from gptailor_merge.scoring.measures import Measures
-from gptailor_merge.scoring.pools import EXECUTORS, LOCAL, Pool
 from gptailor_merge.scoring.workplace import BankMode, Job, Workplace, open_workplace
 from gptailor_merge.search.front import check_rule
 from gptailor_merge.search.settings import SearchSettings
@@ -79,7 +79,7 @@ def start(
 
     Args:
         bank: where the family's weights live.
-        executor: the name of the executor that scores plans, see scoring.pools.
+        executor: the name of the executor that scores plans, see scoring.executor_pools.
         progress: is told each step.
 
     Raises:

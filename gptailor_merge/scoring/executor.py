@@ -1,7 +1,7 @@
 """Scoring as the rest of the package sees it: plans and a race go in, outcomes come out.
 
 Nothing else crosses, and all three can be pickled: an executor may score in this process or elsewhere.
-Outcomes hold numbers and no live models. See pools for how a run gets its executors.
+Outcomes hold numbers and no live models. See executor_pools for how a run gets its executors.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.scoring.hidden import HiddenStates
+from gptailor_merge.scoring.hidden_states import HiddenStates
 from gptailor_merge.scoring.measures import Measures, measures
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.scoring.teachers import Teachers

@@ -15,7 +15,7 @@ import numpy as np
 from gptailor_merge.errors import SearchError
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.executor import Executor
-from gptailor_merge.scoring.hidden import HiddenStates
+from gptailor_merge.scoring.hidden_states import HiddenStates
 from gptailor_merge.search.baselines.protocol import Baseline
 from gptailor_merge.search.baselines.subject import Subject
 from gptailor_merge.search.candidates import Candidate, Log, Status
@@ -25,7 +25,7 @@ from gptailor_merge.search.judging import Gate, Judge
 from gptailor_merge.search.ledger import Ledger
 from gptailor_merge.search.optimizers.protocol import Optimizer, OptimizerFactory, Proposal
 from gptailor_merge.search.optimizers.registry import cannot_race, create
-from gptailor_merge.search.runner import RememberingRunner
+from gptailor_merge.search.remembering_runner import RememberingRunner
 from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.search.warm_start import pruning_problem, warm_start
 from gptailor_merge.space.space import Space

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.scoring.hidden import HiddenStates
+from gptailor_merge.scoring.hidden_states import HiddenStates
 from gptailor_merge.search.baselines.one_shot import OneShot
 from gptailor_merge.search.baselines.protocol import Baseline, PruningProblem
 from gptailor_merge.search.baselines.registry import STARTING_GENERATIONS
 from gptailor_merge.search.baselines.subject import Subject, base_of
-from gptailor_merge.search.runner import RememberingRunner
+from gptailor_merge.search.remembering_runner import RememberingRunner
 from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.space.space import Space
 

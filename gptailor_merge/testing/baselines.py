@@ -32,7 +32,7 @@ from gptailor_merge.planning.resolve import plan, problems
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.scoring.executor import Outcome
-from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, SIMILARITY, HiddenStates, block_name
+from gptailor_merge.scoring.hidden_states import DISTANCE, INFLUENCE, SIMILARITY, HiddenStates, block_name
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.baselines.layer_sets import removed_by
 from gptailor_merge.search.baselines.protocol import Baseline

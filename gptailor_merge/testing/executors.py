@@ -28,7 +28,7 @@ from gptailor_merge.planning.resolve import plan as resolve
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.executor import Executor, Outcome
-from gptailor_merge.scoring.pools import Pool, PoolFactory
+from gptailor_merge.scoring.executor_pools import Pool, PoolFactory
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.scoring.workplace import Job, Workplace
 from gptailor_merge.testing.tiny_models import DEPTH, write_member

@@ -63,7 +63,7 @@ def test_a_pick_needs_a_front_and_a_score(tmp_path: Path) -> None:
         empty.summary()
 
 
-SCRATCH_JOURNALS = ("api/live.py", "testing/baselines.py")
+SCRATCH_JOURNALS = ("api/open_session.py", "testing/baselines.py")
 """They search into a journal of their own, which belongs to no run."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, Block, block_of
+from gptailor_merge.scoring.hidden_states import DISTANCE, INFLUENCE, Block, block_of
 from gptailor_merge.search.baselines.layer_sets import LayerSet, nearest, removal
 from gptailor_merge.search.baselines.protocol import PruningProblem
 from gptailor_merge.space.space import Space

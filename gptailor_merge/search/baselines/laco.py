@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gptailor_merge.errors import ConfigError, SearchError
 from gptailor_merge.recipe.plan import Operation, Plan, Slot
-from gptailor_merge.scoring.hidden import SIMILARITY
+from gptailor_merge.scoring.hidden_states import SIMILARITY
 from gptailor_merge.search.baselines.layer_sets import extends
 from gptailor_merge.search.baselines.protocol import PruningProblem
 from gptailor_merge.search.baselines.subject import Subject

@@ -10,7 +10,7 @@ from gptailor_merge.errors import SearchError
 from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.executor import Outcome
-from gptailor_merge.scoring.hidden import HiddenStates
+from gptailor_merge.scoring.hidden_states import HiddenStates
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.baselines.subject import Subject
 from gptailor_merge.search.candidates import Candidate, Status
@@ -18,7 +18,7 @@ from gptailor_merge.space.space import Space
 
 
 class Runner(Protocol):
-    """Scores and measures plans and remembers them as candidates; see search.runner."""
+    """Scores and measures plans and remembers them as candidates; see search.remembering_runner."""
 
     def score(
         self, plans: Sequence[Plan], *, status: Status = Status.SCORED, keep: int | Race | None = None

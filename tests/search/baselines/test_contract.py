@@ -9,7 +9,7 @@ import pytest
 from gptailor_merge.errors import ConfigError, SearchError
 from gptailor_merge.planning.check import check
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.scoring.hidden import HiddenStates
+from gptailor_merge.scoring.hidden_states import HiddenStates
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.baselines.layer_sets import removed_by
 from gptailor_merge.search.baselines.registry import BASELINES, warm_starts

@@ -13,7 +13,7 @@ from gptailor_merge.errors import SearchError
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.recipe.plan import SELECT, Plan
 from gptailor_merge.scoring.executor import Outcome
-from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, block_name
+from gptailor_merge.scoring.hidden_states import DISTANCE, INFLUENCE, block_name
 from gptailor_merge.scoring.racing import Race, Selection
 from gptailor_merge.search.baselines.evopress import EvoPress, _mutants
 from gptailor_merge.search.baselines.greedy import SLEB

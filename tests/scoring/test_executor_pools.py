@@ -20,7 +20,7 @@ from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.run import Run
 from gptailor_merge.scoring.executor import Executor
-from gptailor_merge.scoring.pools import EXECUTORS, LOCAL, LocalPool, Pool, PoolFactory
+from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL, LocalPool, Pool, PoolFactory
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.scoring.workplace import Job, Workplace
 from gptailor_merge.testing.executors import WEIGHTS, ExecutorContract, tiny_job, tiny_plans

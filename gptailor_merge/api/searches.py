@@ -16,7 +16,7 @@ from gptailor_merge.report.page import write_report
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.runs.run import Run
-from gptailor_merge.scoring.pools import LOCAL
+from gptailor_merge.scoring.executor_pools import LOCAL
 from gptailor_merge.scoring.workplace import BankMode
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate

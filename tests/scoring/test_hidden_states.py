@@ -20,7 +20,7 @@ from gptailor_merge.errors import ConfigError, ScoringError
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.scoring.hidden import DISTANCE, INFLUENCE, SIMILARITY, HiddenStates, block_of
+from gptailor_merge.scoring.hidden_states import DISTANCE, INFLUENCE, SIMILARITY, HiddenStates, block_of
 from gptailor_merge.search.baselines.subject import base_of
 from gptailor_merge.space.outer import whole
 from gptailor_merge.space.space import Space
