@@ -262,7 +262,7 @@ def test_a_baselines_model_is_not_said_to_come_of_a_search(plain: Release) -> No
     assert "A search in the style of [GPTailor]" in card_of(plain, REPO).text
     pruned = replace(plain, summary=replace(plain.summary, baseline="short_gpt"))
     text = card_of(pruned, REPO).text
-    assert r"The baseline short\_gpt decided which layers to remove." in text
+    assert "The baseline short_gpt decided which layers to remove." in text
     assert "A search in the style" not in text
 
 
