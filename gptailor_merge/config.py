@@ -169,7 +169,7 @@ class SearchSection(Section):
 
 
 class RepairSection(Section):
-    """Repair of the best recipes when the search is over, see runs.finalists.
+    """Repair of the best recipes when the search is over, see repair.finalists.
 
     Attributes:
         finalists: recipes that are repaired, the best for each choice of layers; of a front all recipes
