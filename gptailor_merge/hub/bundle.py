@@ -19,7 +19,7 @@ from gptailor_merge.hub.release import RECORD, Release
 from gptailor_merge.report.pictures import draw_pictures
 from gptailor_merge.report.view import view
 from gptailor_merge.runs.directory import Directory
-from gptailor_merge.runs.public import WEIGHTS, refuse_private
+from gptailor_merge.runs.redaction import WEIGHTS, refuse_private
 
 DIRECTORY = "hub"
 """The name of the directory in the run directory."""

@@ -28,8 +28,8 @@ from gptailor_merge.hub.card_tables import (
     slots_table,
 )
 from gptailor_merge.hub.citations import CITATIONS
-from gptailor_merge.hub.measured_on import calibration_texts, described
 from gptailor_merge.hub.model_size import size_of
+from gptailor_merge.hub.objective_sentences import calibration_texts, described
 from gptailor_merge.hub.release import MAPS, Release
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.scores import COSTS, Score

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from gptailor_merge.host import mentions
-from gptailor_merge.hub.measured_on import source_of
+from gptailor_merge.hub.objective_sentences import source_of
 from gptailor_merge.hub.parents import languages_of
 from gptailor_merge.hub.release import Release
 from gptailor_merge.objectives.scores import COSTS

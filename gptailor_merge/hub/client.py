@@ -26,7 +26,7 @@ from gptailor_merge.hub.bundle import PICTURES
 from gptailor_merge.hub.client_errors import explained
 from gptailor_merge.hub.release import RECORD
 from gptailor_merge.models.checkpoint import INDEX
-from gptailor_merge.runs.public import WEIGHTS
+from gptailor_merge.runs.redaction import WEIGHTS
 
 ATTRIBUTES = ".gitattributes"
 """A file that the Hub itself puts into every repository."""

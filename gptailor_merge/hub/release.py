@@ -1,6 +1,6 @@
 """A run as it is published: the recipe, and a compact record of how it was found.
 
-Members are called as parents.py says, and everything passes through runs/public.py: no path of this
+Members are called as parents.py says, and everything passes through runs/redaction.py: no path of this
 machine is in it.
 """
 
@@ -23,8 +23,8 @@ from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.directory import Directory
-from gptailor_merge.runs.public import public
 from gptailor_merge.runs.record import Record
+from gptailor_merge.runs.redaction import public
 from gptailor_merge.runs.summary import FOUND, Summary, summarize
 from gptailor_merge.scoring.measures import Items
 

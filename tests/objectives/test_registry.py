@@ -12,7 +12,7 @@ import torch
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.hub.measured_on import described
+from gptailor_merge.hub.objective_sentences import described
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_model, load_tokenizer
 from gptailor_merge.objectives.registry import KINDS, config_class

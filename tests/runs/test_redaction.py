@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from gptailor_merge.errors import MergeFailedError
-from gptailor_merge.runs.public import public, public_name, refuse_private
+from gptailor_merge.runs.redaction import public, public_name, refuse_private
 
 
 @pytest.mark.parametrize(
