@@ -1,5 +1,6 @@
 # make demo: search the built-in family for a smaller model, write and verify it, print before/after.
 # make test: ruff, mypy --strict, pytest. Both make .venv first.
+# Test files run in the order of their names: files of few long tests would else come last, on one core.
 PYTHON ?= python3
 # torch comes first and pinned, so that nothing else drags in another build; TORCH=… overrides it.
 TORCH ?= torch==2.13.0
@@ -18,7 +19,7 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # One thread: on two virtual cores two threads of a model this small are at times ten times slower.
 demo: .venv/.installed
