@@ -178,7 +178,12 @@ def test_another_package_scores_in_a_second_process_and_the_journal_is_the_same(
     search = tiny.search.model_copy(update={"budget": 12, "population": 4, "racing": True})
     config = tiny.model_copy(update={"search": search})
     (tmp_path / "search.yml").write_text(config.to_yaml())
-    execute(config, Run(tmp_path / LOCAL), torch.device("cpu"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the other process: sums of several threads may round otherwise
+    try:
+        execute(config, Run(tmp_path / LOCAL), torch.device("cpu"))
+    finally:
+        torch.set_num_threads(threads)
     script = f"""
 from pathlib import Path
 import torch
