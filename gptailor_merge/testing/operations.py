@@ -50,7 +50,7 @@ class LayerOperationContract:
         Args:
             family: name -> directory of "base", "math" and "code".
         """
-        raise NotImplementedError
+        raise NotImplementedError("give a method `slice_of` that returns a slice of the operation")
 
     def recipe_of(self, family: Mapping[str, str], part: Mapping[str, Any]) -> Recipe:
         """Returns a recipe that selects the first layer of the base and then has the slice."""
