@@ -192,7 +192,7 @@ from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.execution import execute
 
 here = Path({str(tmp_path)!r})
-execute(SearchConfig.load(here / "search.yml"), Run(here / "two"), torch.device("cpu"), executor="two")
+execute(SearchConfig.load(here / "search.yml"), Run(here / "other"), torch.device("cpu"), executor="two")
 """
     done = subprocess.run(
         [sys.executable, "-c", script],
@@ -203,12 +203,13 @@ execute(SearchConfig.load(here / "search.yml"), Run(here / "two"), torch.device(
     )
     assert done.returncode == 0, done.stderr
     journals = []
-    for name in (LOCAL, "two"):
+    for name in (LOCAL, "other"):
         with Journal(Run(tmp_path / name).journal) as journal:
             rows = [replace(c, seconds=0.0) for c in (*journal.candidates(), *journal.repairs().values())]
             journals.append((rows, journal.held_out(), journal.metadata().gaps))
-    # The maps of repairs lie in the directory of each run.
+    # The maps of repairs lie in the directory of each run. YAML breaks lines by their length, so both
+    # directories have names of five letters.
     assert repr(journals[0]).replace(str(tmp_path / LOCAL), "") == repr(journals[1]).replace(
-        str(tmp_path / "two"), ""
+        str(tmp_path / "other"), ""
     )
     assert len(journals[0][0]) > 12
