@@ -126,6 +126,15 @@ class Bank:
                 for inner in layer:
                     self._load(member, f"{architecture.prefix}{index}.{inner}", index)
 
+    def stored(self, model: str, index: int) -> dict[str, torch.Tensor]:
+        """Returns the tensors of a member's layer as they are stored, by their names inside the layer."""
+        member = self.family.by_model(model)
+        architecture = member.architecture
+        return {
+            inner: self._load(member, f"{architecture.prefix}{index}.{inner}", index).to(self.device)
+            for inner in architecture.layers[index]
+        }
+
     def layer(self, slot: Slot) -> Layer:
         """Returns the layer that a slot holds."""
         if slot.is_as_stored and not self.on_host:

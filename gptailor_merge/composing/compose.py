@@ -23,10 +23,13 @@ class Composer:
     """Composes models from plans; a selected layer is not copied, and the model's own forward runs.
 
     Composed models share modules and tensors with each other: run them, do not train them.
+
+    Attributes:
+        bank: the family's weights.
     """
 
     def __init__(self, bank: Bank) -> None:
-        self._bank = bank
+        self.bank = bank
         base = bank.family.base
         self._config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
         # Parameters stay on the meta device; buffers (rotary frequencies) are computed.
@@ -46,12 +49,12 @@ class Composer:
     @property
     def device(self) -> torch.device:
         """The device that models run on."""
-        return self._bank.device
+        return self.bank.device
 
     @property
     def streams(self) -> bool:
         """True if layers are moved to the device one by one, see Bank."""
-        return self._bank.on_host
+        return self.bank.on_host
 
     def compose(self, plan: Plan, only: Container[int] | None = None) -> PreTrainedModel:
         """Returns the model that a plan describes.
@@ -60,7 +63,7 @@ class Composer:
             only: the positions to fill; the other layers have no weights and cannot run. None fills all.
         """
         modules = [
-            self._module(self._bank.layer(slot), slot.layers[0][1], position)
+            self._module(self.bank.layer(slot), slot.layers[0][1], position)
             if only is None or position in only
             else self._layers[slot.layers[0][1]]
             for position, slot in enumerate(plan.slots)
@@ -80,7 +83,7 @@ class Composer:
     def _generation_config(self, plan: Plan, config: PreTrainedConfig) -> GenerationConfig:
         """Returns what from_pretrained finds in the written model: the tokenizer donor's, or the config's."""
         if plan.tokenizer not in self._generation:
-            directory = self._bank.family.by_model(plan.tokenizer).directory
+            directory = self.bank.family.by_model(plan.tokenizer).directory
             self._generation[plan.tokenizer] = (
                 GenerationConfig.from_pretrained(directory)
                 if (directory / "generation_config.json").is_file()
@@ -90,7 +93,7 @@ class Composer:
 
     def _changes(self, plan: Plan) -> dict[str, Any]:
         """Returns the entries in which the config of a plan's model differs from the base's."""
-        family = self._bank.family
+        family = self.bank.family
         donor = {} if plan.tokenizer == plan.base_model else family.by_model(plan.tokenizer).config
         return {**changes(family.base.config, plan.kept), **tokens_of(donor)}
 
@@ -100,9 +103,9 @@ class Composer:
         model = self._shells.get(key)
         if model is None:
             model = _shallow_copy(self._template)
-            self._set_outer(model, embeddings, self._bank.family.base.architecture.before)
-            self._set_outer(model, head, self._bank.family.base.architecture.after)
-            if self._bank.family.tied:
+            self._set_outer(model, embeddings, self.bank.family.base.architecture.before)
+            self._set_outer(model, head, self.bank.family.base.architecture.after)
+            if self.bank.family.tied:
                 output = model.get_output_embeddings()
                 weight = model.get_input_embeddings().weight
                 model.set_output_embeddings(_with_parameter(output, "weight", weight))
@@ -124,11 +127,20 @@ class Composer:
     def _set_outer(self, model: nn.Module, component: Component, names: Iterable[str]) -> None:
         models, operation = component
         for name in names:
-            tensor = self._bank.outer(models, operation, name)
-            path, _, leaf = name.rpartition(".")
-            parent, _, child = path.rpartition(".")
-            owner = _unshared(model, parent)
-            setattr(owner, child, _with_parameter(getattr(owner, child), leaf, tensor))
+            set_parameter(model, name, self.bank.outer(models, operation, name))
+
+
+def set_parameter(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Gives a composed model a parameter of its own; models that shared the old one keep it.
+
+    Args:
+        name: as state_dict has it.
+        tensor: a parameter, or a tensor that becomes one without a gradient.
+    """
+    path, _, leaf = name.rpartition(".")
+    parent, _, child = path.rpartition(".")
+    owner = _unshared(model, parent)
+    setattr(owner, child, _with_parameter(getattr(owner, child), leaf, tensor))
 
 
 def _shallow_copy(module: M) -> M:

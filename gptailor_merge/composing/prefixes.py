@@ -79,6 +79,8 @@ def advance(
     layers: range,
     record: set[int],
     branches: Branches | None = None,
+    *,
+    gradients: bool = False,
 ) -> list[State]:
     """Runs consecutive layers of a model and returns the outputs of some of them.
 
@@ -89,6 +91,7 @@ def advance(
         record: the layers whose outputs are returned, in order; -1 together with 0 also returns the
             input of layer 0.
         branches: positions and mask of token trees; None if each row is one text.
+        gradients: whether the outputs are to be differentiated.
     """
     arguments = {}
     if branches is not None:
@@ -107,19 +110,21 @@ def advance(
             else:
                 stand_ins.append(_Skip(layer))
         body.layers = nn.ModuleList(stand_ins)
-        with torch.inference_mode():
+        with torch.inference_mode(not gradients):
             body(input_ids=ids, use_cache=False, **arguments)
     return outputs
 
 
-def head(model: PreTrainedModel, ids: torch.Tensor, state: State) -> torch.Tensor:
+def head(
+    model: PreTrainedModel, ids: torch.Tensor, state: State, *, gradients: bool = False
+) -> torch.Tensor:
     """Returns the logits [sequences, length, vocabulary] of the last layer's output.
 
     `ids` and `state` may be any rows and positions of a batch, since the modules after the layers treat
     each position by itself.
     """
     body = model.base_model
-    with _layers_restored(body) as body_layers, torch.inference_mode():
+    with _layers_restored(body) as body_layers, torch.inference_mode(not gradients):
         body.layers = nn.ModuleList([_Replay(body_layers[0], state)])
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
     return logits
@@ -202,7 +207,7 @@ def _layers_restored(body: Any) -> Iterator[nn.ModuleList]:
         body.layers = layers
 
 
-class _StandIn(nn.Module):
+class StandIn(nn.Module):
     """Stands in a layer's place; attributes that a model asks it for are the layer's."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -216,14 +221,14 @@ class _StandIn(nn.Module):
             return getattr(super().__getattr__("_layer"), name)
 
 
-class _Skip(_StandIn):
+class _Skip(StandIn):
     """Computes nothing."""
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         return hidden_states
 
 
-class _Replay(_StandIn):
+class _Replay(StandIn):
     """Returns a stored state; stands for the last of the skipped layers."""
 
     def __init__(self, layer: nn.Module, state: State) -> None:
@@ -234,7 +239,7 @@ class _Replay(_StandIn):
         return self._state
 
 
-class _Record(_StandIn):
+class _Record(StandIn):
     """Runs the layer and appends its output, preceded by its input if asked to, to a list."""
 
     def __init__(self, layer: nn.Module, states: list[State], *, with_input: bool) -> None:

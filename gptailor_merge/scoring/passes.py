@@ -31,13 +31,19 @@ Measured = dict[tuple[str, str], list[NDArray[np.float64]]]
 
 
 def predictions(
-    model: PreTrainedModel, batch: Batch, state: State, *, vocabulary: int | None = None
+    model: PreTrainedModel,
+    batch: Batch,
+    state: State,
+    *,
+    vocabulary: int | None = None,
+    gradients: bool = False,
 ) -> Iterator[Prediction]:
     """Yields a model's predictions, some rows at a time, at positions whose next token is known.
 
     Args:
         state: the output of the model's last layer for the batch.
         vocabulary: tokens that can be predicted, counted from the first; default all of the model's.
+        gradients: whether the predictions are to be differentiated.
     """
     positions = batch.ids.shape[1] - 1
     if batch.rows:
@@ -49,9 +55,10 @@ def predictions(
         part_state = state[start : start + len(part.ids)]
         start += len(part.ids)
         if part.rows:
-            yield from _item_predictions(model, part, part_state, vocabulary)
+            yield from _item_predictions(model, part, part_state, vocabulary, gradients)
             continue
-        logits = head(model, part.ids[:, :-1], part_state[:, :-1])[..., :vocabulary].float()
+        logits = head(model, part.ids[:, :-1], part_state[:, :-1], gradients=gradients)
+        logits = logits[..., :vocabulary].float()
         log_normalizer = logits.logsumexp(-1)
         for segment in part.segments:
             at = slice(segment.at.start, segment.at.stop)
@@ -59,11 +66,12 @@ def predictions(
 
 
 def _item_predictions(
-    model: PreTrainedModel, batch: Batch, state: State, vocabulary: int | None
+    model: PreTrainedModel, batch: Batch, state: State, vocabulary: int | None, gradients: bool
 ) -> Iterator[Prediction]:
     """Yields the predictions at the places that items ask for."""
     places = batch.places
-    logits = head(model, batch.ids[places][None], state[places][None])[0, :, :vocabulary].float()
+    logits = head(model, batch.ids[places][None], state[places][None], gradients=gradients)
+    logits = logits[0, :, :vocabulary].float()
     log_normalizer = logits.logsumexp(-1)
     for segment, at, asked in batch.questions:
         yield Prediction(segment, asked, logits, log_normalizer, at)

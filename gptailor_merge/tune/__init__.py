@@ -1,0 +1,1 @@
+"""Fits merge weights and the gains of norms by gradient."""
