@@ -1,4 +1,4 @@
-"""`gptailor merge`, `score`, `repair`, `eval` and `check`: the commands that work on one model."""
+"""`gptailor merge`, `score`, `repair`, `tune`, `eval` and `check`: the commands that work on one model."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(merge)
     app.command()(score)
     app.command()(repair)
+    app.command()(tune)
     app.command(name="eval")(evaluate)
     app.command()(check)
 
@@ -110,6 +111,63 @@ def repair(
         typer.echo(json.dumps(result.to_json()))
     else:
         printing.repairs(result)
+        typer.echo(f"recipe  {out / RECIPE}")
+
+
+def tune(
+    recipe: RecipeFile,
+    data: Texts,
+    out: Annotated[Path, typer.Option(help="The directory to make, with the tuned recipe and its gains.")],
+    member: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL",
+            help="A variant to merge as well, which the recipe does not name. May be given several times.",
+        ),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MEMBER",
+            help="Whose predictions of a text are the aim. Default: the member of the text's name, or the base.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Most steps of Adam.")] = 60,
+    weights: Annotated[
+        str, typer.Option(metavar="SHARING", help="What shares a merge weight: layer, part or tensor.")
+    ] = "part",
+    norms: Annotated[bool, typer.Option(help="Fit the gains of the norms, too.")] = True,
+    rate: Annotated[float, typer.Option(min=0.0, help="Adam's rate of the merge weights.")] = 0.03,
+    tokens: Tokens = 65536,
+    sequence_length: SequenceLength = 512,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Fit a recipe's merge weights and the gains of its norms by gradient; all members take part."""
+    from gptailor_merge.api.library_logs import quiet_libraries
+    from gptailor_merge.api.tuning import RECIPE
+    from gptailor_merge.api.tuning import tune as tune_recipe
+
+    quiet_libraries()
+    result = tune_recipe(
+        recipe,
+        data,
+        out,
+        members=pairs("--member", "NAME=MODEL", member),
+        teachers=pairs("--teacher", "NAME=MEMBER", teacher),
+        steps=steps,
+        weights=sharing(weights),
+        norms=norms,
+        rate=rate,
+        tokens=tokens,
+        sequence_length=sequence_length,
+        device=device,
+        on_step=say,
+    )
+    if as_json:
+        typer.echo(json.dumps(result.to_json()))
+    else:
+        printing.tuning(result)
         typer.echo(f"recipe  {out / RECIPE}")
 
 

@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from gptailor_merge.calibration.held_back import has_enough
 from gptailor_merge.errors import ConfigError, DataError, Problem
 from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.planning.slot_replacement import rewritten
 from gptailor_merge.recipe.edits import edit_files
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.repair.fitting import Repairer, has_enough
+from gptailor_merge.repair.fitting import Repairer
 from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.gates import Gates
 from gptailor_merge.scoring.workplace import Workplace

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gptailor_merge.calibration.batches import Batch, layout
+from gptailor_merge.calibration.held_back import divided
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.editing import save_map
 from gptailor_merge.composing.exits import placed
-from gptailor_merge.digests import digest_of_bytes
-from gptailor_merge.errors import DataError, FamilyError
+from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.family import Family
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.scores import Score
@@ -26,10 +26,6 @@ from gptailor_merge.scoring.passes import Passes
 
 RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0)
 """Strengths of the ridge that are tried, see repair.regression."""
-
-
-EVERY = 4
-"""Every fourth sequence is left out of the fit, and chooses the ridge."""
 
 
 BATCH_TOKENS = 4096
@@ -78,7 +74,7 @@ class Repairer:
     def __init__(
         self, composer: Composer, family: Family, sets: Sequence[TokenSet], *, everywhere: bool = False
     ) -> None:
-        fitted, held_back = _split(sets)
+        fitted, held_back = divided(sets)
         self.tokens = sum(ids.numel() for token_set in sets for ids in token_set.sequences)
         self.spent = 0
         self._composer, self._family, self._everywhere = composer, family, everywhere
@@ -146,11 +142,6 @@ class Repairer:
         return Score.total(list(by_set.values())).mean
 
 
-def has_enough(sets: Sequence[TokenSet]) -> bool:
-    """Tells whether there are sequences to choose a ridge on."""
-    return any(len(token_set.sequences) >= EVERY for token_set in sets)
-
-
 def _obstacle(plan: Plan, cut: Cut, config: Mapping[str, Any]) -> str | None:
     """Returns why a cut cannot have a map, or None where it can."""
     if Edit(MLP) in plan.slots[cut.slot].edits:
@@ -165,20 +156,3 @@ def _obstacle(plan: Plan, cut: Cut, config: Mapping[str, Any]) -> str | None:
 def _with_map(plan: Plan, cut: Cut, matrix: torch.Tensor, directory: Path) -> Plan:
     file, digest = save_map(matrix, directory, f"repair-{cut.slot}.safetensors")
     return with_edit(plan, cut.slot, Edit(MLP, digest, str(file)))
-
-
-def _split(sets: Sequence[TokenSet]) -> tuple[list[TokenSet], list[TokenSet]]:
-    """Divides texts into those that maps are fitted to and those that choose the ridge."""
-    if not has_enough(sets):
-        raise DataError(
-            f"no file has {EVERY} sequences, every {EVERY}th of which chooses the ridge; "
-            "give more --tokens or a shorter --sequence-length"
-        )
-    held_back = [_part(s, s.sequences[EVERY - 1 :: EVERY]) for s in sets if len(s.sequences) >= EVERY]
-    fitted = [[ids for i, ids in enumerate(s.sequences) if i % EVERY != EVERY - 1] for s in sets]
-    return [_part(s, ids) for s, ids in zip(sets, fitted, strict=True)], held_back
-
-
-def _part(whole: TokenSet, sequences: Sequence[torch.Tensor]) -> TokenSet:
-    content = torch.stack(list(sequences)).numpy().tobytes()
-    return replace(whole, sequences=tuple(sequences), digest=digest_of_bytes(content))

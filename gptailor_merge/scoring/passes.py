@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from gptailor_merge.calibration.batches import RUNGS, Batch
 from gptailor_merge.composing.prefixes import State, advance, head
-from gptailor_merge.objectives.protocols import ModelObjective, Objective, Prediction
+from gptailor_merge.objectives.protocols import Forward, ModelObjective, Objective, Prediction
 from gptailor_merge.objectives.scores import Scores, Weights
 from gptailor_merge.scoring.racing import Totals, Units
 
@@ -182,6 +182,16 @@ class Passes:
                 extend(values, self.measure(predictions_alone(model, batch)))
             self.finish(rung, values, measured)
             self.measure_model(rung, model, measured)
+        return measured
+
+    def measure_with(self, forward: Forward) -> Measured:
+        """Measures what a forward pass predicts; objectives that take the whole model stay empty."""
+        measured = self.nothing_measured()
+        for rung, batches in enumerate(self.rungs):
+            values: Values = {}
+            for batch in batches:
+                extend(values, self.measure(forward(batch)))
+            self.finish(rung, values, measured)
         return measured
 
     def scores(self, measured: Measured) -> Scores:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,13 +13,13 @@ from torch import nn
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.bank import Bank
 from gptailor_merge.composing.compose import Composer, set_parameter
-from gptailor_merge.composing.editing import load_map
+from gptailor_merge.composing.editing import load_map, save_gains
 from gptailor_merge.composing.exits import placed
-from gptailor_merge.composing.norms import norms_of, outer_norms
+from gptailor_merge.composing.norms import norms_of, outer_norms, with_gains
 from gptailor_merge.composing.prefixes import advance
 from gptailor_merge.models.family import Family
 from gptailor_merge.objectives.protocols import Prediction
-from gptailor_merge.recipe.plan import Operation, Plan, Slot
+from gptailor_merge.recipe.plan import NORMS, Edit, Operation, Plan, Slot
 from gptailor_merge.scoring.passes import predictions
 from gptailor_merge.tune.groups import Groups, Sharing, groups_of
 from gptailor_merge.tune.layers import Ingredients, TunableLayer
@@ -29,19 +31,6 @@ METHOD = "task_arithmetic"
 
 DECIMALS = 5
 """Merge weights are rounded to this many decimals, so that recipes can be read."""
-
-
-@dataclass(frozen=True)
-class Tunables:
-    """The numbers that are fitted, as they stand at some step.
-
-    Attributes:
-        weights: for each slot [groups, members].
-        gains: name in the tailored model's plan, see slot_gain -> the gain of a norm.
-    """
-
-    weights: tuple[torch.Tensor, ...]
-    gains: Mapping[str, torch.Tensor]
 
 
 class TunableModel:
@@ -73,8 +62,7 @@ class TunableModel:
         self.outer: dict[str, nn.Parameter] = {}
         if norms:
             for name in outer_norms(self._family.base.config):
-                gain = self._bank.outer(plan.head.models, plan.head.operation, name)
-                self.outer[name] = nn.Parameter(gain.float().clone())
+                self.outer[name] = nn.Parameter(self.model.get_parameter(name).detach().float().clone())
                 set_parameter(self.model, name, self.outer[name])
 
     @property
@@ -87,13 +75,30 @@ class TunableModel:
         """Lists the gains of all norms."""
         return [*(gain for layer in self.layers for gain in layer.gain_values), *self.outer.values()]
 
-    def predictions(self, batch: Batch, *, gradients: bool) -> Iterator[Prediction]:
+    def predictions(self, batch: Batch) -> Iterator[Prediction]:
         """Yields what the model predicts of a batch."""
-        depth = len(self.layers)
+        yield from predictions(self.model, batch, self._state(batch, gradients=False))
+
+    @contextmanager
+    def differentiated(self, batch: Batch) -> Iterator[Iterator[Prediction]]:
+        """Gives predictions that can be differentiated, and takes their gradients down the layers at the end.
+
+        Some rows are predicted at a time. Whoever differentiates them one by one has no more logits in
+        memory than scoring has.
+        """
+        state = self._state(batch, gradients=True)
+        leaf = state.detach().requires_grad_()
+        yield predictions(self.model, batch, leaf, gradients=True)
+        if leaf.grad is not None:
+            state.backward(leaf.grad)
+
+    def _state(self, batch: Batch, *, gradients: bool) -> torch.Tensor:
+        """Returns the output of the last layer [sequences, length, width]."""
+        last = len(self.layers) - 1
         (state,) = advance(
-            self.model, batch.ids, None, range(depth), {depth - 1}, batch.branches, gradients=gradients
+            self.model, batch.ids, None, range(last + 1), {last}, batch.branches, gradients=gradients
         )
-        yield from predictions(self.model, batch, state, gradients=gradients)
+        return state
 
     def _layer(
         self, slot: Slot, layer: nn.Module, sharing: Sharing, dtype: torch.dtype, *, norms: bool
@@ -111,7 +116,7 @@ class TunableModel:
         for edit in placed(slot.edits, self._family.base.config, index):
             if edit.edit.digest is None:
                 zeros |= set(edit.names)
-            else:
+            elif edit.edit.is_repair:
                 matrix = load_map(edit.edit.file, edit.edit.digest)
                 maps.update(dict.fromkeys(edit.names, matrix.float().to(self._bank.device)))
         now = self._bank.layer(slot).tensors
@@ -128,18 +133,29 @@ class TunableModel:
             dtype,
         )
 
-    def slots(self) -> list[Slot]:
-        """Returns the slots with the merge weights as they are now, without their gains."""
-        slots = []
-        for slot, layer, groups, sources in zip(
-            self._plan.slots, self.layers, self._groups, self._sources, strict=True
-        ):
-            by_member = layer.weights.detach().cpu().T.tolist()
-            inputs = [
-                (("weight", groups.setting([round(value, DECIMALS) for value in values])),)
-                for values in by_member
-            ]
-            base = (self._plan.base_model, slot.layers[0][1])
-            operation = Operation(METHOD, ((), *inputs), base=0)
-            slots.append(replace(slot, layers=(base, *sources), operation=operation))
-        return slots
+    def plan(self, directory: Path, name: str) -> Plan:
+        """Returns the plan with the numbers as they are now.
+
+        Args:
+            directory, name: where the gains are written, if they are fitted.
+        """
+        tuned = replace(self._plan, slots=tuple(map(self._slot, range(len(self.layers)))))
+        gains = dict[str, torch.Tensor](self.outer)
+        for slot, layer in zip(self._plan.slots, self.layers, strict=True):
+            prefix = f"layers.{slot.layers[0][1]}."
+            gains |= {prefix + inner: gain for inner, gain in layer.gains.items()}
+        if not gains:
+            return tuned
+        file, digest = save_gains(gains, directory, name)
+        return with_gains(tuned, Edit(NORMS, digest, str(file)))
+
+    def _slot(self, position: int) -> Slot:
+        """Returns a slot with its merge weights as they are now."""
+        slot, groups = self._plan.slots[position], self._groups[position]
+        by_member = self.layers[position].weights.detach().cpu().T.tolist()
+        inputs = [
+            (("weight", groups.setting([round(value, DECIMALS) for value in values])),) for values in by_member
+        ]
+        base = (self._plan.base_model, slot.layers[0][1])
+        operation = Operation(METHOD, ((), *inputs), base=0)
+        return replace(slot, layers=(base, *self._sources[position]), operation=operation)

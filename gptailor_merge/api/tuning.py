@@ -1,0 +1,81 @@
+"""Tunes recipes: merge weights and the gains of norms are fitted by gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from gptailor_merge.api.arguments import AnyPath, ignore, read_recipe
+from gptailor_merge.files import refuse_existing, staging
+from gptailor_merge.models.devices import pick_device
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.scoring.text_scores import named_files
+from gptailor_merge.tune.groups import Sharing
+from gptailor_merge.tune.tuned_recipe import TunedRecipe, tune_recipe
+from gptailor_merge.tune.tuner import TuneOptions
+
+RECIPE = "recipe.yml"
+"""The file name of a tuned recipe, beside its gains."""
+
+
+def tune(
+    recipe: AnyPath | Recipe,
+    data: Sequence[str],
+    out: AnyPath,
+    *,
+    members: Mapping[str, str] | None = None,
+    teachers: Mapping[str, str] | None = None,
+    steps: int = 60,
+    weights: Sharing = "part",
+    norms: bool = True,
+    rate: float = 0.03,
+    tokens: int = 65536,
+    sequence_length: int = 512,
+    device: str = "auto",
+    on_step: Callable[[str], None] = ignore,
+) -> TunedRecipe:
+    """Fits a recipe's merge weights and the gains of its norms to what members predict of texts.
+
+        tuned = tune("runs/first/best.yml", ["maths=calibration/maths.jsonl"], "tuned")
+        print(tuned.tuning.before, tuned.tuning.after)
+
+    Args:
+        recipe: a recipe, or its file; each of its layers becomes a merge of all members.
+        data: text files, each PATH or NAME=PATH.
+        out: the directory to make, with recipe.yml and the gains; it appears whole or not at all.
+        members: name -> model, of variants that the recipe does not name.
+        teachers: name of the data -> name of the member whose predictions are the aim; by default the
+            member that has the name of the data, or else the base.
+        steps: most steps of Adam; fitting stops earlier where texts held back gain no more.
+        weights: the tensors that share a merge weight: layer, part or tensor.
+        norms: whether the gains of norms are fitted, too. Without them, the result is a recipe alone.
+        rate: Adam's rate of the merge weights.
+        tokens: total number of tokens, shared evenly by the files; a quarter is held back.
+        sequence_length: tokens in a sequence.
+        device: auto, cpu, cuda, cuda:N or mps.
+        on_step: called with a sentence on what is being done.
+
+    Raises:
+        RecipeError: a teacher is no member, or a norm's gain cannot be set.
+        DataError: texts that cannot be read, or too few.
+        ConfigError: `out` exists and is not an empty directory.
+    """
+    directory = Path(out)
+    refuse_existing(directory)
+    whole, file = read_recipe(recipe)
+    with staging(directory) as staged:
+        result = tune_recipe(
+            whole,
+            named_files(data),
+            directory,
+            members=members or {},
+            teachers=teachers or {},
+            file=file,
+            staged=staged,
+            options=TuneOptions(steps, weights, norms, rate, tokens),
+            sequence_length=sequence_length,
+            device=pick_device(device),
+            progress=on_step,
+        )
+        (staged / RECIPE).write_text(result.recipe.to_yaml(), encoding="utf-8")
+    return result

@@ -1,0 +1,43 @@
+"""Divides texts into those that something is fitted to, and those that tell whether the fit helps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from gptailor_merge.calibration.texts import TokenSet
+from gptailor_merge.digests import digest_of_bytes
+from gptailor_merge.errors import DataError
+
+EVERY = 4
+"""Every fourth sequence is held back from a fit."""
+
+
+def has_enough(sets: Sequence[TokenSet]) -> bool:
+    """Tells whether a sequence can be held back."""
+    return any(len(token_set.sequences) >= EVERY for token_set in sets)
+
+
+def divided(sets: Sequence[TokenSet]) -> tuple[list[TokenSet], list[TokenSet]]:
+    """Returns the sequences of each set that are fitted to, and those that are held back.
+
+    Sets with fewer than EVERY sequences are fitted to as a whole.
+
+    Raises:
+        DataError: no sequence can be held back.
+    """
+    if not has_enough(sets):
+        raise DataError(
+            f"no file has {EVERY} sequences, every {EVERY}th of which is held back to tell what helps; "
+            "give more --tokens or a shorter --sequence-length"
+        )
+    held_back = [_part(s, s.sequences[EVERY - 1 :: EVERY]) for s in sets if len(s.sequences) >= EVERY]
+    fitted = [[ids for i, ids in enumerate(s.sequences) if i % EVERY != EVERY - 1] for s in sets]
+    return [_part(s, ids) for s, ids in zip(sets, fitted, strict=True)], held_back
+
+
+def _part(whole: TokenSet, sequences: Sequence[torch.Tensor]) -> TokenSet:
+    content = torch.stack(list(sequences)).numpy().tobytes()
+    return replace(whole, sequences=tuple(sequences), digest=digest_of_bytes(content))

@@ -1,0 +1,147 @@
+"""Fits the numbers of a tunable model by Adam, and stops where texts that are not fitted to gain no more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gptailor_merge.calibration.batches import Batch
+from gptailor_merge.objectives.protocols import Prediction, PredictionObjective
+from gptailor_merge.objectives.scores import Weights
+from gptailor_merge.scoring.passes import Passes
+from gptailor_merge.search.outcomes import loss
+from gptailor_merge.tune.tunable_model import TunableModel
+
+BETAS = (0.9, 0.99)
+"""Adam's decay rates; the second is below its default, since there are tens of steps and not thousands."""
+
+
+GAIN_SHARE = 0.3
+"""The rate of a norm's gain, as a share of the rate of merge weights and of the gain's root mean square."""
+
+
+CHECKS = 10
+"""The texts that are not fitted to are looked at this often, spread evenly over the steps."""
+
+
+PATIENCE = 3
+"""Fitting ends when this many looks in a row have found nothing better."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Tells how a fit went.
+
+    Attributes:
+        steps: the number of steps after which the model was best; 0 if it was best as it began.
+        before, after: the loss on the texts that were not fitted to, at the beginning and at its best.
+        tokens: tokens that went through the model; those that were differentiated count three times.
+    """
+
+    steps: int
+    before: float
+    after: float
+    tokens: int
+
+
+def fit(
+    model: TunableModel,
+    fitted: Passes,
+    held_back: Passes,
+    weights: Weights,
+    *,
+    steps: int,
+    rate: float,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Fit:
+    """Fits a model's merge weights and gains, and leaves it as it was best on the texts held back.
+
+    Args:
+        fitted: the objectives on the texts that are fitted to; a rung is the texts of one step.
+        held_back: the same objectives on other texts.
+        weights: objective -> its weight in the loss.
+        steps: most steps; they go through the rungs in turn.
+        rate: Adam's rate of merge weights, which falls to zero along half a cosine.
+    """
+    optimizer = torch.optim.Adam(_parameter_groups(model, rate), betas=BETAS)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    before = best = _loss(model, held_back, weights)
+    kept, best_step, waited = _copy(model), 0, 0
+    tokens = held_back.tokens
+    interval = max(1, steps // CHECKS)
+    for step in range(steps):
+        for group, full in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = full * (1 + math.cos(math.pi * step / steps)) / 2
+        batches = fitted.rungs[step % len(fitted.rungs)]
+        _differentiate(model, fitted.objectives, batches, weights)
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens += 3 * sum(batch.ids.numel() for batch in batches)
+        if (step + 1) % interval and step + 1 < steps:
+            continue
+        now = _loss(model, held_back, weights)
+        tokens += held_back.tokens
+        progress(f"tuning, step {step + 1} of {steps}: loss {now:.4f}, {before:.4f} at the beginning")
+        waited += 1
+        if now < best:
+            best, best_step, kept, waited = now, step + 1, _copy(model), 0
+        elif waited == PATIENCE or not math.isfinite(now):
+            break
+    with torch.no_grad():
+        for parameter, value in zip(_parameters(model), kept, strict=True):
+            parameter.copy_(value)
+    return Fit(best_step, before, best, tokens)
+
+
+def _parameters(model: TunableModel) -> list[torch.nn.Parameter]:
+    return [*model.weights, *model.gains]
+
+
+def _parameter_groups(model: TunableModel, rate: float) -> Iterator[dict[str, object]]:
+    """Yields Adam's groups: a step of Adam is as long as the rate, so that gains get one by their size."""
+    yield {"params": model.weights, "lr": rate}
+    for gain in model.gains:
+        size = float(gain.detach().square().mean().sqrt())
+        yield {"params": [gain], "lr": rate * GAIN_SHARE * (size or 1.0)}
+
+
+def _copy(model: TunableModel) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in _parameters(model)]
+
+
+def _loss(model: TunableModel, passes: Passes, weights: Weights) -> float:
+    """Returns the weighted loss on texts, as a search would score it."""
+    measured = passes.measure_with(model.predictions)
+    return loss(passes.scores(measured), weights)
+
+
+def _differentiate(
+    model: TunableModel,
+    objectives: Sequence[PredictionObjective],
+    batches: Sequence[Batch],
+    weights: Weights,
+) -> None:
+    """Adds to the gradients those of the loss on batches; every token of an objective counts alike."""
+    counts = {
+        objective.name: sum(_predicted(batch, objective) for batch in batches) for objective in objectives
+    }
+    for batch in batches:
+        with model.differentiated(batch) as predictions:
+            for prediction in predictions:
+                for objective in objectives:
+                    for token_set in objective.sets:
+                        if token_set.digest == prediction.segment.digest:
+                            values = objective.values(token_set.name, prediction).sum()
+                            share = weights[objective.name] / counts[objective.name]
+                            # Rows of several sets share logits, which go when their predictions do.
+                            (share * values).backward(retain_graph=True)
+
+
+def _predicted(batch: Batch, objective: PredictionObjective) -> int:
+    """Counts the tokens that an objective has in a batch."""
+    digests = {token_set.digest for token_set in objective.sets}
+    rows = sum(len(segment.at) for segment in batch.segments if segment.digest in digests)
+    return rows * (batch.ids.shape[1] - 1)

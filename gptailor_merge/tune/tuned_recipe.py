@@ -1,0 +1,144 @@
+"""Tunes a recipe: a recipe and texts go in, a recipe with fitted merge weights and gains comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gptailor_merge.errors import RecipeError
+from gptailor_merge.models.devices import compute_dtype, stored_dtype
+from gptailor_merge.models.family import Family
+from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.objectives.kinds import Context
+from gptailor_merge.objectives.kl import KLConfig
+from gptailor_merge.planning.check import check_with_family
+from gptailor_merge.planning.slot_replacement import rewritten
+from gptailor_merge.recipe.plan import NORMS, Edit, Plan
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.scoring.live_models import composer_of
+from gptailor_merge.scoring.teachers import Teachers
+from gptailor_merge.tune.tuner import TuneOptions, Tuner, Tuning
+
+GAINS = "gains.safetensors"
+"""The file name of the gains of norms, beside the tuned recipe."""
+
+
+@dataclass(frozen=True)
+class TunedRecipe:
+    """A recipe with fitted merge weights.
+
+    Attributes:
+        recipe: the tuned recipe; the recipe as it was, if tuning does not help.
+        tuning: what it came to.
+        fitted_tokens: the number of tokens that it was fitted to.
+    """
+
+    recipe: Recipe
+    tuning: Tuning
+    fitted_tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what `gptailor tune --json` prints."""
+        tuning = self.tuning
+        return {
+            "helps": tuning.helps,
+            "before": tuning.before,
+            "after": tuning.after,
+            "steps": tuning.fit.steps,
+            "fitted_tokens": self.fitted_tokens,
+            "tokens": tuning.fit.tokens,
+        }
+
+
+def tune_recipe(
+    recipe: Recipe,
+    data: Mapping[str, str],
+    out: Path,
+    *,
+    members: Mapping[str, str],
+    teachers: Mapping[str, str],
+    file: Path | None = None,
+    staged: Path | None = None,
+    options: TuneOptions,
+    sequence_length: int,
+    device: torch.device,
+    progress: Callable[[str], None] = lambda step: None,
+) -> TunedRecipe:
+    """Fits a recipe's merge weights, and the gains of its norms, to what members predict of texts.
+
+    Args:
+        data: name -> file of texts.
+        out: the directory of the gains, as the tuned recipe names it.
+        members: name -> model, of variants that slots may be merged of besides those that the recipe names.
+        teachers: name of the data -> name of the member that predicts them; by default the member that
+            has the name of the data, or else the base.
+        file: the recipe's file, for messages.
+        staged: the directory that the gains are written to, if it is to be renamed to `out` later.
+        progress: told what is being done.
+
+    Raises:
+        RecipeError: a teacher is no member, or a norm's gain cannot be set.
+        FamilyError: members do not fit together.
+        DataError: texts that cannot be read, or too few.
+    """
+    plan, _ = check_with_family(recipe, file=file)
+    names = {model: name for name, model in members.items()}
+    variants = {names.get(m, m): m for m in recipe.models if m != recipe.base_model}
+    family = Family.load(recipe.base_model, {**variants, **members})
+    taught = {name: _teacher(name, teachers, family, file) for name in data}
+    out_dtype = recipe.out_dtype or recipe.dtype or stored_dtype(family.base)
+    runner = Teachers(family, device, compute_dtype(device, out_dtype))
+    directory = family.by_model(plan.tokenizer).directory
+    context = Context(
+        tokenizer=load_tokenizer(directory),
+        directory=directory,
+        teacher=runner.get,
+        device=device,
+        out_dtype=getattr(torch, out_dtype),
+    )
+    objective = KLConfig(
+        kind="kl", data=dict(data), teacher=taught, tokens=options.tokens, sequence_length=sequence_length
+    )
+    progress("running the teachers")
+    tuner = Tuner(composer_of(recipe, family, device), [(objective, 1.0)], context, options)
+    runner.release()
+    tuned, tuning = tuner.tune(plan, staged or out, GAINS, progress)
+    if tuning.helps:
+        recipe = _written(recipe, _moved(tuned, out))
+    return TunedRecipe(recipe, tuning, tuner.tokens)
+
+
+def _teacher(data: str, teachers: Mapping[str, str], family: Family, file: Path | None) -> str:
+    """Returns the name of the member that teaches the data of a name."""
+    name = teachers.get(data)
+    if name is None:
+        return data if family.by_name(data) is not None else "base"
+    known = [member.name for member in family.members]
+    if name not in known:
+        raise RecipeError(f"the teacher {name!r} is no member; known are {', '.join(known)}", file=file)
+    return name
+
+
+def _written(recipe: Recipe, plan: Plan) -> Recipe:
+    """Returns the recipe with the slots and the gains of a plan."""
+    whole = rewritten(recipe, plan.slots)
+    gains = plan.gains
+    update = {
+        "gains": None if gains is None else gains.file,
+        "gains_digest": None if gains is None else gains.digest,
+    }
+    return whole.model_copy(update={"parameters": whole.parameters.model_copy(update=update)})
+
+
+def _moved(plan: Plan, out: Path) -> Plan:
+    """Returns a plan whose gains are in another directory."""
+
+    def moved(edit: Edit) -> Edit:
+        return replace(edit, file=str(out / GAINS)) if edit.part == NORMS else edit
+
+    slots = tuple(replace(slot, edits=tuple(map(moved, slot.edits))) for slot in plan.slots)
+    return replace(plan, slots=slots, gains=None if plan.gains is None else moved(plan.gains))

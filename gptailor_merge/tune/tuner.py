@@ -1,0 +1,159 @@
+"""Tunes plans: fits their merge weights and the gains of norms, and keeps what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptailor_merge.calibration.batches import layout
+from gptailor_merge.calibration.held_back import divided
+from gptailor_merge.calibration.texts import TokenSet
+from gptailor_merge.composing.compose import Composer
+from gptailor_merge.errors import ConfigError
+from gptailor_merge.objectives.kinds import Context, ObjectiveConfig
+from gptailor_merge.objectives.protocols import PerToken, PredictionObjective
+from gptailor_merge.objectives.scores import Weights
+from gptailor_merge.objectives.text_kinds import TextConfig, token_sets
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.scoring.passes import Passes
+from gptailor_merge.search.outcomes import loss
+from gptailor_merge.tune.fitting import Fit, fit
+from gptailor_merge.tune.groups import Sharing
+from gptailor_merge.tune.tunable_model import TunableModel
+
+BATCH_TOKENS = 4096
+"""Tokens that are differentiated at once, approximately."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Says how plans are tuned.
+
+    Attributes:
+        steps: most steps of Adam.
+        sharing: the tensors that share a merge weight.
+        norms: whether the gains of norms are fitted, too.
+        rate: Adam's rate of merge weights.
+        tokens: tokens of the texts, in all; every fourth sequence is held back.
+        step_tokens: tokens of a step, approximately.
+    """
+
+    steps: int = 60
+    sharing: Sharing = "part"
+    norms: bool = True
+    rate: float = 0.03
+    tokens: int = 65536
+    step_tokens: int = 8192
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Tells what tuning a plan came to.
+
+    Attributes:
+        fit: how the fit went.
+        before, after: the loss of the plan as it was and of the tuned one, on texts that were not fitted to.
+    """
+
+    fit: Fit
+    before: float
+    after: float
+
+    @property
+    def helps(self) -> bool:
+        """True where the tuned plan is better, merged and rounded as it will be written."""
+        return self.after < self.before
+
+
+class Tuner:
+    """Tunes plans of one family on the same texts.
+
+    Args:
+        objectives: what is minimised, each with its weight in the loss.
+        context: reads the data and runs the teachers.
+
+    Attributes:
+        tokens: the number of tokens that plans are fitted to.
+
+    Raises:
+        ConfigError: an objective has no gradient.
+        DataError: too few sequences to hold some back.
+    """
+
+    def __init__(
+        self,
+        composer: Composer,
+        objectives: Sequence[tuple[ObjectiveConfig, float]],
+        context: Context,
+        options: TuneOptions,
+    ) -> None:
+        self._composer, self._options = composer, options
+        fitted: dict[str, list[TokenSet]] = {}
+        held_back: dict[str, list[TokenSet]] = {}
+        configs: dict[str, TextConfig] = {}
+        weights: dict[str, float] = {}
+        for number, (config, weight) in enumerate(objectives):
+            name = f"{config.kind} {number}"
+            if not isinstance(config, TextConfig):
+                raise ConfigError(
+                    f"an objective of the kind {config.kind} has no gradient; tuning takes those on texts"
+                )
+            sets = token_sets(config.data, context.tokenizer, options.tokens, config.sequence_length)
+            fitted[name], held_back[name] = divided(sets)
+            configs[name], weights[name] = config, weight
+        self._weights: Weights = weights
+        self.tokens = sum(ids.numel() for sets in fitted.values() for s in sets for ids in s.sequences)
+        steps = max(1, round(self.tokens / options.step_tokens))
+        shares = [(step + 1) / steps for step in range(steps)]
+        self._fitted = _passes(configs, fitted, context, shares)
+        self._held_back = _passes(configs, held_back, context, (1.0,))
+
+    def tune(
+        self, plan: Plan, directory: Path, name: str, progress: Callable[[str], None] = lambda step: None
+    ) -> tuple[Plan, Tuning]:
+        """Returns the tuned plan, or the plan itself where tuning does not help, and what it came to.
+
+        Args:
+            directory, name: where the gains of norms are written.
+            progress: told of each look at the texts that are held back.
+        """
+        options = self._options
+        model = TunableModel(self._composer, plan, options.sharing, norms=options.norms)
+        fitted = fit(
+            model,
+            self._fitted,
+            self._held_back,
+            self._weights,
+            steps=options.steps,
+            rate=options.rate,
+            progress=progress,
+        )
+        tuned = model.plan(directory, name)
+        tuning = Tuning(fitted, self._loss(plan), self._loss(tuned))
+        return (tuned if tuning.helps else plan), tuning
+
+    def _loss(self, plan: Plan) -> float:
+        """Returns the loss of a plan's model, as it will be written, on the texts that are held back."""
+        return loss(self._held_back.score(self._composer.compose(plan)), self._weights)
+
+
+def _passes(
+    configs: Mapping[str, TextConfig],
+    sets: Mapping[str, Sequence[TokenSet]],
+    context: Context,
+    shares: Sequence[float],
+) -> Passes:
+    """Lays out texts and builds their objectives."""
+    together = [token_set for of_config in sets.values() for token_set in of_config]
+    rungs = layout(together, BATCH_TOKENS, device=context.device, rungs=shares)
+    batches = [batch for rung in rungs for batch in rung]
+    objectives: list[PredictionObjective] = []
+    for name, config in configs.items():
+        objective = config.build(name, tuple(sets[name]), batches, context)
+        if not isinstance(objective, PerToken):
+            raise ConfigError(
+                f"an objective of the kind {config.kind} has no gradient; tuning takes a mean over tokens"
+            )
+        objectives.append(objective)
+    return Passes(objectives, rungs, shares)
