@@ -1,7 +1,7 @@
 """Edits single tensors of a layer after it was selected or merged.
 
 Composing in memory and mergekit's `tailor` method call the same `edited`. The tensors are those of the
-linear map that a part of a layer, its attention or its MLP, ends with (exits.py).
+linear map that a part of a layer, its attention or its MLP, ends with (output_projections.py).
 """
 
 from __future__ import annotations

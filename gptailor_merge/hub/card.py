@@ -16,7 +16,7 @@ from transformers import AutoConfig
 import gptailor_merge
 from gptailor_merge.checking.llama_cpp import hazards
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.host.mentions import STOCK_COMMAND
+from gptailor_merge.host.names_and_commands import STOCK_COMMAND
 from gptailor_merge.hub.card_metadata import metadata
 from gptailor_merge.hub.card_tables import (
     held_out_tables,

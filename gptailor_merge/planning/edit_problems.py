@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gptailor_merge.composing.editing import load_map
-from gptailor_merge.composing.exits import placed
+from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.documents import suggest
 from gptailor_merge.errors import FamilyError, Problem, RecipeError
 from gptailor_merge.models.architecture import Architecture

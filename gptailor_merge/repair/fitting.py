@@ -13,7 +13,7 @@ from gptailor_merge.calibration.batches import Batch, layout
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.editing import save_map
-from gptailor_merge.composing.exits import placed
+from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import DataError, FamilyError
 from gptailor_merge.models.family import Family

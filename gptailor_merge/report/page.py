@@ -13,7 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from gptailor_merge.files import write_beside
-from gptailor_merge.host.mentions import RECIPE_TITLE
+from gptailor_merge.host.names_and_commands import RECIPE_TITLE
 from gptailor_merge.report.formatting import duration, number, plain, short, signed
 from gptailor_merge.report.interactive.charts import figures
 from gptailor_merge.report.interactive.figure_style import FONT

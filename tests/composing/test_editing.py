@@ -12,7 +12,7 @@ from torch import nn
 
 from gptailor_merge.cli.recipe_table import comparison, rows
 from gptailor_merge.composing.editing import Placed, edited, from_json, load_map, save_map, to_json
-from gptailor_merge.composing.exits import _keeps_zero, exit_of, placed
+from gptailor_merge.composing.output_projections import _keeps_zero, exit_of, placed
 from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import FamilyError, RecipeError
 from gptailor_merge.host.materialize import materialize
