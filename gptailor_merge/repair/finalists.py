@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Protocol
 
 from gptailor_merge.errors import ConfigError, DataError, Problem
-from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.planning.slot_replacement import rewritten
 from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.plan import Plan
@@ -27,6 +26,7 @@ from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.front import front
 from gptailor_merge.search.judging import verdicts
 from gptailor_merge.search.outcomes import candidate_of
+from gptailor_merge.search.settings import SearchSettings
 
 
 class RepairLog(Protocol):
@@ -55,16 +55,12 @@ class FinalistJudge:
     Attributes:
         executor: scores plans on the calibration set.
         gates: None where the config has none.
-        weights: objective -> its weight in the loss.
-        axes: the objectives of which a front is sought; none where the loss is minimised.
-        fingerprint: identifies the objectives that scores count under.
+        settings: those of the search.
     """
 
     executor: Executor
     gates: Gates | None
-    weights: Weights
-    axes: Sequence[str]
-    fingerprint: str
+    settings: SearchSettings
 
     def judge(self, original: Candidate, repaired: Plan) -> Candidate:
         """Returns what becomes of a repaired plan: it is scored if a map helps and no gate is against it."""
@@ -81,8 +77,8 @@ class FinalistJudge:
             rewritten(original.parsed, repaired.slots),
             verdict,
             outcome,
-            self.weights,
-            self.fingerprint,
+            self.settings.weights,
+            self.settings.fingerprint,
             Status.REPAIRED,
         )
 
@@ -123,13 +119,13 @@ def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog,
         repairer = Repairer(workplace.composer, workplace.family, texts, everywhere=config.everywhere)
     except DataError as error:
         raise ConfigError(Problem(("repair", "data"), str(error))) from None
-    best = {candidate.digest for candidate in _best_of(log, judge.axes)}
+    best = {candidate.digest for candidate in _best_of(log, judge.settings.axes)}
     done = {
         original
         for original, repaired in log.repairs().items()
         if repaired.digest not in best or all(Path(file).is_file() for file in map_files(repaired.parsed))
     }
-    chosen = finalists(log, judge.axes, config.finalists)
+    chosen = finalists(log, judge.settings.axes, config.finalists)
     for number, candidate in enumerate(chosen, start=1):
         if candidate.digest not in done:
             workplace.progress(f"repairing the cuts of recipe {number} of {len(chosen)}")
