@@ -25,7 +25,7 @@ from gptailor_merge.scoring.workplace import Workplace
 from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.front import front
 from gptailor_merge.search.judging import verdicts
-from gptailor_merge.search.outcomes import candidate_of
+from gptailor_merge.search.outcomes import Judgement, candidate_of
 from gptailor_merge.search.settings import SearchSettings
 
 
@@ -64,23 +64,18 @@ class FinalistJudge:
 
     def judge(self, original: Candidate, repaired: Plan) -> Candidate:
         """Returns what becomes of a repaired plan: it is scored if a map helps and no gate is against it."""
-        verdict, outcome = None, None
+        recipe = rewritten(original.parsed, repaired.slots)
+        judgement = self._judgement(original, repaired)
+        return candidate_of(original.number, repaired, recipe, judgement, self.settings, Status.REPAIRED)
+
+    def _judgement(self, original: Candidate, repaired: Plan) -> Judgement:
         if repaired.digest == original.digest:
-            outcome = Outcome.failure("no map helps")
-        elif self.gates is not None:
-            (verdict,) = verdicts(self.gates, [repaired])
-        if outcome is None and (verdict is None or verdict.passes):
-            (outcome,) = self.executor.score([repaired])
-        return candidate_of(
-            original.number,
-            repaired,
-            rewritten(original.parsed, repaired.slots),
-            verdict,
-            outcome,
-            self.settings.weights,
-            self.settings.fingerprint,
-            Status.REPAIRED,
-        )
+            return Judgement(outcome=Outcome.failure("no map helps"))
+        judgement = Judgement() if self.gates is None else verdicts(self.gates, [repaired])[0]
+        if not judgement.passes:
+            return judgement
+        (outcome,) = self.executor.score([repaired])
+        return replace(judgement, outcome=outcome)
 
 
 def finalists(log: RepairLog, axes: Sequence[str], count: int) -> list[Candidate]:
