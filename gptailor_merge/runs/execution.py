@@ -20,8 +20,8 @@ from gptailor_merge.runs.held_out import score_held_out
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.metadata import Dimensions
 from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
-from gptailor_merge.runs.summary import FOUND
 from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL
 from gptailor_merge.scoring.measures import Measures
 from gptailor_merge.scoring.workplace import BankMode, Job, open_workplace
