@@ -35,7 +35,7 @@ from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.scores import COSTS, Score
 from gptailor_merge.report.formatting import plain
 from gptailor_merge.report.pictures import Picture
-from gptailor_merge.runs.summary import FOUND
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.scoring.measures import reported
 
 TEMPLATE = "model_card_template.md"
@@ -80,7 +80,7 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
     settings, versions = release.settings, release.versions
     summary = release.summary
     sizes = {"before": size_of(settings.family.base), "after": size_of(str(release.run.model))}
-    tables = held_out_tables(release)
+    tables = held_out_tables(release.source)
     config = AutoConfig.from_pretrained(release.run.model, trust_remote_code=False)
     return {
         "title": repo_id.split("/")[-1],

@@ -14,7 +14,7 @@ from gptailor_merge.hub.parents import languages_of
 from gptailor_merge.hub.release import Release
 from gptailor_merge.objectives.scores import COSTS
 from gptailor_merge.report.formatting import plain
-from gptailor_merge.runs.summary import FOUND
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.scoring.measures import reported
 
 TAGS = (*names_and_commands.TAGS, "pruned", "gptailor")

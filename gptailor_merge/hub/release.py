@@ -23,9 +23,9 @@ from gptailor_merge.recipe.edits import map_files
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.directory import Directory
-from gptailor_merge.runs.record import Record
+from gptailor_merge.runs.record import FOUND, Record
 from gptailor_merge.runs.redaction import public
-from gptailor_merge.runs.summary import FOUND, Summary, summarize
+from gptailor_merge.runs.summary import Summary, summarize
 from gptailor_merge.scoring.measures import Items
 
 RECORD = "gptailor_run.json"
@@ -55,7 +55,6 @@ class Release:
         parents: the members that the recipe names, the base first.
         family: all members, the base first.
         config: the search config, with members as the public calls them.
-        held_out: model -> its scores; the models are the members and FOUND.
         licence: the licence of the model.
         search_digest: the same for every state of one run, see `search_digest`.
     """
@@ -67,7 +66,6 @@ class Release:
     parents: tuple[Parent, ...]
     family: tuple[Parent, ...]
     config: Mapping[str, Any]
-    held_out: Mapping[str, Scores]
     licence: Licence
     search_digest: str
 
@@ -85,6 +83,11 @@ class Release:
     def versions(self) -> Mapping[str, str]:
         """The versions of the libraries when the run was begun."""
         return self.source.versions
+
+    @property
+    def held_out(self) -> Mapping[str, Scores]:
+        """Model -> its scores; the models are the members and FOUND."""
+        return self.source.main_scores
 
     @property
     def items(self) -> tuple[Items, ...]:
@@ -145,7 +148,6 @@ def release_of(record: Record, licence: str | None) -> Release:
     used = tuple(parent for parent in family if parent.model in recipe.models)
     names = {parent.model: parent.pinned for parent in family}
     maps = {file: f"{MAPS}/{PurePath(file).name}" for file in map_files(recipe)}
-    shown = {*record.models, FOUND}
     return Release(
         source=record,
         summary=summary,
@@ -154,7 +156,6 @@ def release_of(record: Record, licence: str | None) -> Release:
         parents=used,
         family=family,
         config=public(record.document, names),
-        held_out={model: scores for model, scores in record.held_out.items() if model in shown},
         licence=licence_of(used, licence),
         search_digest=search_digest(record.settings, family, record.baseline or ""),
     )

@@ -21,8 +21,8 @@ from gptailor_merge.report.palette import DARK, LIGHT
 from gptailor_merge.report.sections import headline, sections, total
 from gptailor_merge.report.tables import number_tables
 from gptailor_merge.report.view import BASE, RunView, view
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
-from gptailor_merge.runs.summary import FOUND
 
 REFRESH = 2000
 """Milliseconds after which a watched page asks for news."""

@@ -9,7 +9,7 @@ from gptailor_merge.objectives.scores import TOTAL
 from gptailor_merge.report.formatting import duration, listed, number, plain, wrapped
 from gptailor_merge.report.palette import member_keys
 from gptailor_merge.report.view import BASE, HeldOut, Other, RunView
-from gptailor_merge.runs.summary import FOUND
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.search.candidates import Status
 
 OUTCOMES = {

@@ -16,9 +16,9 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.report.recipe_map import Agreement, Place, agreement, outer, places
 from gptailor_merge.report.search_history import Box, Trial, trials
 from gptailor_merge.runs.metadata import Dimensions
-from gptailor_merge.runs.record import Record
+from gptailor_merge.runs.record import FOUND, Record
 from gptailor_merge.runs.redaction import public, public_name
-from gptailor_merge.runs.summary import FOUND, FrontRow, front_rows, totals
+from gptailor_merge.runs.summary import FrontRow, front_rows, totals
 from gptailor_merge.scoring.gap import Gap
 from gptailor_merge.search.candidates import Candidate, Counts
 from gptailor_merge.search.front import losses
