@@ -126,7 +126,9 @@ def load_gains(file: str, digest: str) -> Mapping[str, torch.Tensor]:
 
 def save_gains(gains: Mapping[str, torch.Tensor], directory: Path, name: str) -> tuple[Path, str]:
     """Writes gains, named as `load_gains` says, in float32; returns their file and digest."""
-    content = save({key: gain.detach().float().cpu().contiguous() for key, gain in sorted(gains.items())})
+    # Copies, since gains may be parts of one tensor, which safetensors refuses to write.
+    copies = {key: gain.detach().to("cpu", torch.float32, copy=True) for key, gain in sorted(gains.items())}
+    content = save({key: gain.contiguous() for key, gain in copies.items()})
     file = directory / name
     file.write_bytes(content)
     return file, digest_of_bytes(content)

@@ -68,24 +68,36 @@ def _pair_problems(values: Mapping[str, object]) -> Iterator[Problem]:
 
 def file_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yields files of edits that are absent, unusable, or not those that the recipe was made with."""
+    seen: set[tuple[str, str]] = set()
     for path, edit, _ in _edits_at(recipe):
+        # Many slices may name one file, and hear of its mistakes once.
+        if edit.digest is None or (edit.file, edit.digest) in seen:
+            continue
+        seen.add((edit.file, edit.digest))
+        load = load_gains if edit.part == NORMS else load_map
         try:
-            if edit.part == NORMS and edit.digest is not None:
-                load_gains(edit.file, edit.digest)
-            elif edit.digest is not None:
-                load_map(edit.file, edit.digest)
+            load(edit.file, edit.digest)
         except RecipeError as error:
             yield Problem(path, str(error))
 
 
 def place_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[Problem]:
     """Yields edits that a config's layers, or the norms outside them, do not allow."""
-    checked: set[Edit] = set()
-    for path, edit, layers in _edits_at(recipe):
+    refused = set()
+    first: dict[Edit, KeyPath] = {}
+    for path, edit, _ in _edits_at(recipe):
+        if edit.part == NORMS:
+            first.setdefault(edit, path)
+    for edit, path in first.items():
         try:
-            if edit.part == NORMS and edit not in checked:
-                checked.add(edit)
-                check_gains(edit, config)
+            check_gains(edit, config)
+        except (FamilyError, RecipeError) as error:
+            refused.add(edit)
+            yield Problem(path, str(error))
+    for path, edit, layers in _edits_at(recipe):
+        if edit in refused:
+            continue
+        try:
             for layer in layers:
                 (placed_edit,) = placed([edit], config, layer)
                 if edit.is_repair and layer is not None:
