@@ -20,8 +20,8 @@ from gptailor_merge.composing.editing import (
     save_map,
     to_json,
 )
-from gptailor_merge.composing.output_projections import _keeps_zero, exit_of, placed
 from gptailor_merge.composing.norms import with_gains
+from gptailor_merge.composing.output_projections import _keeps_zero, exit_of, placed
 from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import FamilyError, RecipeError
 from gptailor_merge.host.materialize import materialize
