@@ -14,7 +14,7 @@ from rich.table import Table
 from gptailor_merge import Recipe, Slot, plan
 from gptailor_merge.errors import errors_in
 from gptailor_merge.recipe.grouping import runs
-from gptailor_merge.recipe.plan import Component
+from gptailor_merge.recipe.plan import Component, Edit
 from gptailor_merge.recipe.wording import operation_text, range_text, source_text
 
 REMOVED = "removed"
@@ -88,7 +88,7 @@ def rows(recipe: Recipe) -> list[Row]:
         cells = {source.model: range_text(*source.layer_range) for source in part.sources}
         listed.append(Row("", cells, REMOVED))
     listed += _slot_rows(pending, first)
-    listed.append(_component("head", resolved.head))
+    listed.append(_component("head", resolved.head, resolved.outer_edits))
     if resolved.tokenizer != resolved.base_model:
         listed.append(Row("tokenizer", {resolved.tokenizer: "all"}, "select"))
     return listed
@@ -122,6 +122,8 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
         for name in ("embeddings", "head")
     ]
     pairs.append(("tokenizer", before.tokenizer, after.tokenizer))
+    digests = [made.gains.digest if made.gains else None for made in (before, after)]
+    pairs.append(("gains", digests[0], digests[1]))
     return [f"{name}: {a or 'not given'} -> {b or 'not given'}" for name, a, b in pairs if a != b]
 
 
@@ -185,12 +187,12 @@ def _slot_rows(slots: Sequence[Slot], first: int) -> Iterator[Row]:
         yield Row(label, cells, operation_text(slot.operation, slot.edits))
 
 
-def _component(label: str, component: Component) -> Row:
+def _component(label: str, component: Component, edits: Sequence[Edit] = ()) -> Row:
     operation = component.operation
     cells = {
         model: source_text("all", operation, position) for position, model in enumerate(component.models)
     }
-    return Row(label, cells, operation_text(operation))
+    return Row(label, cells, operation_text(operation, edits))
 
 
 def _described(component: Component) -> str:

@@ -155,16 +155,19 @@ class Bank:
         self._rank = dropped.rank
         self._used_bytes -= dropped.layer.nbytes
 
-    def outer(self, models: tuple[str, ...], operation: Operation, name: str) -> torch.Tensor:
+    def outer(
+        self, models: tuple[str, ...], operation: Operation, name: str, edits: Sequence[Placed] = ()
+    ) -> torch.Tensor:
         """Returns a tensor outside the layers, which belongs to embeddings, final norm or head."""
         key = (models, operation, name)
+        edits = tuple(placed_edit for placed_edit in edits if name in placed_edit.names)
 
         def make() -> Layer:
             sources = [(self.family.by_model(model), name, None) for model in models]
-            return Layer({name: self._combine(operation, sources, name)})
+            return Layer({name: self._combine(operation, sources, name, edits)})
 
-        if operation.method != SELECT:
-            return self._cached_layer(key, make).tensors[name]
+        if operation.method != SELECT or edits:
+            return self._cached_layer((*key, edits), make).tensors[name]
         if key not in self._outer:
             self._outer[key] = make().tensors[name]
         return self._outer[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -12,6 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from gptailor_merge.composing.bank import Bank, Layer
+from gptailor_merge.composing.editing import Placed
+from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.models.architecture import INDEX_NAMES, layers_of, tokens_of
 from gptailor_merge.models.depth import changes
 from gptailor_merge.recipe.plan import SELECT, Component, Plan
@@ -65,7 +67,7 @@ class Composer:
             else self._layers[slot.layers[0][1]]
             for position, slot in enumerate(plan.slots)
         ]
-        shell = self._shell(plan.embeddings, plan.head)
+        shell = self._shell(plan)
         model = _shallow_copy(shell)
         config = copy.copy(self._config)
         for key, value in self._changes(plan).items():
@@ -94,20 +96,22 @@ class Composer:
         donor = {} if plan.tokenizer == plan.base_model else family.by_model(plan.tokenizer).config
         return {**changes(family.base.config, plan.kept), **tokens_of(donor)}
 
-    def _shell(self, embeddings: Component, head: Component) -> PreTrainedModel:
-        """Returns the template with embeddings, final norm and head; its layers are empty."""
-        key = (embeddings, head)
-        model = self._shells.get(key)
+    def _shell(self, plan: Plan) -> PreTrainedModel:
+        """Returns the template with a plan's embeddings, final norm and head; its layers are empty."""
+        key = (plan.embeddings, plan.head)
+        model = None if plan.outer_edits else self._shells.get(key)
         if model is None:
             model = _shallow_copy(self._template)
-            self._set_outer(model, embeddings, self._bank.family.base.architecture.before)
-            self._set_outer(model, head, self._bank.family.base.architecture.after)
+            base = self._bank.family.base
+            edits = placed(plan.outer_edits, base.config, None)
+            self._set_outer(model, plan.embeddings, base.architecture.before, edits)
+            self._set_outer(model, plan.head, base.architecture.after, edits)
             if self._bank.family.tied:
                 output = model.get_output_embeddings()
                 weight = model.get_input_embeddings().weight
                 model.set_output_embeddings(_with_parameter(output, "weight", weight))
-            # Merges are not cached here: there are endlessly many, and the bank caches their tensors.
-            if all(component.operation.method == SELECT for component in key):
+            # Merges and edits are not cached here: there are endlessly many, and the bank has their tensors.
+            if not edits and all(component.operation.method == SELECT for component in key):
                 self._shells[key] = model
         return model
 
@@ -121,10 +125,12 @@ class Composer:
             layer.modules[position] = module
         return layer.modules[position]
 
-    def _set_outer(self, model: nn.Module, component: Component, names: Iterable[str]) -> None:
+    def _set_outer(
+        self, model: nn.Module, component: Component, names: Iterable[str], edits: Sequence[Placed]
+    ) -> None:
         models, operation = component
         for name in names:
-            tensor = self._bank.outer(models, operation, name)
+            tensor = self._bank.outer(models, operation, name, edits)
             path, _, leaf = name.rpartition(".")
             parent, _, child = path.rpartition(".")
             owner = _unshared(model, parent)

@@ -1,13 +1,14 @@
-"""Edits single tensors of a layer after it was selected or merged.
+"""Edits single tensors after they were selected or merged.
 
 Composing in memory and mergekit's `tailor` method call the same `edited`. The tensors are those of the
-linear map that a part of a layer, its attention or its MLP, ends with (output_projections.py).
+linear map that a part of a layer, its attention or its MLP, ends with (output_projections.py), and the
+gains of norms (norms.py).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors.torch import load, save
 
 from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import RecipeError
-from gptailor_merge.recipe.plan import Edit
+from gptailor_merge.recipe.plan import NORMS, Edit
 
 _MAP = "map"
 """The name of the only tensor in the file of a repair map."""
@@ -26,33 +27,45 @@ _MAP = "map"
 
 @dataclass(frozen=True)
 class Placed:
-    """An edit with the names, inside the layer, of the tensors that it changes."""
+    """An edit with the names, inside the layer, of the tensors that it changes.
+
+    Attributes:
+        prefix: what stands before these names in a file of gains.
+    """
 
     edit: Edit
     names: tuple[str, ...]
+    prefix: str = ""
 
 
 def to_json(placed: Sequence[Placed]) -> str:
     """Returns a text that `from_json` reads."""
-    return json.dumps([[p.edit.part, p.edit.digest, p.edit.file, p.names] for p in placed])
+    return json.dumps([[(p.edit.part, p.edit.digest, p.edit.file), p.names, p.prefix] for p in placed])
 
 
 def from_json(text: str) -> tuple[Placed, ...]:
     """Returns the edits of a lowered slot; an empty text has none."""
     entries = json.loads(text) if text else ()
-    return tuple(Placed(Edit(part, digest, file), tuple(names)) for part, digest, file, names in entries)
+    return tuple(Placed(Edit(*edit), tuple(names), prefix) for edit, names, prefix in entries)
 
 
 def edited(placed: Collection[Placed], tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Returns a tensor after the edits that change it; without any, the tensor itself.
 
     Args:
-        name: the tensor's name inside the layer.
+        name: the tensor's name inside the layer, or its name outside the layers.
     """
     for placed_edit in placed:
         if name in placed_edit.names:
             edit = placed_edit.edit
-            tensor = torch.zeros_like(tensor) if edit.digest is None else _mapped(edit, tensor)
+            if edit.digest is None:
+                tensor = torch.zeros_like(tensor)
+            elif edit.part == NORMS:
+                gain = load_gains(edit.file, edit.digest)[placed_edit.prefix + name]
+                # A copy, since safetensors refuses to write one storage under two names.
+                tensor = gain.to(tensor.device, tensor.dtype, copy=True)
+            else:
+                tensor = _mapped(edit, tensor)
     return tensor
 
 
@@ -70,12 +83,7 @@ def load_map(file: str, digest: str) -> torch.Tensor:
     Raises:
         RecipeError: the file is absent, holds no repair map, or has another digest.
     """
-    try:
-        content = Path(file).read_bytes()
-    except OSError:
-        raise RecipeError(f"no such file, found {file!r}") from None
-    if (actual := digest_of_bytes(content)) != digest:
-        raise RecipeError(f"{file} has the digest {actual}, and the recipe was made with {digest}")
+    content = _content(file, digest)
     try:
         return load(content)[_MAP].double()
     except (SafetensorError, KeyError):
@@ -88,3 +96,50 @@ def save_map(matrix: torch.Tensor, directory: Path, name: str) -> tuple[Path, st
     file = directory / name
     file.write_bytes(content)
     return file, digest_of_bytes(content)
+
+
+@lru_cache(maxsize=8)
+def load_gains(file: str, digest: str) -> Mapping[str, torch.Tensor]:
+    """Loads a file of gains: name -> float32 [width].
+
+    The name is `layers.7.input_layernorm.weight` for a norm of the slots whose first source is layer 7, and
+    the model's own for a norm outside the layers.
+
+    Raises:
+        RecipeError: the file is absent, holds no gains, or has another digest.
+    """
+    content = _content(file, digest)
+    try:
+        gains = load(content)
+    except SafetensorError:
+        gains = {}
+    if not gains:
+        raise RecipeError(f"{file} holds no gains of norms; expected a safetensors file of such")
+    for name, gain in gains.items():
+        if gain.dtype != torch.float32 or gain.dim() != 1:
+            shape = f"{str(gain.dtype).removeprefix('torch.')} {list(gain.shape)}"
+            raise RecipeError(f"{name} in {file} is {shape}; expected float32 and one dimension")
+        if not gain.isfinite().all():
+            raise RecipeError(f"{name} in {file} has values that are not finite")
+    return gains
+
+
+def save_gains(gains: Mapping[str, torch.Tensor], directory: Path, name: str) -> tuple[Path, str]:
+    """Writes gains, named as `load_gains` says, in float32; returns their file and digest."""
+    # Copies, since gains may be parts of one tensor, which safetensors refuses to write.
+    copies = {key: gain.detach().to("cpu", torch.float32, copy=True) for key, gain in sorted(gains.items())}
+    content = save({key: gain.contiguous() for key, gain in copies.items()})
+    file = directory / name
+    file.write_bytes(content)
+    return file, digest_of_bytes(content)
+
+
+def _content(file: str, digest: str) -> bytes:
+    """Reads a file that a recipe names with its digest."""
+    try:
+        content = Path(file).read_bytes()
+    except (OSError, ValueError):  # a path with a null byte is a ValueError
+        raise RecipeError(f"no such file, found {file!r}") from None
+    if (actual := digest_of_bytes(content)) != digest:
+        raise RecipeError(f"{file} has the digest {actual}, and the recipe was made with {digest}")
+    return content

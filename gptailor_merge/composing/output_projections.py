@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from gptailor_merge.composing.editing import Placed
+from gptailor_merge.composing.norms import placed_gains
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.architecture import layers_of, on_meta
-from gptailor_merge.recipe.plan import ATTENTION, MLP, PARTS, Edit
+from gptailor_merge.recipe.plan import ATTENTION, MLP, NORMS, PARTS, Edit
 
 _NAMES = {ATTENTION: re.compile("attn|attention"), MLP: re.compile("mlp|feed_forward|ffn|moe")}
 """Part -> pattern of the names that layers give it."""
@@ -60,15 +61,24 @@ def exit_of(config: Mapping[str, Any], layer: int, part: str) -> Exit:
     return result
 
 
-def placed(edits: Sequence[Edit], config: Mapping[str, Any], layer: int) -> tuple[Placed, ...]:
+def placed(edits: Sequence[Edit], config: Mapping[str, Any], layer: int | None) -> tuple[Placed, ...]:
     """Adds to edits the names of the tensors that they change.
+
+    Args:
+        layer: the layer of the slot's first source; None stands for the tensors outside the layers, of
+            which only the norms can be edited.
 
     Raises:
         FamilyError: a part does not end with a linear map, or a later module changes its result so that
             the edit would not do what it says.
+        RecipeError, FamilyError: the gains of norms do not fit, see norms.placed_gains.
     """
     placed_edits = []
     for edit in edits:
+        if edit.part == NORMS:
+            placed_edits.append(placed_gains(edit, config, layer))
+            continue
+        assert layer is not None
         end = exit_of(config, layer, edit.part)
         label = f"the {edit.part} of layer {layer} of {config['model_type']}"
         if edit.digest is None and not end.keeps_zero:

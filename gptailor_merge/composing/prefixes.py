@@ -44,7 +44,8 @@ class Branches(NamedTuple):
 def path_of(plan: Plan) -> Path:
     """Returns a plan's path: all that the hidden state after each slot depends on, besides the input."""
     first, *rest = plan.slots
-    return ((plan.embeddings, first), *rest)
+    # A norm outside the layers may stand before them.
+    return ((plan.embeddings, *plan.outer_edits, first), *rest)
 
 
 def trie_order(paths: Sequence[Path]) -> list[int]:

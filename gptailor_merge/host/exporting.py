@@ -25,7 +25,7 @@ from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.models.depth import DEPTH
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.member import Member
-from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.recipe.plan import NORMS, Plan
 
 RECIPE = "recipe.yml"
 """The file that holds the configurations."""
@@ -39,6 +39,9 @@ _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", 
 
 
 _TEMPLATES = ("chat_template.*", "generation_config.json")
+
+
+_GAINS = "the gains of norms are fitted numbers, and no method of mergekit reads a tensor from a file"
 
 
 _RANDOM = ("dare", "della")
@@ -100,10 +103,16 @@ def _base_model(stage: Stage, plan: Plan, family: Family, out: Path) -> str:
 
 def _plan_problems(plan: Plan) -> Iterator[str]:
     """Yields parts of a plan that no plain configuration can express."""
+    if plan.gains is not None:
+        yield _GAINS
+        return
     for slot in plan.slots:
         method = slot.operation.method
-        if any(edit.digest is not None for edit in slot.edits):
+        if any(edit.is_repair for edit in slot.edits):
             yield "a repair is a matrix product, which no method of mergekit computes"
+            return
+        if any(edit.part == NORMS for edit in slot.edits):
+            yield _GAINS
             return
         if method.startswith(_RANDOM):
             yield f"{method} draws random numbers, and mergekit draws others in every run"

@@ -56,12 +56,13 @@ def lower(
     # surplus, so the first slice is padded. TailorMethod ignores sources that its operation lacks.
     padding = [model for model in head[0] if model not in embeddings[0]]
     missing = max(0, len(head[0]) - len(embeddings[0]))
-    slices = [slice_of([(m, 0, 0) for m in (*embeddings[0], *padding[:missing])], embeddings[1])]
+    outer = plan.outer_edits
+    slices = [slice_of([(m, 0, 0) for m in (*embeddings[0], *padding[:missing])], embeddings[1], outer)]
     slices += [
         slice_of([(model, layer, layer + 1) for model, layer in slot.layers], slot.operation, slot.edits)
         for slot in plan.slots
     ]
-    slices.append(slice_of([(model, 0, 0) for model in head[0]], head[1]))
+    slices.append(slice_of([(model, 0, 0) for model in head[0]], head[1], outer))
     document: dict[str, Any] = {"merge_method": TAILOR, "base_model": reference(plan.tokenizer)}
     if plan.tokenizer != plan.base_model:
         document["parameters"] = {CONFIG: json.dumps(reference(plan.base_model))}

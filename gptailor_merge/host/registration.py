@@ -95,11 +95,14 @@ def _config_model(config: MergeConfiguration) -> ModelReference:
 def _place_edits(config: MergeConfiguration) -> None:
     """Adds to each edit its tensors, for which the model's config must be on this machine."""
     base_config: dict[str, Any] | None = None
-    for part in config.slices or ():
+    slices = config.slices or []
+    for position, part in enumerate(slices):
         if EDITS in (part.parameters or {}):
             base_config = base_config or _config_model(config).config().to_dict()
             edits = [placed_edit.edit for placed_edit in from_json(part.parameters[EDITS])]
-            layer = part.sources[0].layer_range[0]
+            # The first and the last slice have no layers, see lowering.py.
+            has_layers = 0 < position < len(slices) - 1
+            layer = part.sources[0].layer_range[0] if has_layers else None
             try:
                 part.parameters[EDITS] = to_json(placed(edits, base_config, layer))
             except InputError as error:

@@ -1,4 +1,4 @@
-"""The directory that is uploaded: weights, config, tokenizer, recipe and its maps, card, pictures, record."""
+"""The directory that is uploaded: model, tokenizer, recipe with its files, card, pictures, record."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def bundle(release: Release, repo_id: str) -> Path:
             if file.name not in (RECIPE, CARD) and file.is_file():
                 _place(file, directory / file.name)
         (directory / RECIPE).write_text(release.recipe.to_yaml(), encoding="utf-8")
-        for name, file in release.maps.items():
+        for name, file in release.files.items():
             (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, directory / name)
         (directory / RECORD).write_text(release.record_text(), encoding="utf-8")

@@ -30,7 +30,7 @@ from gptailor_merge.hub.card_tables import (
 from gptailor_merge.hub.citations import CITATIONS
 from gptailor_merge.hub.model_size import size_of
 from gptailor_merge.hub.objective_sentences import calibration_texts, described
-from gptailor_merge.hub.release import MAPS, Release
+from gptailor_merge.hub.release import GAINS, MAPS, Release
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.scores import COSTS, Score
 from gptailor_merge.report.formatting import plain
@@ -108,6 +108,7 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
         "has_chat_template": _has_chat_template(release.run.model),
         "digest": release.digest,
         "repairs": _repairs(release),
+        "fitted_norms": _fitted_norms(release),
         "recipe": release.recipe.to_yaml().rstrip(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "commands": _commands(release, repo_id),
@@ -176,6 +177,19 @@ def _repairs(release: Release) -> str:
         f"In {layers} of this model, the last weight of the MLP is multiplied by a linear map that makes up "
         f"for the removed layers behind it. The maps (`{MAPS}/`) solve a regression on the calibration texts "
         f"({', '.join(data)}) without gradients, as in [ReplaceMe](https://arxiv.org/abs/2505.02819)."
+    )
+
+
+def _fitted_norms(release: Release) -> str:
+    """States which norms have gains of a file; empty where none has."""
+    resolved = release.plan
+    layers = resolved.fitted_norms
+    places = [f"in {len(layers)} of its {len(resolved.slots)} layers"] if layers else []
+    places += ["outside the layers"] if resolved.gains else []
+    if not places:
+        return ""
+    return (
+        f"The gains of norms {' and '.join(places)} are fitted numbers (`{GAINS}/`), not those of a member."
     )
 
 

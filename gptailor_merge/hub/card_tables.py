@@ -85,9 +85,9 @@ def slots_table(plan: Plan) -> str:
 
 def outer_sentence(plan: Plan) -> str:
     """States where embeddings, head and tokenizer come from."""
-    parts = [("embeddings", plan.embeddings), ("final norm and head", plan.head)]
-    sources = [f"{name}: {component_text(component, shown_name)}" for name, component in parts]
-    text = "; ".join([*sources, f"tokenizer: {shown_name(plan.tokenizer)}"]) + "."
+    embeddings = component_text(plan.embeddings, shown_name)
+    head = component_text(plan.head, shown_name, plan.outer_edits)
+    text = f"embeddings: {embeddings}; final norm and head: {head}; tokenizer: {shown_name(plan.tokenizer)}."
     return text[0].upper() + text[1:]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -19,7 +19,7 @@ from gptailor_merge.digests import digest
 from gptailor_merge.hub.parents import Licence, Parent, licence_of, parents_of
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.planning.resolve import plan
-from gptailor_merge.recipe.edits import map_files
+from gptailor_merge.recipe.edits import gains_files, map_files
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.directory import Directory
@@ -34,6 +34,10 @@ RECORD = "gptailor_run.json"
 
 MAPS = "repair"
 """The directory in which the maps of repaired layers are published; the recipe names them so."""
+
+
+GAINS = "gains"
+"""The directory in which the gains of norms are published."""
 
 
 FORMAT = 1
@@ -51,7 +55,7 @@ class Release:
     Attributes:
         source: the run as it was read.
         recipe: the best recipe, with members as the public calls them.
-        maps: file of a repaired layer's map, as the recipe names it -> where it is.
+        files: file of an edit, as the published recipe names it -> where it is.
         parents: the members that the recipe names, the base first.
         family: all members, the base first.
         config: the search config, with members as the public calls them.
@@ -62,7 +66,7 @@ class Release:
     source: Record
     summary: Summary
     recipe: Recipe
-    maps: Mapping[str, Path]
+    files: Mapping[str, Path]
     parents: tuple[Parent, ...]
     family: tuple[Parent, ...]
     config: Mapping[str, Any]
@@ -147,12 +151,12 @@ def release_of(record: Record, licence: str | None) -> Release:
     family = parents_of(record.models)
     used = tuple(parent for parent in family if parent.model in recipe.models)
     names = {parent.model: parent.pinned for parent in family}
-    maps = {file: f"{MAPS}/{PurePath(file).name}" for file in map_files(recipe)}
+    files = {**_published(map_files(recipe), MAPS), **_published(gains_files(recipe), GAINS)}
     return Release(
         source=record,
         summary=summary,
-        recipe=Recipe.from_mapping(public(recipe.to_mapping(), {**names, **maps})),
-        maps={published: Path(file) for file, published in maps.items()},
+        recipe=Recipe.from_mapping(public(recipe.to_mapping(), {**names, **files})),
+        files={published: Path(file) for file, published in files.items()},
         parents=used,
         family=family,
         config=public(record.document, names),
@@ -171,6 +175,17 @@ def search_digest(settings: SearchConfig, family: tuple[Parent, ...], baseline: 
     for key in RESUMABLE:
         document["search"].pop(key, None)
     return digest([public(document, {parent.model: parent.unpinned for parent in family}), baseline])
+
+
+def _published(files: Iterable[str], directory: str) -> dict[str, str]:
+    """Returns file -> the name that it is published by, which no other has."""
+    published: dict[str, str] = {}
+    for number, file in enumerate(dict.fromkeys(files)):
+        name = PurePath(file).name
+        while f"{directory}/{name}" in published.values():
+            name = f"{number}-{name}"
+        published[file] = f"{directory}/{name}"
+    return published
 
 
 def _scores(scores: Scores) -> dict[str, dict[str, dict[str, float]]]:

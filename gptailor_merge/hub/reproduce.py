@@ -21,7 +21,7 @@ from gptailor_merge.hub.client import check_name
 from gptailor_merge.hub.client_errors import explained
 from gptailor_merge.hub.parents import LOCAL
 from gptailor_merge.models.checkpoint import headers_in
-from gptailor_merge.recipe.edits import map_files
+from gptailor_merge.recipe.edits import edit_files
 from gptailor_merge.recipe.recipe import Recipe
 
 FILES = [RECIPE, "config.json", "*.safetensors", "*.safetensors.index.json"]
@@ -96,15 +96,15 @@ def rebuild(published: Path, members: Mapping[str, str], out: Path) -> None:
         known = f"expected one of {', '.join(dict.fromkeys(parts))}" if parts else "it needs none"
         raise ConfigError(f"--member {unknown[0]}: the recipe names no such local member; {known}")
     names = {model: _with_paths(model, members) for model in recipe.models}
-    names |= {file: str(published / file) for file in map_files(recipe)}
+    names |= {file: str(published / file) for file in edit_files(recipe)}
     materialize(renamed(recipe, names), out)
 
 
 def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
-    """Returns a recipe whose models and maps have other names.
+    """Returns a recipe whose models and files have other names.
 
     Args:
-        names: model or file of a map -> its new name; all others stay.
+        names: model, or file of an edit -> its new name; all others stay.
     """
     return Recipe.from_mapping(_renamed(recipe.to_mapping(), names))
 

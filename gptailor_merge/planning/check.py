@@ -9,7 +9,7 @@ from gptailor_merge.errors import KeyPath, Problem, RecipeError, errors_in
 from gptailor_merge.models.architecture import shifted, unlike
 from gptailor_merge.models.checkpoint import ModelId, depth_on_disk
 from gptailor_merge.models.family import Family
-from gptailor_merge.planning.edit_problems import map_problems, place_problems
+from gptailor_merge.planning.edit_problems import file_problems, place_problems
 from gptailor_merge.planning.operations import is_removed, merges
 from gptailor_merge.planning.resolve import plan, problems
 from gptailor_merge.recipe.plan import Plan
@@ -29,7 +29,7 @@ def check(recipe: Recipe, *, file: Path | str | None = None) -> Plan:
         RecipeError, FamilyError: the recipe or its models have problems.
     """
     mistakes = problems(recipe) + list(_missing_directories(recipe)) + depth_problems(recipe, depth_on_disk)
-    mistakes = mistakes or list(map_problems(recipe))
+    mistakes = mistakes or list(file_problems(recipe))
     if mistakes:
         raise RecipeError(mistakes, file=file)
     if all(ModelId.parse(model).is_local for model in recipe.models):
@@ -44,7 +44,7 @@ def check_with_family(recipe: Recipe, *, file: Path | str | None = None) -> tupl
         RecipeError: the recipe has problems, e.g. layers that do not exist or a head that does not fit.
         FamilyError: models cannot be read or do not fit together.
     """
-    mistakes = problems(recipe) or list(map_problems(recipe))
+    mistakes = problems(recipe) or list(file_problems(recipe))
     if mistakes:
         raise RecipeError(mistakes, file=file)
     resolved = plan(recipe)

@@ -1,35 +1,41 @@
-"""Finds mistakes in the keys of a slice that edit its layers: `without`, `repair` and `repair_digest`."""
+"""Finds mistakes in the keys that edit layers: `without`, and `repair` and `gains` with their digests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from gptailor_merge.composing.editing import load_map
+from gptailor_merge.composing.editing import load_gains, load_map
+from gptailor_merge.composing.norms import check_gains
 from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.documents import suggest
-from gptailor_merge.errors import FamilyError, Problem, RecipeError
+from gptailor_merge.errors import FamilyError, KeyPath, Problem, RecipeError
 from gptailor_merge.models.architecture import Architecture
-from gptailor_merge.recipe.edits import edits_of
-from gptailor_merge.recipe.plan import MLP, PARTS
-from gptailor_merge.recipe.recipe import REPAIR, REPAIR_DIGEST, WITHOUT, Recipe, Slice
+from gptailor_merge.recipe.edits import edits_of, outer_gains
+from gptailor_merge.recipe.plan import MLP, NORMS, PARTS, Edit
+from gptailor_merge.recipe.recipe import (
+    GAINS,
+    GAINS_DIGEST,
+    REPAIR,
+    REPAIR_DIGEST,
+    WITHOUT,
+    Recipe,
+    Slice,
+)
 
 
 def edit_problems(part: Slice) -> Iterator[Problem]:
     """Yields mistakes in the keys, with paths relative to the slice."""
-    without, file, digest = (part.parameter(name) for name in (WITHOUT, REPAIR, REPAIR_DIGEST))
+    without, file = part.parameter(WITHOUT), part.parameter(REPAIR)
     if without is not None and without not in PARTS:
         text = f"expected {' or '.join(PARTS)}, found {without!r}{suggest(str(without), PARTS)}"
         yield Problem(("parameters", WITHOUT), text)
-    for name, value in ((REPAIR, file), (REPAIR_DIGEST, digest)):
-        if value is not None and not isinstance(value, str):
-            yield Problem(("parameters", name), f"expected a text, in quotes, found {value!r}")
-    if (file is None) != (digest is None):
-        missing = REPAIR if file is None else REPAIR_DIGEST
-        text = (
-            f"{missing} is missing; a repair is the file of a map and its digest, as gptailor repair writes"
-        )
-        yield Problem(("parameters",), text)
+    for file_key, digest_key in ((REPAIR, REPAIR_DIGEST), (GAINS, GAINS_DIGEST)):
+        values = {name: part.parameter(name) for name in (file_key, digest_key)}
+        for name, value in values.items():
+            if value is not None and not isinstance(value, str):
+                yield Problem(("parameters", name), f"expected a text, in quotes, found {value!r}")
+        yield from _pair_problems(values)
     if file is None:
         return
     if without == MLP:
@@ -40,31 +46,78 @@ def edit_problems(part: Slice) -> Iterator[Problem]:
         yield Problem(("parameters", REPAIR), text)
 
 
-def map_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yields repair maps that are absent, or not those that the recipe was made with."""
-    for index, part in enumerate(recipe.slices):
-        for edit in edits_of(part):
-            try:
-                if edit.digest is not None:
-                    load_map(edit.file, edit.digest)
-            except RecipeError as error:
-                yield Problem(("slices", index, "parameters", REPAIR), str(error))
+def outer_gains_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yields mistakes in the keys of the recipe's `parameters` that set the norms outside the layers."""
+    parameters = recipe.parameters
+    yield from _pair_problems({GAINS: parameters.gains, GAINS_DIGEST: parameters.gains_digest})
+
+
+_PAIRS = {
+    REPAIR: "a repair is the file of a map and its digest, as gptailor repair writes",
+    GAINS: "gains are a file of them and its digest",
+}
+"""Key of a file -> a sentence on what stands beside it."""
+
+
+def _pair_problems(values: Mapping[str, object]) -> Iterator[Problem]:
+    """Yields the key that is missing of a pair of which the first names a file, the second its digest."""
+    missing = [name for name, value in values.items() if value is None]
+    if len(missing) == 1:
+        yield Problem(("parameters",), f"{missing[0]} is missing; {_PAIRS[next(iter(values))]}")
+
+
+def file_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yields files of edits that are absent, unusable, or not those that the recipe was made with."""
+    seen: set[tuple[str, str]] = set()
+    for path, edit, _ in _edits_at(recipe):
+        # Many slices may name one file, and hear of its mistakes once.
+        if edit.digest is None or (edit.file, edit.digest) in seen:
+            continue
+        seen.add((edit.file, edit.digest))
+        load = load_gains if edit.part == NORMS else load_map
+        try:
+            load(edit.file, edit.digest)
+        except RecipeError as error:
+            yield Problem(path, str(error))
 
 
 def place_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yields edits that the layers of a config do not allow."""
+    """Yields edits that a config's layers, or the norms outside them, do not allow."""
+    refused = set()
+    first: dict[Edit, KeyPath] = {}
+    for path, edit, _ in _edits_at(recipe):
+        if edit.part == NORMS:
+            first.setdefault(edit, path)
+    for edit, path in first.items():
+        try:
+            check_gains(edit, config)
+        except (FamilyError, RecipeError) as error:
+            refused.add(edit)
+            yield Problem(path, str(error))
+    for path, edit, layers in _edits_at(recipe):
+        if edit in refused:
+            continue
+        try:
+            for layer in layers:
+                (placed_edit,) = placed([edit], config, layer)
+                if edit.is_repair and layer is not None:
+                    _check_map(edit, Architecture.of(config).layers[layer][placed_edit.names[0]][0])
+        except (FamilyError, RecipeError) as error:
+            yield Problem(path, str(error))
+
+
+def _check_map(edit: Edit, width: int) -> None:
+    assert edit.digest is not None
+    shape = list(load_map(edit.file, edit.digest).shape)
+    if shape != [width, width]:
+        raise RecipeError(f"the map is {shape}, and the layer's MLP takes [{width}, {width}]")
+
+
+def _edits_at(recipe: Recipe) -> Iterator[tuple[KeyPath, Edit, Sequence[int | None]]]:
+    """Yields the key of each edit, the edit, and the layers that it edits; None is outside the layers."""
     for index, part in enumerate(recipe.slices):
         for edit in edits_of(part):
-            path = ("slices", index, "parameters", WITHOUT if edit.digest is None else REPAIR)
-            for layer in range(*part.sources[0].layer_range):
-                try:
-                    (placed_edit,) = placed([edit], config, layer)
-                except FamilyError as error:
-                    yield Problem(path, str(error))
-                    break
-                if edit.digest is not None:
-                    width = Architecture.of(config).layers[layer][placed_edit.names[0]][0]
-                    shape = list(load_map(edit.file, edit.digest).shape)
-                    if shape != [width, width]:
-                        text = f"the map is {shape}, and the layer's MLP takes [{width}, {width}]"
-                        yield Problem(path, text)
+            key = GAINS if edit.part == NORMS else REPAIR if edit.is_repair else WITHOUT
+            yield ("slices", index, "parameters", key), edit, range(*part.sources[0].layer_range)
+    if (gains := outer_gains(recipe)) is not None:
+        yield ("parameters", GAINS), gains, [None]

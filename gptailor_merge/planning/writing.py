@@ -13,10 +13,22 @@ from gptailor_merge.methods.specs import method_spec
 from gptailor_merge.planning.merge_bases import with_base
 from gptailor_merge.recipe.fields import Conditional, Origin, Parameters
 from gptailor_merge.recipe.grouping import runs
-from gptailor_merge.recipe.plan import SELECT, Component, Filtered, Operation, Plan, Scalar, Settings, Slot
+from gptailor_merge.recipe.plan import (
+    NORMS,
+    SELECT,
+    Component,
+    Filtered,
+    Operation,
+    Plan,
+    Scalar,
+    Settings,
+    Slot,
+)
 from gptailor_merge.recipe.recipe import (
     BASE,
     BASE_MARK,
+    GAINS,
+    GAINS_DIGEST,
     REPAIR,
     REPAIR_DIGEST,
     WITHOUT,
@@ -66,6 +78,8 @@ def recipe_of(plan: Plan, depth: int) -> Recipe:
             embeddings=_origin(plan.embeddings, plan.base_model),
             head=_origin(plan.head, plan.base_model),
             tokenizer=_member(plan.tokenizer, plan.base_model),
+            gains=plan.gains.file if plan.gains else None,
+            gains_digest=plan.gains.digest if plan.gains else None,
         ),
         slices=with_removals(slices, plan.base_model, depth),
     )
@@ -80,7 +94,7 @@ def slices_of(slots: Sequence[Slot], base_model: str) -> Iterator[Slice]:
     for run in runs(slots):
         first = slots[run.start]
         # A map is fitted to one layer, and a slice with one may not have more.
-        is_repaired = any(edit.digest is not None for edit in first.edits)
+        is_repaired = any(edit.is_repair for edit in first.edits)
         if is_repaired:
             yield from (_slice(slots[position], 1, base_model) for position in run)
         else:
@@ -135,6 +149,8 @@ def _slice(slot: Slot, length: int, base_model: str) -> Slice:
     for edit in slot.edits:
         if edit.digest is None:
             edits.append((WITHOUT, edit.part))
+        elif edit.part == NORMS:
+            edits += [(GAINS, edit.file), (GAINS_DIGEST, edit.digest)]
         else:
             edits += [(REPAIR, edit.file), (REPAIR_DIGEST, edit.digest)]
     return Slice(

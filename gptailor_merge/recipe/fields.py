@@ -13,6 +13,15 @@ from gptailor_merge.documents import Frozen
 ModelName = Annotated[str, Field(min_length=1)]
 
 
+def _checked_text(value: Any) -> Any:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"expected a text, in quotes, found {value!r}")
+    return value
+
+
+TextField = Annotated[str | None, BeforeValidator(_checked_text)]
+
+
 class Conditional(Frozen):
     """A setting for the tensors whose name contains `filter` (mergekit's conditional parameter)."""
 

@@ -76,19 +76,29 @@ ATTENTION, MLP = "attention", "mlp"
 PARTS = (ATTENTION, MLP)
 
 
+NORMS = "norms"
+"""The part of an edit that replaces the gains of norms."""
+
+
 @dataclass(frozen=True)
 class Edit:
-    """An edit of the linear map that a part of a layer ends with.
+    """An edit of the linear map that a part of a layer ends with, or of the gains of norms.
 
     Attributes:
-        part: "attention" or "mlp".
-        digest: digest of the repair map that is multiplied with it; None makes it zero.
-        file: the file that holds the repair map.
+        part: "attention", "mlp" or "norms".
+        digest: digest of the file; None, which norms do not allow, makes the linear map zero.
+        file: the file that holds the repair map that is multiplied with the linear map, or the gains that
+            take the place of those of the norms.
     """
 
     part: str
     digest: str | None = None
     file: str = field(default="", compare=False)
+
+    @property
+    def is_repair(self) -> bool:
+        """True if the edit multiplies a part with a repair map."""
+        return self.digest is not None and self.part != NORMS
 
 
 @dataclass(frozen=True)
@@ -132,6 +142,7 @@ class Plan:
         embeddings: the token embeddings.
         head: the final norm and lm_head.
         tokenizer: the model that gives tokenizer, special tokens and generation config.
+        gains: the edit of the norms outside the layers; None leaves them as they are.
     """
 
     base_model: str
@@ -141,6 +152,12 @@ class Plan:
     tokenizer: str
     dtype: str | None
     out_dtype: str | None
+    gains: Edit | None = None
+
+    @property
+    def outer_edits(self) -> tuple[Edit, ...]:
+        """The edits of the tensors outside the layers."""
+        return () if self.gains is None else (self.gains,)
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -150,13 +167,19 @@ class Plan:
     @property
     def repaired(self) -> tuple[int, ...]:
         """The positions of the slots whose MLP is multiplied with a repair map."""
-        has_map = (any(edit.digest is not None for edit in slot.edits) for slot in self.slots)
+        has_map = (any(edit.is_repair for edit in slot.edits) for slot in self.slots)
         return tuple(position for position, repaired in enumerate(has_map) if repaired)
+
+    @property
+    def fitted_norms(self) -> tuple[int, ...]:
+        """The positions of the slots whose norms have the gains of a file."""
+        has_gains = (any(edit.part == NORMS for edit in slot.edits) for slot in self.slots)
+        return tuple(position for position, present in enumerate(has_gains) if present)
 
     @property
     def digest(self) -> str:
         """16 hex digits; equal for recipes that make the same model, however they are written."""
-        content = [
+        content: list[Any] = [
             self.base_model,
             [slot.to_json() for slot in self.slots],
             [[models, operation.to_json()] for models, operation in (self.embeddings, self.head)],
@@ -165,4 +188,6 @@ class Plan:
         ]
         if self.tokenizer != self.base_model:
             content.append(self.tokenizer)
+        if self.gains is not None:
+            content.append([self.gains.part, self.gains.digest])
         return digest_of_bytes(json.dumps(content, separators=(",", ":")).encode())

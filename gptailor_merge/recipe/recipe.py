@@ -13,7 +13,14 @@ from pydantic import BeforeValidator, PlainSerializer, ValidationError
 
 from gptailor_merge.documents import Frozen, explain, read_yaml, write_yaml
 from gptailor_merge.errors import RecipeError
-from gptailor_merge.recipe.fields import ModelName, Origin, OriginField, ParametersField, as_tuple
+from gptailor_merge.recipe.fields import (
+    ModelName,
+    Origin,
+    OriginField,
+    ParametersField,
+    TextField,
+    as_tuple,
+)
 
 TAILOR = "tailor"
 """The merge method of every recipe."""
@@ -23,7 +30,11 @@ WITHOUT, REPAIR, REPAIR_DIGEST = "without", "repair", "repair_digest"
 """Keys of a slice's parameters that edit its layers, see edits.py."""
 
 
-OWN = ("op", "method", WITHOUT, REPAIR, REPAIR_DIGEST)
+GAINS, GAINS_DIGEST = "gains", "gains_digest"
+"""Keys that set the gains of norms: of a slice's layers, or in the top-level `parameters` of the others."""
+
+
+OWN = ("op", "method", WITHOUT, REPAIR, REPAIR_DIGEST, GAINS, GAINS_DIGEST)
 """Keys of a slice's parameters that belong to the recipe, not to the merge method."""
 
 
@@ -72,10 +83,12 @@ class GlobalParameters(Frozen):
     embeddings: OriginField = FROM_BASE
     head: OriginField = FROM_BASE
     tokenizer: ModelName = BASE
+    gains: TextField = None
+    gains_digest: TextField = None
     defaults: ParametersField = ()
 
 
-_OUTER = ("embeddings", "head", "tokenizer")
+_OUTER = ("embeddings", "head", "tokenizer", GAINS, GAINS_DIGEST)
 
 
 def _read_globals(document: Any) -> Any:

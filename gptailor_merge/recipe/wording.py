@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from gptailor_merge.recipe.plan import SELECT, Component, Edit, Filtered, Operation, Scalar, Settings
+from gptailor_merge.recipe.plan import NORMS, SELECT, Component, Edit, Filtered, Operation, Scalar, Settings
 
 
 def range_text(first: int, past: int) -> str:
@@ -43,8 +43,10 @@ def operation_text(operation: Operation, edits: Iterable[Edit] = ()) -> str:
 
 
 def edit_text(edit: Edit) -> str:
-    """Returns "without attention", "without mlp" or "repaired"."""
-    return f"without {edit.part}" if edit.digest is None else "repaired"
+    """Returns "without attention", "without mlp", "repaired" or "with fitted norms"."""
+    if edit.part == NORMS:
+        return "with fitted norms"
+    return "repaired" if edit.is_repair else f"without {edit.part}"
 
 
 def source_text(name: str, operation: Operation, position: int) -> str:
@@ -60,8 +62,10 @@ def source_text(name: str, operation: Operation, position: int) -> str:
     return " ".join(texts)
 
 
-def component_text(component: Component, name_of: Callable[[str], str] = str) -> str:
-    """Words the origin of embeddings or head.
+def component_text(
+    component: Component, name_of: Callable[[str], str] = str, edits: Iterable[Edit] = ()
+) -> str:
+    """Words the origin of embeddings or head, and the edits that follow.
 
     >>> component_text(Component(("base", "maths"), Operation("linear", ((), (("weight", 0.5),)))))
     'linear of base, maths × 0.5'
@@ -70,9 +74,9 @@ def component_text(component: Component, name_of: Callable[[str], str] = str) ->
         source_text(name_of(model), component.operation, position)
         for position, model in enumerate(component.models)
     )
-    if component.operation.method == SELECT:
-        return sources
-    return f"{operation_text(component.operation)} of {sources}"
+    is_merge = component.operation.method != SELECT
+    text = f"{operation_text(component.operation)} of {sources}" if is_merge else sources
+    return " ".join([text, *map(edit_text, edits)])
 
 
 def _texts(settings: Settings) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gptailor_merge.recipe.plan import Edit, Plan
+from gptailor_merge.recipe.plan import NORMS, Edit, Plan
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def cuts_of(plan: Plan, depth: int, *, everywhere: bool = False) -> list[Cut]:
 
 
 def with_edit(plan: Plan, position: int, edit: Edit) -> Plan:
-    """Returns a plan whose slot at a position has one more edit."""
+    """Returns a plan whose slot at a position has one more edit; edits of norms stay last, as in recipes."""
     slots = list(plan.slots)
-    slots[position] = replace(slots[position], edits=(*slots[position].edits, edit))
+    edits = sorted((*slots[position].edits, edit), key=lambda each: each.part == NORMS)
+    slots[position] = replace(slots[position], edits=tuple(edits))
     return replace(plan, slots=tuple(slots))

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from gptailor_merge.errors import ConfigError, DataError, Problem
 from gptailor_merge.planning.slot_replacement import rewritten
-from gptailor_merge.recipe.edits import map_files
+from gptailor_merge.recipe.edits import edit_files
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.repair.fitting import Repairer, has_enough
 from gptailor_merge.scoring.executor import Executor, Outcome
@@ -118,7 +118,7 @@ def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog,
     done = {
         original
         for original, repaired in log.repairs().items()
-        if repaired.digest not in best or all(Path(file).is_file() for file in map_files(repaired.parsed))
+        if repaired.digest not in best or all(Path(file).is_file() for file in edit_files(repaired.parsed))
     }
     chosen = finalists(log, judge.settings.axes, config.finalists)
     for number, candidate in enumerate(chosen, start=1):
@@ -149,7 +149,7 @@ def _best_of(log: RepairLog, axes: Sequence[str]) -> list[Candidate]:
 
 def drop_maps(directory: Path, survivors: Iterable[Candidate]) -> None:
     """Removes the maps of all recipes but the survivors: those of a large model are large."""
-    kept = {Path(file).resolve().parent for candidate in survivors for file in map_files(candidate.parsed)}
+    kept = {Path(file).resolve().parent for candidate in survivors for file in edit_files(candidate.parsed)}
     for maps in directory.glob("*/"):
         if maps.resolve() not in kept:
             shutil.rmtree(maps)

@@ -86,5 +86,5 @@ def repair_recipe(
 
 
 def _moved(edit: Edit, out: Path) -> Edit:
-    """Returns an edit whose map is in another directory."""
-    return replace(edit, file=str(out / Path(edit.file).name)) if edit.digest is not None else edit
+    """Returns an edit whose map is in another directory; other edits stay."""
+    return replace(edit, file=str(out / Path(edit.file).name)) if edit.is_repair else edit

@@ -118,7 +118,10 @@ def outer(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
     resolved = plan(recipe)
     sources = {"tokenizer": names.get(resolved.tokenizer, resolved.tokenizer)}
     for label in ("embeddings", "head"):
-        sources[label] = component_text(getattr(resolved, label), lambda model: names.get(model, model))
+        edits = resolved.outer_edits if label == "head" else ()
+        sources[label] = component_text(
+            getattr(resolved, label), lambda model: names.get(model, model), edits
+        )
     return {label: sources[label] for label in ("embeddings", "head", "tokenizer")}
 
 

@@ -197,6 +197,9 @@ def _map(view: RunView) -> Iterator[FigureSection]:
     if view.repaired:
         slots = "slot" if len(view.repaired) == 1 else "slots"
         caption += f" Repaired: {slots} {listed(view.repaired)}."
+    if view.fitted_norms:
+        slots = "slot" if len(view.fitted_norms) == 1 else "slots"
+        caption += f" With fitted norms: {slots} {listed(view.fitted_norms)}."
     width = map_width(view, len(view.places))
     yield FigureSection("map", "The recipe", caption, (Chart("map", alt, width),))
 

@@ -112,7 +112,7 @@ class RunView:
         done: whether the search has ended.
         budget: the number of candidates that the search may propose.
         digest, recipe, places, loss: the best recipe: its digest, its YAML, its map and its loss.
-        repaired: the slots of the best recipe that are repaired.
+        repaired, fitted_norms: the slots of the best recipe that are repaired, or whose norms are fitted.
         outer: embeddings, head and tokenizer -> where the best recipe takes them from.
         depth: the number of layers of the family.
         axes: the objectives of the front, the costs first; empty where one recipe is sought.
@@ -138,6 +138,7 @@ class RunView:
     recipe: str
     places: tuple[Place, ...]
     repaired: tuple[int, ...]
+    fitted_norms: tuple[int, ...]
     outer: Mapping[str, str]
     depth: int
     loss: float | None
@@ -210,6 +211,7 @@ def view(record: Record, others: Sequence[Record] = ()) -> RunView:
         recipe="" if recipe is None else write_yaml(public(recipe.to_mapping(), shown_names)),
         places=columns,
         repaired=() if recipe is None else plan(recipe).repaired,
+        fitted_norms=() if recipe is None else plan(recipe).fitted_norms,
         outer={} if recipe is None else outer(recipe, names),
         depth=depth,
         loss=None if best is None else best.loss,

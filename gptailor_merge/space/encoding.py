@@ -88,7 +88,7 @@ def _shape(plan: Plan) -> list[Any]:
     """Returns all of a plan but the values that are searched, and the order of a merge's sources."""
     operations = [*((slot.layers, slot.operation) for slot in plan.slots), plan.embeddings, plan.head]
     edits = [slot.edits for slot in plan.slots]
-    return [*(merging.shape(sources, operation) for sources, operation in operations), edits]
+    return [*(merging.shape(sources, operation) for sources, operation in operations), edits, plan.gains]
 
 
 def half(layout: Layout) -> dict[str, Array]:
