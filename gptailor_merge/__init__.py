@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         SearchError,
         TailorError,
     )
-    from gptailor_merge.host.completion import Imported
+    from gptailor_merge.host.imported_recipe import Imported
     from gptailor_merge.hub.client import Pushed
     from gptailor_merge.hub.publication import Publication
     from gptailor_merge.hub.reproduce import Comparison
@@ -87,7 +87,7 @@ _NAMES = {
     "checking.soundness": ("SoundnessReport",),
     "config": ("SearchConfig",),
     "errors": _ERRORS,
-    "host.completion": ("Imported",),
+    "host.imported_recipe": ("Imported",),
     "hub.client": ("Pushed",),
     "hub.publication": ("Publication",),
     "hub.reproduce": ("Comparison",),

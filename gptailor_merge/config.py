@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
-from gptailor_merge.host.mentions import LIBRARY
+from gptailor_merge.host.names_and_commands import LIBRARY
 from gptailor_merge.objectives.config_types import Data, Positive, Section, absolute_files, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs

@@ -11,7 +11,7 @@ from gptailor_merge.calibration.batches import RUNGS, Batch, layout
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
-from gptailor_merge.composing.exits import exit_of
+from gptailor_merge.composing.output_projections import exit_of
 from gptailor_merge.composing.prefixes import path_of
 from gptailor_merge.config import Operations
 from gptailor_merge.host.exporting import export

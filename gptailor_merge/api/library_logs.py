@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from gptailor_merge.host.mentions import LIBRARY
+from gptailor_merge.host.names_and_commands import LIBRARY
 
 
 def quiet_libraries() -> None:

@@ -32,23 +32,22 @@ from gptailor_merge.objectives.scores import Score, Scores, Weights
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair.finalists import repair_finalists
+from gptailor_merge.repair.finalists import FinalistJudge, repair_finalists
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.held_out import measure_members
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.preparation import prepare
-from gptailor_merge.runs.session import RunSession, start
 from gptailor_merge.scoring.evaluator import Evaluator
-from gptailor_merge.scoring.executor import Outcome
+from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.racing import Race
-from gptailor_merge.scoring.workplace import BankMode
+from gptailor_merge.scoring.workplace import BankMode, Workplace, open_workplace
 from gptailor_merge.search import driver
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import OnCandidate
 from gptailor_merge.search.optimizers.protocol import OptimizerFactory
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.search.settings import SearchSettings
+from gptailor_merge.search.settings import SearchSettings, settings_for
 from gptailor_merge.space.points import Point
 from gptailor_merge.space.space import Space
 
@@ -95,29 +94,33 @@ class Session:
         device: where models run.
         family: the members, by their configs and headers.
         space: what recipes may be; see Space.
-        parts: the evaluators and settings that a run would use.
+        workplace: what is measured, and what composes models.
+        settings: those that a run would search with.
+        executor: scores plans on the calibration set.
     """
 
     config: SearchConfig
     device: torch.device
     family: Family
     space: Space
-    parts: RunSession
+    workplace: Workplace
+    settings: SearchSettings
+    executor: Executor
 
     @property
     def weights(self) -> Weights:
         """Maps the objectives to their weights in the loss."""
-        return self.parts.settings.weights
+        return self.settings.weights
 
     @property
     def axes(self) -> tuple[str, ...]:
         """Names the objectives of which a front is sought; empty where the loss is minimised."""
-        return self.parts.settings.axes
+        return self.settings.axes
 
     @property
     def evaluator(self) -> Evaluator:
         """Scores plans on the calibration set."""
-        return self.parts.workplace.evaluator("objectives")
+        return self.workplace.evaluator("objectives")
 
     @property
     def held_out_evaluator(self) -> Evaluator:
@@ -126,14 +129,14 @@ class Session:
         Raises:
             ValueError: the config has no held-out set.
         """
-        if self.parts.held_out is None:
+        if not self.workplace.measures.held_out.objectives:
             raise ValueError("the config has no held_out section")
-        return self.parts.workplace.evaluator("held_out")
+        return self.workplace.evaluator("held_out")
 
     @property
     def composer(self) -> Composer:
         """Makes live models of plans."""
-        return self.parts.workplace.composer
+        return self.workplace.composer
 
     @property
     def precision(self) -> Precision:
@@ -144,7 +147,7 @@ class Session:
     @cached_property
     def tokens(self) -> int:
         """Counts the calibration tokens that go through a model to score it once."""
-        return self.parts.measures.searched.tokens
+        return self.workplace.measures.searched.tokens
 
     def decode(self, point: Point, space: Space | None = None) -> Plan:
         """Returns the plan of a point of the session's space, or of another one."""
@@ -172,7 +175,7 @@ class Session:
         Args:
             race: drops plans that cannot win before they are scored on everything.
         """
-        return list(self.parts.executor.score(plans, race))
+        return list(self.executor.score(plans, race))
 
     def loss(self, scores: Scores) -> float:
         """Returns the number that the search minimises."""
@@ -189,8 +192,7 @@ class Session:
     def members(self) -> dict[str, Scores]:
         """Returns the held-out scores of the whole members by name, the base first."""
         passes = self.held_out_evaluator.passes
-        measured = measure_members(passes, self.family, self.device, self.parts.workplace.compute)
-        return {name: passes.scores(units) for name, units in measured.items()}
+        return {name: passes.scores(units) for name, units in measure_members(self.workplace).items()}
 
     def compose(self, plan: Plan) -> PreTrainedModel:
         """Returns the live model of a plan; it shares its tensors with other models, so do not train it."""
@@ -225,15 +227,18 @@ class Session:
             whole = space or self.space
             driver.search(
                 whole,
-                self.parts.executor,
+                self.executor,
                 journal,
                 settings,
                 make_optimizer=make_optimizer,
-                hidden=self.parts.hidden,
+                hidden=self.workplace.hidden,
                 on_candidate=listen,
             )
             if finalists:
-                repair_finalists(self.parts.workplace, self.parts.finalist_judge, journal, directory)
+                workplace = self.workplace
+                gates = workplace.gates(workplace.evaluator("gates")) if self.config.gates else None
+                judge = FinalistJudge(self.executor, gates, self.settings)
+                repair_finalists(workplace, judge, journal, directory)
 
         return self._traced(work, tokens, on_candidate)
 
@@ -258,19 +263,19 @@ class Session:
         def work(journal: Journal, directory: Path, listen: OnCandidate) -> None:
             driver.prune(
                 self.space,
-                self.parts.executor,
+                self.executor,
                 journal,
                 settings,
                 choice.method,
                 subject=choice.subject(self.family, self.space),
-                hidden=self.parts.hidden,
+                hidden=self.workplace.hidden,
                 on_candidate=listen,
             )
 
         return self._traced(work, tokens, lambda candidate: None)
 
     def _settings(self, **changed: Any) -> SearchSettings:
-        return replace(self.parts.settings, **{k: v for k, v in changed.items() if v is not None})
+        return replace(self.settings, **{k: v for k, v in changed.items() if v is not None})
 
     def _traced(
         self,
@@ -329,8 +334,11 @@ def open_session(
     torch_device = pick_device(device)
     with errors_in(file):
         prepared = prepare(whole)
-        parts = start(prepared, torch_device, bank=bank, progress=on_step)
-    return Session(whole, torch_device, prepared.family, prepared.space, parts)
+        family, space = prepared.family, prepared.space
+        workplace = open_workplace(whole, family, torch_device, bank=bank, progress=on_step)
+        settings = settings_for(workplace, space.sizes)
+        executor = workplace.evaluator("objectives")
+    return Session(whole, torch_device, family, space, workplace, settings, executor)
 
 
 def space_of(config: AnyPath | SearchConfig) -> Space:

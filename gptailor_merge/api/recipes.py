@@ -9,10 +9,10 @@ from pathlib import Path
 from gptailor_merge.api.arguments import AnyPath, read_recipe
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.files import refuse_existing, staging, write_beside
-from gptailor_merge.host.completion import Imported
 from gptailor_merge.host.exporting import RECIPE, export
+from gptailor_merge.host.imported_recipe import Imported
 from gptailor_merge.host.importing import load
-from gptailor_merge.host.mentions import plain_command
+from gptailor_merge.host.names_and_commands import plain_command
 from gptailor_merge.planning.check import check, check_with_family
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe

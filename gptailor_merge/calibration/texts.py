@@ -96,6 +96,11 @@ class TokenSet:
         """The number of tokens that are predicted: all but the first of each sequence."""
         return sum(len(ids) - 1 for ids in self.sequences)
 
+    @property
+    def recorded_digest(self) -> str:
+        """The digest that fingerprints hold."""
+        return self.digest
+
     def rows_until(self, share: float) -> int:
         """Returns how many sequences a share is, rounded up."""
         return math.ceil(share * len(self.sequences))

@@ -10,7 +10,7 @@ import typer
 from gptailor_merge.cli import printing
 from gptailor_merge.cli.options import RecipeFile
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.host.mentions import FOREIGN, PLAIN
+from gptailor_merge.host.names_and_commands import FOREIGN, PLAIN
 
 recipe_app = typer.Typer(help="Check, draw, compare, import and export recipes.", no_args_is_help=True)
 

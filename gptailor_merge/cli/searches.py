@@ -12,7 +12,7 @@ from gptailor_merge.cli import printing
 from gptailor_merge.cli.options import Device, Json, License, Resume, RunDirectory, TestSplit, say
 from gptailor_merge.cli.progress import progress
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.host.mentions import WRITTEN
+from gptailor_merge.host.names_and_commands import WRITTEN
 
 if TYPE_CHECKING:
     from gptailor_merge import Publication

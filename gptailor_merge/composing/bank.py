@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import nn
 
 from gptailor_merge.composing.editing import Placed, edited
-from gptailor_merge.composing.exits import placed
+from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.methods.arithmetic import apply, name_in_layer
 from gptailor_merge.methods.conversion import convert
 from gptailor_merge.models.family import Family

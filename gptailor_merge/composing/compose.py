@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from gptailor_merge.composing.bank import Bank, Layer
 from gptailor_merge.composing.editing import Placed
-from gptailor_merge.composing.exits import placed
+from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.models.architecture import INDEX_NAMES, layers_of, tokens_of
 from gptailor_merge.models.depth import changes
 from gptailor_merge.recipe.plan import SELECT, Component, Plan

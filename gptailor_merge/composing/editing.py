@@ -1,8 +1,8 @@
 """Edits single tensors after they were selected or merged.
 
 Composing in memory and mergekit's `tailor` method call the same `edited`. The tensors are those of the
-linear map that a part of a layer, its attention or its MLP, ends with (exits.py), and the gains of norms
-(norms.py).
+linear map that a part of a layer, its attention or its MLP, ends with (output_projections.py), and the
+gains of norms (norms.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Exports a plan as configurations that mergekit runs without this package, see stages.py.
+"""Exports a plan as configurations that mergekit runs without this package, see export_stages.py.
 
 If a config depends on more than the number of layers, the configurations name a skeleton as their base
 model: a directory with the right config.json and the tokenizer, and a placeholder for weights.
@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from gptailor_merge.documents import write_yaml
 from gptailor_merge.errors import Problem, RecipeError
-from gptailor_merge.host.stages import Stage, model_path, stages
+from gptailor_merge.host.export_stages import Stage, model_path, stages
 from gptailor_merge.methods.arithmetic import name_in_layer
 from gptailor_merge.models.architecture import misfits, pruned
 from gptailor_merge.models.checkpoint import ModelId

@@ -11,7 +11,7 @@ from typing import Any
 
 from gptailor_merge.documents import read_yaml, suggest
 from gptailor_merge.errors import KeyPath, Problem, RecipeError, errors_in
-from gptailor_merge.host.completion import Document, Imported, complete
+from gptailor_merge.host.imported_recipe import Document, Imported, complete
 from gptailor_merge.host.paper_configs import from_paper_config, is_paper_config
 from gptailor_merge.methods.specs import ParameterScope, method_names, method_spec
 from gptailor_merge.models.checkpoint import depth_on_disk

@@ -14,7 +14,7 @@ from mergekit.options import MergeOptions
 from gptailor_merge.errors import MergeFailedError
 from gptailor_merge.files import refuse_existing, staging
 from gptailor_merge.host.lowering import lower
-from gptailor_merge.host.mentions import RECIPE
+from gptailor_merge.host.names_and_commands import RECIPE
 from gptailor_merge.host.registration import register
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.models.family import Family

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gptailor_merge.errors import Problem, RecipeError
-from gptailor_merge.host.completion import Document, Imported, complete
+from gptailor_merge.host.imported_recipe import Document, Imported, complete
 from gptailor_merge.recipe.recipe import TAILOR
 
 _KEY = re.compile(

@@ -19,7 +19,7 @@ from mergekit.merge_methods import registry
 from transformers import PreTrainedConfig
 
 from gptailor_merge.composing.editing import from_json, to_json
-from gptailor_merge.composing.exits import placed
+from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.errors import InputError, Problem, RecipeError
 from gptailor_merge.host.lowering import config_base
 from gptailor_merge.host.tailor_method import EDITS, TailorMethod

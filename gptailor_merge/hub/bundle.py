@@ -12,7 +12,7 @@ from gptailor_merge.checking.soundness import examine
 from gptailor_merge.errors import ConfigError, MergeFailedError
 from gptailor_merge.files import staging
 from gptailor_merge.host.materialize import is_of
-from gptailor_merge.host.mentions import RECIPE
+from gptailor_merge.host.names_and_commands import RECIPE
 from gptailor_merge.hub.card import card_of
 from gptailor_merge.hub.parents import CARD
 from gptailor_merge.hub.release import RECORD, Release

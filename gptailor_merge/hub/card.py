@@ -16,7 +16,7 @@ from transformers import AutoConfig
 import gptailor_merge
 from gptailor_merge.checking.llama_cpp import hazards
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.host.mentions import STOCK_COMMAND
+from gptailor_merge.host.names_and_commands import STOCK_COMMAND
 from gptailor_merge.hub.card_metadata import metadata
 from gptailor_merge.hub.card_tables import (
     held_out_tables,
@@ -35,7 +35,7 @@ from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.scores import COSTS, Score
 from gptailor_merge.report.formatting import plain
 from gptailor_merge.report.pictures import Picture
-from gptailor_merge.runs.summary import FOUND
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.scoring.measures import reported
 
 TEMPLATE = "model_card_template.md"
@@ -80,7 +80,7 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
     settings, versions = release.settings, release.versions
     summary = release.summary
     sizes = {"before": size_of(settings.family.base), "after": size_of(str(release.run.model))}
-    tables = held_out_tables(release)
+    tables = held_out_tables(release.source)
     config = AutoConfig.from_pretrained(release.run.model, trust_remote_code=False)
     return {
         "title": repo_id.split("/")[-1],

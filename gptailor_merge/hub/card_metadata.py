@@ -8,16 +8,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from gptailor_merge.host import mentions
+from gptailor_merge.host import names_and_commands
 from gptailor_merge.hub.objective_sentences import source_of
 from gptailor_merge.hub.parents import languages_of
 from gptailor_merge.hub.release import Release
 from gptailor_merge.objectives.scores import COSTS
 from gptailor_merge.report.formatting import plain
-from gptailor_merge.runs.summary import FOUND
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.scoring.measures import reported
 
-TAGS = (*mentions.TAGS, "pruned", "gptailor")
+TAGS = (*names_and_commands.TAGS, "pruned", "gptailor")
 
 
 TASK = "text-generation"

@@ -13,7 +13,7 @@ from gptailor_merge.objectives.scores import COSTS, TOTAL, Score
 from gptailor_merge.recipe.grouping import runs
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.wording import component_text, operation_text, range_text, source_text
-from gptailor_merge.runs.summary import FOUND
+from gptailor_merge.runs.record import FOUND, Record
 
 THIS = "**this model**"
 
@@ -141,30 +141,31 @@ def latency_table(release: Release) -> str:
     return markdown(["model", "what", "ms"], rows, left=2) if rows else ""
 
 
-def held_out_tables(release: Release) -> list[HeldOutTable]:
+def held_out_tables(record: Record) -> list[HeldOutTable]:
     """Writes a table for each measure of quality: models by sets, with standard errors where known."""
-    scores = release.held_out.get(FOUND, {})
+    scores = record.main_scores.get(FOUND, {})
     return [
-        _held_out(release, name, list(by_set))
+        _held_out(record, name, list(by_set))
         for name, by_set in scores.items()
         if next(iter(by_set.values())).unit not in COSTS
     ]
 
 
-def _held_out(release: Release, name: str, sets: Sequence[str]) -> HeldOutTable:
+def _held_out(record: Record, name: str, sets: Sequence[str]) -> HeldOutTable:
     rows = []
     errors = False
-    for model, scores in release.held_out.items():
+    best = record.main_scores[FOUND][name]
+    for model, scores in record.main_scores.items():
         by_set = scores.get(name)
         if by_set is None or not all(set_name in by_set for set_name in sets):
             continue
         columns = list(_columns(by_set, sets))
         errors = errors or any(score.natural_error is not None for score in columns)
-        rows.append([_model_label(model, release), *map(score_text, columns)])
-    counts = [score.count for score in _columns(release.held_out[FOUND][name], sets)]
-    rows.append([_count_label(release, name, sets), *(f"{count:,.0f}" for count in counts)])
+        rows.append([_model_label(model, record), *map(score_text, columns)])
+    counts = [score.count for score in _columns(best, sets)]
+    rows.append([_count_label(record, name, sets), *(f"{count:,.0f}" for count in counts)])
     several = [TOTAL] if len(sets) > 1 else []
-    unit = release.held_out[FOUND][name][sets[0]].unit
+    unit = best[sets[0]].unit
     direction = "higher" if unit == "negated" else "lower"
     return HeldOutTable(name, direction, markdown(["model", *sets, *several], rows), errors)
 
@@ -186,22 +187,21 @@ def score_text(score: Score) -> str:
     return f"{score.natural:.{places}f} ± {error:.{places}f}"
 
 
-def _count_label(release: Release, name: str, sets: Sequence[str]) -> str:
+def _count_label(record: Record, name: str, sets: Sequence[str]) -> str:
     """Names what the scores are means over: items, tokens, or something else that is counted."""
     items = {
         item.task: len(item.ids)
-        for item in release.items
+        for item in record.items
         if (item.section, item.objective) == (HELD_OUT, name)
     }
-    counts = release.held_out[FOUND][name]
+    counts = record.main_scores[FOUND][name]
     if all(items.get(set_name) == counts[set_name].count for set_name in sets):
         return "items"
     return "count" if items else "tokens"
 
 
-def _model_label(model: str, release: Release) -> str:
-    sizes = release.summary.sizes
-    layers = sizes.get(model, sizes.get("base"))
+def _model_label(model: str, record: Record) -> str:
+    layers = record.sizes.get(model, record.sizes.get("base"))
     return f"{_model(model)} ({layers[0]} layers)" if layers else _model(model)
 
 

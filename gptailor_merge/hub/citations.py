@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptailor_merge.host import mentions
+from gptailor_merge.host import names_and_commands
 
 _GPTAILOR = """\
 @inproceedings{su2026gptailor,
@@ -14,5 +14,5 @@ _GPTAILOR = """\
 }"""
 
 
-CITATIONS = f"{_GPTAILOR}\n{mentions.CITATION}"
+CITATIONS = f"{_GPTAILOR}\n{names_and_commands.CITATION}"
 """BibTeX."""

@@ -23,9 +23,9 @@ from gptailor_merge.recipe.edits import gains_files, map_files
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.directory import Directory
-from gptailor_merge.runs.record import Record
+from gptailor_merge.runs.record import FOUND, Record
 from gptailor_merge.runs.redaction import public
-from gptailor_merge.runs.summary import FOUND, Summary, summarize
+from gptailor_merge.runs.summary import Summary, summarize
 from gptailor_merge.scoring.measures import Items
 
 RECORD = "gptailor_run.json"
@@ -59,7 +59,6 @@ class Release:
         parents: the members that the recipe names, the base first.
         family: all members, the base first.
         config: the search config, with members as the public calls them.
-        held_out: model -> its scores; the models are the members and FOUND.
         licence: the licence of the model.
         search_digest: the same for every state of one run, see `search_digest`.
     """
@@ -71,7 +70,6 @@ class Release:
     parents: tuple[Parent, ...]
     family: tuple[Parent, ...]
     config: Mapping[str, Any]
-    held_out: Mapping[str, Scores]
     licence: Licence
     search_digest: str
 
@@ -89,6 +87,11 @@ class Release:
     def versions(self) -> Mapping[str, str]:
         """The versions of the libraries when the run was begun."""
         return self.source.versions
+
+    @property
+    def held_out(self) -> Mapping[str, Scores]:
+        """Model -> its scores; the models are the members and FOUND."""
+        return self.source.main_scores
 
     @property
     def items(self) -> tuple[Items, ...]:
@@ -149,7 +152,6 @@ def release_of(record: Record, licence: str | None) -> Release:
     used = tuple(parent for parent in family if parent.model in recipe.models)
     names = {parent.model: parent.pinned for parent in family}
     files = {**_published(map_files(recipe), MAPS), **_published(gains_files(recipe), GAINS)}
-    shown = {*record.models, FOUND}
     return Release(
         source=record,
         summary=summary,
@@ -158,7 +160,6 @@ def release_of(record: Record, licence: str | None) -> Release:
         parents=used,
         family=family,
         config=public(record.document, names),
-        held_out={model: scores for model, scores in record.held_out.items() if model in shown},
         licence=licence_of(used, licence),
         search_digest=search_digest(record.settings, family, record.baseline or ""),
     )

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from gptailor_merge import __version__
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.host.materialize import materialize
-from gptailor_merge.host.mentions import RECIPE
+from gptailor_merge.host.names_and_commands import RECIPE
 from gptailor_merge.hub.client import check_name
 from gptailor_merge.hub.client_errors import explained
 from gptailor_merge.hub.parents import LOCAL

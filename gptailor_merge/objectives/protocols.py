@@ -110,6 +110,11 @@ class UnitSet:
     documents: frozenset[str] = frozenset()
     batch: int = 1
 
+    @property
+    def recorded_digest(self) -> str:
+        """The digest that fingerprints hold."""
+        return self.digest
+
     def units_until(self, share: float) -> int:
         """Returns how many units a share is, rounded up to whole batches."""
         return min(self.units, math.ceil(share * self.units / self.batch) * self.batch)

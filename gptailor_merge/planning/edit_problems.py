@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gptailor_merge.composing.editing import load_gains, load_map
-from gptailor_merge.composing.exits import placed
 from gptailor_merge.composing.norms import check_gains
+from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.documents import suggest
 from gptailor_merge.errors import FamilyError, KeyPath, Problem, RecipeError
 from gptailor_merge.models.architecture import Architecture

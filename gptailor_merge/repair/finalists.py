@@ -16,7 +16,6 @@ from typing import Protocol
 
 from gptailor_merge.calibration.held_back import has_enough
 from gptailor_merge.errors import ConfigError, DataError, Problem
-from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.planning.slot_replacement import rewritten
 from gptailor_merge.recipe.edits import edit_files
 from gptailor_merge.recipe.plan import Plan
@@ -27,7 +26,8 @@ from gptailor_merge.scoring.workplace import Workplace
 from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.front import front
 from gptailor_merge.search.judging import verdicts
-from gptailor_merge.search.outcomes import candidate_of
+from gptailor_merge.search.outcomes import Judgement, candidate_of
+from gptailor_merge.search.settings import SearchSettings
 
 
 class RepairLog(Protocol):
@@ -56,36 +56,27 @@ class FinalistJudge:
     Attributes:
         executor: scores plans on the calibration set.
         gates: None where the config has none.
-        weights: objective -> its weight in the loss.
-        axes: the objectives of which a front is sought; none where the loss is minimised.
-        fingerprint: identifies the objectives that scores count under.
+        settings: those of the search.
     """
 
     executor: Executor
     gates: Gates | None
-    weights: Weights
-    axes: Sequence[str]
-    fingerprint: str
+    settings: SearchSettings
 
     def judge(self, original: Candidate, repaired: Plan) -> Candidate:
         """Returns what becomes of a repaired plan: it is scored if a map helps and no gate is against it."""
-        verdict, outcome = None, None
+        recipe = rewritten(original.parsed, repaired.slots)
+        judgement = self._judgement(original, repaired)
+        return candidate_of(original.number, repaired, recipe, judgement, self.settings, Status.REPAIRED)
+
+    def _judgement(self, original: Candidate, repaired: Plan) -> Judgement:
         if repaired.digest == original.digest:
-            outcome = Outcome.failure("no map helps")
-        elif self.gates is not None:
-            (verdict,) = verdicts(self.gates, [repaired])
-        if outcome is None and (verdict is None or verdict.passes):
-            (outcome,) = self.executor.score([repaired])
-        return candidate_of(
-            original.number,
-            repaired,
-            rewritten(original.parsed, repaired.slots),
-            verdict,
-            outcome,
-            self.weights,
-            self.fingerprint,
-            Status.REPAIRED,
-        )
+            return Judgement(outcome=Outcome.failure("no map helps"))
+        judgement = Judgement() if self.gates is None else verdicts(self.gates, [repaired])[0]
+        if not judgement.passes:
+            return judgement
+        (outcome,) = self.executor.score([repaired])
+        return replace(judgement, outcome=outcome)
 
 
 def finalists(log: RepairLog, axes: Sequence[str], count: int) -> list[Candidate]:
@@ -124,13 +115,13 @@ def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog,
         repairer = Repairer(workplace.composer, workplace.family, texts, everywhere=config.everywhere)
     except DataError as error:
         raise ConfigError(Problem(("repair", "data"), str(error))) from None
-    best = {candidate.digest for candidate in _best_of(log, judge.axes)}
+    best = {candidate.digest for candidate in _best_of(log, judge.settings.axes)}
     done = {
         original
         for original, repaired in log.repairs().items()
         if repaired.digest not in best or all(Path(file).is_file() for file in edit_files(repaired.parsed))
     }
-    chosen = finalists(log, judge.axes, config.finalists)
+    chosen = finalists(log, judge.settings.axes, config.finalists)
     for number, candidate in enumerate(chosen, start=1):
         if candidate.digest not in done:
             workplace.progress(f"repairing the cuts of recipe {number} of {len(chosen)}")

@@ -14,7 +14,7 @@ from gptailor_merge.calibration.held_back import divided
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.editing import save_map
-from gptailor_merge.composing.exits import placed
+from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.family import Family
 from gptailor_merge.objectives.perplexity import Perplexity

@@ -13,7 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from gptailor_merge.files import write_beside
-from gptailor_merge.host.mentions import RECIPE_TITLE
+from gptailor_merge.host.names_and_commands import RECIPE_TITLE
 from gptailor_merge.report.formatting import duration, number, plain, short, signed
 from gptailor_merge.report.interactive.charts import figures
 from gptailor_merge.report.interactive.figure_style import FONT
@@ -21,8 +21,8 @@ from gptailor_merge.report.palette import DARK, LIGHT
 from gptailor_merge.report.sections import headline, sections, total
 from gptailor_merge.report.tables import number_tables
 from gptailor_merge.report.view import BASE, RunView, view
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
-from gptailor_merge.runs.summary import FOUND
 
 REFRESH = 2000
 """Milliseconds after which a watched page asks for news."""

@@ -28,7 +28,7 @@ from gptailor_merge.report.sections import (
     sections,
 )
 from gptailor_merge.report.view import BASE, HeldOut, RunView
-from gptailor_merge.runs.summary import FOUND
+from gptailor_merge.runs.record import FOUND
 
 
 class Picture(NamedTuple):

@@ -9,7 +9,7 @@ from gptailor_merge.objectives.scores import TOTAL
 from gptailor_merge.report.formatting import duration, listed, number, plain, wrapped
 from gptailor_merge.report.palette import member_keys
 from gptailor_merge.report.view import BASE, HeldOut, Other, RunView
-from gptailor_merge.runs.summary import FOUND
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.search.candidates import Status
 
 OUTCOMES = {
@@ -197,6 +197,9 @@ def _map(view: RunView) -> Iterator[FigureSection]:
     if view.repaired:
         slots = "slot" if len(view.repaired) == 1 else "slots"
         caption += f" Repaired: {slots} {listed(view.repaired)}."
+    if view.fitted_norms:
+        slots = "slot" if len(view.fitted_norms) == 1 else "slots"
+        caption += f" With fitted norms: {slots} {listed(view.fitted_norms)}."
     width = map_width(view, len(view.places))
     yield FigureSection("map", "The recipe", caption, (Chart("map", alt, width),))
 

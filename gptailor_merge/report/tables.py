@@ -9,7 +9,7 @@ from gptailor_merge.objectives.scores import TOTAL
 from gptailor_merge.report.formatting import number, signed
 from gptailor_merge.report.sections import panels
 from gptailor_merge.report.view import HeldOut, RunView
-from gptailor_merge.runs.summary import FOUND
+from gptailor_merge.runs.record import FOUND
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.report.recipe_map import Agreement, Place, agreement, outer, places
 from gptailor_merge.report.search_history import Box, Trial, trials
 from gptailor_merge.runs.metadata import Dimensions
-from gptailor_merge.runs.record import Record
+from gptailor_merge.runs.record import FOUND, Record
 from gptailor_merge.runs.redaction import public, public_name
-from gptailor_merge.runs.summary import FOUND, FrontRow, front_rows, totals
+from gptailor_merge.runs.summary import FrontRow, front_rows, totals
 from gptailor_merge.scoring.gap import Gap
 from gptailor_merge.search.candidates import Candidate, Counts
 from gptailor_merge.search.front import losses
@@ -112,7 +112,7 @@ class RunView:
         done: whether the search has ended.
         budget: the number of candidates that the search may propose.
         digest, recipe, places, loss: the best recipe: its digest, its YAML, its map and its loss.
-        repaired: the slots of the best recipe that are repaired.
+        repaired, fitted_norms: the slots of the best recipe that are repaired, or whose norms are fitted.
         outer: embeddings, head and tokenizer -> where the best recipe takes them from.
         depth: the number of layers of the family.
         axes: the objectives of the front, the costs first; empty where one recipe is sought.
@@ -138,6 +138,7 @@ class RunView:
     recipe: str
     places: tuple[Place, ...]
     repaired: tuple[int, ...]
+    fitted_norms: tuple[int, ...]
     outer: Mapping[str, str]
     depth: int
     loss: float | None
@@ -210,6 +211,7 @@ def view(record: Record, others: Sequence[Record] = ()) -> RunView:
         recipe="" if recipe is None else write_yaml(public(recipe.to_mapping(), shown_names)),
         places=columns,
         repaired=() if recipe is None else plan(recipe).repaired,
+        fitted_norms=() if recipe is None else plan(recipe).fitted_norms,
         outer={} if recipe is None else outer(recipe, names),
         depth=depth,
         loss=None if best is None else best.loss,

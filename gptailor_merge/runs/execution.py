@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,21 +14,22 @@ from gptailor_merge.errors import ConfigError, errors_in
 from gptailor_merge.files import write_beside
 from gptailor_merge.models.family import Family
 from gptailor_merge.planning.resolve import plan
-from gptailor_merge.repair.finalists import drop_maps, repair_finalists
+from gptailor_merge.repair.finalists import FinalistJudge, drop_maps, repair_finalists
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.held_out import score_held_out
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.metadata import Dimensions
 from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
-from gptailor_merge.runs.session import RunSession, start
-from gptailor_merge.runs.summary import FOUND
 from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL
-from gptailor_merge.scoring.workplace import BankMode
+from gptailor_merge.scoring.measures import Measures
+from gptailor_merge.scoring.workplace import BankMode, Job, open_workplace
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import OnCandidate, prune, search
 from gptailor_merge.search.front import front, pick
+from gptailor_merge.search.settings import settings_for
 
 OnStep = Callable[[str], None]
 
@@ -68,39 +70,44 @@ def execute(
     subject = None if baseline is None else baseline.subject(preparation.family, preparation.space)
     _claim(config, run, resume=resume)
     with errors_in(file):
-        session = start(preparation, device, bank=bank, executor=executor, progress=on_step)
-    with session, Journal(run.journal) as journal:
-        _describe(journal, session, baseline)
+        workplace = open_workplace(config, preparation.family, device, bank=bank, progress=on_step)
+        settings, measures = settings_for(workplace, preparation.space.sizes), workplace.measures
+        pool = EXECUTORS[executor](Job.of(config, device, bank), workplace)
+        scoring = pool.executor("objectives")
+        held_out = pool.executor("held_out") if measures.held_out.objectives else None
+        gates = workplace.gates(pool.executor("gates")) if config.gates else None
+    with closing(pool), Journal(run.journal) as journal:
+        _describe(journal, measures, settings.axes, baseline)
         on_step("searching" if baseline is None else str(baseline))
-        parts = preparation.space, session.executor, journal, session.settings
+        parts = preparation.space, scoring, journal, settings
         if baseline is None:
             best = search(
                 *parts,
-                gate=session.gates,
+                gate=gates,
                 start=[plan(recipe) for recipe in preparation.start],
                 warm=preparation.warm,
-                hidden=session.hidden,
+                hidden=workplace.hidden,
                 on_candidate=on_candidate,
             )
             # An absolute path, so that a recipe's maps are found from everywhere.
             maps = run.repairs.resolve()
-            repair_finalists(session.workplace, session.finalist_judge, journal, maps)
+            repair_finalists(workplace, FinalistJudge(scoring, gates, settings), journal, maps)
             best = journal.best() or best
         else:
             best = prune(
                 *parts,
                 baseline.method,
                 subject=subject,
-                hidden=session.hidden,
-                gate=session.gates,
+                hidden=workplace.hidden,
+                gate=gates,
                 on_candidate=on_candidate,
             )
-        chosen = _write_chosen(run, journal, config, session.settings.axes, best)
+        chosen = _write_chosen(run, journal, config, settings.axes, best)
         sizes = _sizes(preparation.family, chosen)
         journal.describe(replace(journal.metadata(), sizes=sizes))
-        if session.held_out is not None:
+        if held_out is not None:
             on_step("scoring on the held-out set")
-            score_held_out(preparation, session, journal, chosen, device)
+            score_held_out(workplace, scoring, held_out, journal, chosen)
     return run
 
 
@@ -128,7 +135,7 @@ def _claim(config: SearchConfig, directory: Directory, *, resume: bool) -> None:
     write_beside(directory.config, config.to_yaml())
 
 
-def _describe(journal: Journal, session: RunSession, baseline: Choice | None) -> None:
+def _describe(journal: Journal, measures: Measures, axes: tuple[str, ...], baseline: Choice | None) -> None:
     """Writes what the run is about: a search or one baseline, its objectives and its items.
 
     Raises:
@@ -140,9 +147,8 @@ def _describe(journal: Journal, session: RunSession, baseline: Choice | None) ->
         raise ConfigError(
             f"{journal.file} was begun by {begun.baseline or 'a search'}, not by {asked or 'a search'}"
         )
-    journal.record_items(session.measures.items)
-    axes, warnings = session.settings.axes, session.measures.warnings
-    journal.describe(replace(begun, baseline=asked, axes=tuple(axes), warnings=tuple(warnings)))
+    journal.record_items(measures.items)
+    journal.describe(replace(begun, baseline=asked, axes=axes, warnings=measures.warnings))
 
 
 def _write_chosen(

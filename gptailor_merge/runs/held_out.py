@@ -6,63 +6,56 @@ import gc
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from gptailor_merge.errors import ScoringError
-from gptailor_merge.models.devices import compute_dtype
-from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_model
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.runs.preparation import Preparation
-from gptailor_merge.runs.session import RunSession
 from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.gap import gap
-from gptailor_merge.scoring.passes import Measured, Passes
+from gptailor_merge.scoring.passes import Measured
 from gptailor_merge.scoring.uncertainty import with_errors
+from gptailor_merge.scoring.workplace import Workplace
 from gptailor_merge.search.candidates import Candidate
 
 
 def score_held_out(
-    preparation: Preparation,
-    session: RunSession,
+    workplace: Workplace,
+    searched_on: Executor,
+    held_out: Executor,
     journal: Journal,
     chosen: Mapping[str, Candidate],
-    device: torch.device,
 ) -> None:
     """Scores the members and the chosen recipes, and writes scores and gaps into the journal.
 
     A resumed run does not score the members again: unlike the recipes, they stay the same.
 
     Args:
+        searched_on: scores plans on the calibration set.
+        held_out: scores plans on the held-out set.
         chosen: name -> recipe, of the best recipe and those of the front.
 
     Raises:
         ScoringError: a recipe could not be scored.
     """
-    executor, passes = session.held_out, session.measures.held_out
-    assert executor is not None
-    members = preparation.family.members
+    measures, members = workplace.measures, workplace.family.members
+    passes, pairs = measures.held_out, measures.pairs
     known = journal.held_out()
     if any(member.name not in known for member in members):
-        assert preparation.space.out_dtype is not None
-        dtype = compute_dtype(device, preparation.space.out_dtype)
-        for name, measured in measure_members(passes, preparation.family, device, dtype).items():
+        for name, measured in measure_members(workplace).items():
             journal.record_held_out(name, with_errors(passes, measured))
     # The best recipe is also one of the front's: each model is scored once.
     distinct = {candidate.digest: candidate.plan for candidate in chosen.values()}
-    pairs = session.measures.pairs
-    reported = _outcomes(executor, distinct)
-    searched = _outcomes(session.executor, distinct) if pairs else {}
+    reported = _outcomes(held_out, distinct)
+    searched = _outcomes(searched_on, distinct) if pairs else {}
     for name, candidate in chosen.items():
         journal.record_held_out(name, with_errors(passes, reported[candidate.digest].measured))
     gaps = {
         digest: tuple(
             gap(
                 pair,
-                (session.measures.searched, outcome.measured),
+                (measures.searched, outcome.measured),
                 (passes, reported[digest].measured),
-                session.settings.seed,
+                workplace.config.seed,
             )
             for pair in pairs
         )
@@ -72,13 +65,12 @@ def score_held_out(
     journal.describe(replace(journal.metadata(), gaps=gaps))
 
 
-def measure_members(
-    passes: Passes, family: Family, device: torch.device, dtype: torch.dtype
-) -> dict[str, Measured]:
-    """Measures the dense members as they are, each with its own config, embeddings and head."""
+def measure_members(workplace: Workplace) -> dict[str, Measured]:
+    """Measures the dense members on the held-out set, each with its own config, embeddings and head."""
     measured = {}
-    for member in family.members:
-        measured[member.name] = passes.measure_alone(load_model(member.directory, dtype, device))
+    for member in workplace.family.members:
+        model = load_model(member.directory, workplace.compute, workplace.device)
+        measured[member.name] = workplace.measures.held_out.measure_alone(model)
         gc.collect()
     return measured
 

@@ -23,6 +23,9 @@ from gptailor_merge.scoring.measures import Items
 from gptailor_merge.search.candidates import Candidate, Counts
 from gptailor_merge.search.front import FrontCandidate, front, pick
 
+FOUND = "found"
+"""The name of the best recipe in the held-out table, beside the members' names."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -70,6 +73,12 @@ class Record:
     def models(self) -> dict[str, str]:
         """The members: name -> model, the base first."""
         return members_of(self.settings)
+
+    @property
+    def main_scores(self) -> dict[str, Scores]:
+        """The held-out scores of the members and of the best recipe, without those of the whole front."""
+        shown = {*self.models, FOUND}
+        return {model: scores for model, scores in self.held_out.items() if model in shown}
 
     @property
     def objectives(self) -> tuple[str, ...]:

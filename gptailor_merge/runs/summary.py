@@ -10,13 +10,10 @@ from typing import Any
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.scores import TOTAL, Scores, natural
 from gptailor_merge.runs.metadata import Dimensions
-from gptailor_merge.runs.record import Record
+from gptailor_merge.runs.record import FOUND, Record
 from gptailor_merge.scoring.gap import Gap
 from gptailor_merge.search.candidates import Candidate, Counts
 from gptailor_merge.search.front import pick
-
-FOUND = "found"
-"""The name of the best recipe in the held-out table, beside the members' names."""
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,11 @@ class Passes:
 
     def measure_alone(self, model: PreTrainedModel) -> Measured:
         """Measures a single model and returns the units behind its scores."""
+        *_, measured = self.measure_by_rungs(model)
+        return measured
+
+    def measure_by_rungs(self, model: PreTrainedModel) -> Iterator[Measured]:
+        """Measures a single model and yields, after each rung, all that is measured so far."""
         measured = self.nothing_measured()
         for rung, batches in enumerate(self.rungs):
             values: Values = {}
@@ -182,7 +187,7 @@ class Passes:
                 extend(values, self.measure(predictions_alone(model, batch)))
             self.finish(rung, values, measured)
             self.measure_model(rung, model, measured)
-        return measured
+            yield measured
 
     def measure_with(self, forward: Forward) -> Measured:
         """Measures what a forward pass predicts; objectives that take the whole model stay empty."""

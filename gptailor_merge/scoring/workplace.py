@@ -17,6 +17,8 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.executor import Executor
+from gptailor_merge.scoring.gates import Gates
 from gptailor_merge.scoring.hidden_states import HiddenStates
 from gptailor_merge.scoring.measures import Measures, measures
 from gptailor_merge.scoring.passes import Passes
@@ -86,6 +88,15 @@ class Workplace:
     def evaluator(self, section: ScoredSection) -> Evaluator:
         """Returns an evaluator that scores plans on a section in this process."""
         return Evaluator(self.composer, self.passes(section))
+
+    def gates(self, executor: Executor) -> Gates:
+        """Returns what keeps plans out by their scores on the section `gates`.
+
+        Args:
+            executor: scores plans on that section, in this process or elsewhere.
+        """
+        names = tuple(objective.name for objective in self.measures.gates.objectives)
+        return Gates(executor, names, self.config.gates, self.base_scores)
 
 
 @dataclass(frozen=True)

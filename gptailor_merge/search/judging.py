@@ -7,8 +7,8 @@ break a gate's bound are not scored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from gptailor_merge.objectives.scores import Scores, Weights
@@ -16,7 +16,7 @@ from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.racing import Race, Units
 from gptailor_merge.search.candidates import Candidate
-from gptailor_merge.search.outcomes import GateVerdict
+from gptailor_merge.search.outcomes import Judgement
 
 Incumbents = Callable[[int], Sequence[Candidate]]
 """Returns the best candidates so far, this many at most."""
@@ -30,19 +30,6 @@ class Gate(Protocol):
 
     def beyond(self, scores: Scores) -> str | None:
         """Returns the bound that these scores break, in a sentence."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The gate's verdict on a plan, and its outcome.
-
-    Attributes:
-        verdict: the gate's; None where there is no gate, or the plan is a probe of another size.
-        outcome: None where the verdict is against the plan.
-    """
-
-    verdict: GateVerdict | None
-    outcome: Outcome | None
 
 
 class Judge:
@@ -70,14 +57,13 @@ class Judge:
             keep: the number of best candidates to race for, incumbents included, or the race itself; None
                 scores every plan to the end.
         """
-        judged = self._verdicts(plans)
-        passing = [plan for plan in plans if plan.digest not in judged or judged[plan.digest].passes]
-        outcomes = dict(
-            zip((plan.digest for plan in passing), self._outcomes(passing, keep, incumbents), strict=True)
-        )
-        return {p.digest: Judgement(judged.get(p.digest), outcomes.get(p.digest)) for p in plans}
+        judged = {plan.digest: Judgement() for plan in plans} | self._verdicts(plans)
+        passing = [plan for plan in plans if judged[plan.digest].passes]
+        for plan, outcome in zip(passing, self._outcomes(passing, keep, incumbents), strict=True):
+            judged[plan.digest] = replace(judged[plan.digest], outcome=outcome)
+        return judged
 
-    def _verdicts(self, plans: Sequence[Plan]) -> Mapping[str, GateVerdict]:
+    def _verdicts(self, plans: Sequence[Plan]) -> dict[str, Judgement]:
         """Returns the gate's verdicts on the plans of a target size, by digest."""
         gated = [plan for plan in plans if len(plan.slots) in self._sizes]
         if self._gate is None or not gated:
@@ -116,9 +102,9 @@ class Judge:
         return list(self._units.values())
 
 
-def verdicts(gate: Gate, plans: Sequence[Plan]) -> list[GateVerdict]:
+def verdicts(gate: Gate, plans: Sequence[Plan]) -> list[Judgement]:
     """Returns the gate's verdict on each plan, in their order."""
     return [
-        GateVerdict(outcome, None if outcome.cause else gate.beyond(outcome.scores))
+        Judgement(outcome, None if outcome.cause else gate.beyond(outcome.scores))
         for outcome in gate.judge(plans)
     ]

@@ -9,6 +9,7 @@ from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.search.candidates import Candidate, Status
+from gptailor_merge.search.settings import SearchSettings
 
 
 def loss(scores: Scores, weights: Weights) -> float:
@@ -17,54 +18,52 @@ def loss(scores: Scores, weights: Weights) -> float:
 
 
 @dataclass(frozen=True)
-class GateVerdict:
-    """The gate's judgement of a plan.
+class Judgement:
+    """The gate's verdict on a plan, and the plan's outcome.
 
     Attributes:
-        outcome: scores on the gate's own measures.
+        gate: scores on the gate's own measures; None where no gate looked at the plan.
         beyond: the bound that they break, in a sentence, or None.
+        outcome: scores on the objectives; None where the gate is against the plan, or it is not scored yet.
     """
 
-    outcome: Outcome
-    beyond: str | None
+    gate: Outcome | None = None
+    beyond: str | None = None
+    outcome: Outcome | None = None
 
     @property
     def passes(self) -> bool:
-        """True where the plan could be measured and breaks no bound."""
-        return self.outcome.cause is None and self.beyond is None
+        """True where no gate is against the plan: it could be measured and breaks no bound."""
+        return self.beyond is None and (self.gate is None or self.gate.cause is None)
 
 
 def candidate_of(
     number: int,
     plan: Plan,
     recipe: Recipe,
-    verdict: GateVerdict | None,
-    outcome: Outcome | None,
-    weights: Weights,
-    fingerprint: str,
+    judgement: Judgement,
+    settings: SearchSettings,
     status: Status,
 ) -> Candidate:
     """Returns the candidate that remembers a plan that was judged by a gate, scored, or both.
 
     Args:
         recipe: the plan, written down.
-        outcome: None where the gate's verdict is against it.
         status: what it is where nothing went wrong.
     """
-    parts = [verdict.outcome] if verdict is not None else []
-    parts += [outcome] if outcome is not None else []
+    outcome = judgement.outcome
+    parts = [part for part in (judgement.gate, outcome) if part is not None]
     scores = {name: by_set for part in parts for name, by_set in part.scores.items()}
     cause = next((part.cause for part in parts if part.cause is not None), None)
     value: float | None = None
     if cause is not None:
         status, scores = Status.FAILED, {}
     elif outcome is None:
-        assert verdict is not None
-        status, cause = Status.GATED, verdict.beyond
+        status, cause = Status.GATED, judgement.beyond
     elif outcome.estimate is not None:
         status, value = Status.DROPPED, outcome.estimate
     else:
-        value = loss(scores, weights)
+        value = loss(scores, settings.weights)
     return Candidate(
         number=number,
         digest=plan.digest,
@@ -72,7 +71,7 @@ def candidate_of(
         status=status,
         loss=value,
         scores=scores,
-        fingerprint=fingerprint,
+        fingerprint=settings.fingerprint,
         cause=cause,
         tokens=sum(part.tokens for part in parts),
         seconds=sum(part.seconds for part in parts),

@@ -48,17 +48,8 @@ class RememberingRunner:
         judgements = self._judge.judge(unknown, keep, self.ledger.best)
 
         def candidate_for(number: int, plan: Plan) -> Candidate:
-            judgement = judgements[plan.digest]
-            return candidate_of(
-                number,
-                plan,
-                self._space.recipe(plan),
-                judgement.verdict,
-                judgement.outcome,
-                self._settings.weights,
-                self._settings.fingerprint,
-                status,
-            )
+            recipe = self._space.recipe(plan)
+            return candidate_of(number, plan, recipe, judgements[plan.digest], self._settings, status)
 
         candidates = self.ledger.enter(plans, candidate_for)
         for candidate in candidates:

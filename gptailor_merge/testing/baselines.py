@@ -13,14 +13,10 @@ are scored, and hidden states measured, by rules.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +38,7 @@ from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import prune
 from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.space.space import Space
+from gptailor_merge.testing.fresh_interpreter import fresh_digests
 
 SPACE = Space(("org/base", "org/a"), 8, (5,), tuple(range(1, 7)), ("linear",), "float32")
 RANGE = replace(SPACE, sizes=(4, 5, 6))
@@ -184,7 +181,8 @@ class BaselineContract:
 
     def test_a_fresh_interpreter_does_the_same(self, name: str, in_one_interpreter: tuple[str, ...]) -> None:
         """A resumed run relies on it; a set of texts, for one, has another order there."""
-        assert fresh_proposals(in_one_interpreter)[name] == proposals(name)
+        fresh = fresh_digests(f"{__name__}:proposals", in_one_interpreter)
+        assert fresh[name] == proposals(name)
 
     def test_interrupted_and_resumed_it_ends_as_undisturbed(self, method: Baseline, tmp_path: Path) -> None:
         """The interruptions come before its first, a middle and its last call to score."""
@@ -254,16 +252,3 @@ def proposals(name: str) -> list[str]:
         file = Path(directory) / "journal"
         run(baseline(name), file)
         return [candidate.digest for candidate in candidates_in(file)]
-
-
-@lru_cache
-def fresh_proposals(names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Returns name -> the digests of its candidates, by another interpreter."""
-    program = (
-        "import json, sys; from gptailor_merge.testing.baselines import proposals; "
-        "print(json.dumps({name: proposals(name) for name in sys.argv[1:]}))"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", program, *names]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    digests: dict[str, list[str]] = json.loads(answer.stdout.splitlines()[-1])
-    return digests

@@ -36,7 +36,7 @@ from gptailor_merge.objectives.kinds import Context, ObjectiveConfig
 from gptailor_merge.objectives.protocols import Forward, ModelObjective, Objective, Prediction, UnitSet
 from gptailor_merge.objectives.registry import KINDS
 from gptailor_merge.objectives.scores import COSTS, UNITS, Score
-from gptailor_merge.scoring.passes import Measured, Passes, Values, extend, predictions_alone
+from gptailor_merge.scoring.passes import Measured, Passes, predictions_alone
 from gptailor_merge.scoring.racing import loss_of
 from gptailor_merge.testing.tiny_models import write_member
 
@@ -55,18 +55,6 @@ def layered(objective: Objective, batch_tokens: int, shares: tuple[float, ...]) 
     """
     token_sets = [units for units in objective.sets if isinstance(units, TokenSet)]
     return Passes([objective], layout(token_sets, batch_tokens, device=CPU, rungs=shares), shares)
-
-
-def measured_in(passes: Passes, model: PreTrainedModel) -> Iterator[Measured]:
-    """Measures a model rung by rung, and yields after each what is measured so far."""
-    measured = passes.nothing_measured()
-    for number, rung in enumerate(passes.rungs):
-        values: Values = {}
-        for batch in rung:
-            extend(values, passes.measure(predictions_alone(model, batch)))
-        passes.finish(number, values, measured)
-        passes.measure_model(number, model, measured)
-        yield measured
 
 
 class ObjectiveContract:
@@ -120,7 +108,7 @@ class ObjectiveContract:
         ways = []
         for batch_tokens, shares in ((4096, (1.0,)), (64, RUNGS), (7, (0.3, 0.31, 1.0))):
             passes = layered(objective, batch_tokens, shares)
-            for number, measured in enumerate(measured_in(passes, model)):
+            for number, measured in enumerate(passes.measure_by_rungs(model)):
                 for units in objective.sets:
                     if isinstance(units, UnitSet):
                         so_far = np.concatenate(measured[objective.name, units.name])

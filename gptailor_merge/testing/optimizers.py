@@ -12,12 +12,8 @@ The package must be installed, since the name is looked up among the entry point
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -30,6 +26,7 @@ from gptailor_merge.search.optimizers.registry import create
 from gptailor_merge.space.outer import Outer
 from gptailor_merge.space.points import Point
 from gptailor_merge.space.space import Space
+from gptailor_merge.testing.fresh_interpreter import fresh_digests
 
 MODELS = ("org/base", "org/a", "org/b")
 SPACE = Space(
@@ -100,7 +97,8 @@ class OptimizerContract:
         self, name: str, in_one_interpreter: tuple[str, ...]
     ) -> None:
         """A resumed search relies on it; a set of texts, for one, has another order there."""
-        assert fresh_walks(in_one_interpreter)[name] == walk(name, 3)
+        fresh = fresh_digests(f"{__name__}:walk", in_one_interpreter, 3)
+        assert fresh[name] == walk(name, 3)
 
     @pytest.mark.filterwarnings("ignore")
     def test_losses_are_matched_by_id(self, name: str) -> None:
@@ -190,16 +188,3 @@ def walk(name: str, seed: int, tell: Tell = tell_loss) -> list[str]:
     optimizer.suggest(suggestions(POPULATION))
     proposals = [p for _ in range(GENERATIONS) for p in generation(optimizer, tell)]
     return [SPACE.decode(proposal.point).digest for proposal in proposals]
-
-
-@lru_cache
-def fresh_walks(names: tuple[str, ...]) -> dict[str, list[str]]:
-    """Returns name -> its walk of seed 3, by another interpreter."""
-    program = (
-        "import json, sys; from gptailor_merge.testing.optimizers import walk; "
-        "print(json.dumps({name: walk(name, 3) for name in sys.argv[1:]}))"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", program, *names]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True)
-    walks: dict[str, list[str]] = json.loads(answer.stdout.splitlines()[-1])
-    return walks

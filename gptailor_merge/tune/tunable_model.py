@@ -14,7 +14,7 @@ from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.bank import Bank
 from gptailor_merge.composing.compose import Composer, set_parameter
 from gptailor_merge.composing.editing import load_map, save_gains
-from gptailor_merge.composing.exits import placed
+from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.composing.norms import norms_of, outer_norms, with_gains
 from gptailor_merge.composing.prefixes import advance
 from gptailor_merge.models.family import Family

@@ -93,7 +93,7 @@ def test_the_commands_stand_on_the_api() -> None:
         "gptailor_merge.cli",
         "gptailor_merge.errors",
         "gptailor_merge.recipe.",
-        "gptailor_merge.host.mentions",
+        "gptailor_merge.host.names_and_commands",
     )
     for file in (INIT.parent / "cli").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

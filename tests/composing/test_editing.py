@@ -11,15 +11,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gptailor_merge.cli.recipe_table import comparison, rows
-from gptailor_merge.composing.editing import Placed, edited, from_json, load_map, save_map, to_json
-from gptailor_merge.composing.exits import _keeps_zero, exit_of, placed
+from gptailor_merge.composing.editing import (
+    Placed,
+    edited,
+    from_json,
+    load_map,
+    save_gains,
+    save_map,
+    to_json,
+)
+from gptailor_merge.composing.norms import with_gains
+from gptailor_merge.composing.output_projections import _keeps_zero, exit_of, placed
 from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import FamilyError, RecipeError
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.models.family import Family
 from gptailor_merge.planning.check import check, check_with_family
 from gptailor_merge.planning.resolve import plan
-from gptailor_merge.recipe.plan import Edit
+from gptailor_merge.planning.writing import recipe_of as recipe_of_plan
+from gptailor_merge.recipe.plan import NORMS, Edit
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.testing.three_models import IDS, assert_three_equal, compose
 from tests.conftest import recipe_of
@@ -157,13 +167,20 @@ def test_a_repair_multiplies_the_last_weight_of_the_mlp(name: str, out_dtype: st
     assert all(same)
 
 
-def test_stock_mergekit_yaml_repairs(family: dict[str, str], tmp_path: Path) -> None:
+def test_stock_mergekit_yaml_repairs_and_sets_norms(family: dict[str, str], tmp_path: Path) -> None:
     made = whole(family, 5, repaired(family["base"], 2, tmp_path))
+    names = ("layers.2.input_layernorm.weight", "layers.4.input_layernorm.weight", "model.norm.weight")
+    gains = {name: torch.full((16,), 2.0 + place) for place, name in enumerate(names)}
+    file, digest = save_gains(gains, tmp_path, "gains.safetensors")
+    made = recipe_of_plan(with_gains(plan(made), Edit(NORMS, digest, str(file))), 5)
     file = write(tmp_path / "recipe.yml", made.to_mapping())
     done = run([str(SCRIPTS / "mergekit-yaml"), file, str(tmp_path / "stock")])
     assert done.returncode == 0, done.stderr
     materialize(made, tmp_path / "ours")
     assert_same_weights(tmp_path / "stock", tmp_path / "ours")
+    written = load_file(tmp_path / "stock" / "model.safetensors")
+    for name, gain in gains.items():
+        assert torch.equal(written[name.replace("layers.", "model.layers.")].float(), gain)
 
 
 def test_a_repair_has_no_plain_form(family: dict[str, str], tmp_path: Path) -> None:
@@ -228,7 +245,10 @@ def test_every_layer_of_an_architecture_is_looked_at_by_itself() -> None:
 
 
 def test_edits_survive_json() -> None:
-    both = (Placed(Edit("attention"), ("a.weight", "a.bias")), Placed(Edit("mlp", "0" * 16, "f"), ()))
+    both = (
+        Placed(Edit("attention"), ("a.weight", "a.bias")),
+        Placed(Edit("norms", "0" * 16, "f"), (), "a.3."),
+    )
     assert from_json(to_json(both)) == both
     assert from_json(to_json(both))[1].edit.file == "f"
     assert from_json("") == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import torch
 from safetensors.torch import save
 
 from gptailor_merge.composing import norms
+from gptailor_merge.composing.bank import Bank, Precision
+from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.editing import load_gains, save_gains
 from gptailor_merge.composing.norms import norms_of, outer_norms, with_gains
+from gptailor_merge.composing.prefixes import path_of
 from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import FamilyError, RecipeError
 from gptailor_merge.models.architecture import Architecture, on_meta
@@ -124,6 +128,26 @@ def test_edits_stay_in_the_order_that_recipes_have(tmp_path: Path) -> None:
     assert [e.part for e in again.slots[0].edits] == ["mlp"]
     assert again.gains == Edit(NORMS, other_digest)
     assert plan(recipe_of(again, DEPTH)) == again
+
+
+def test_models_of_one_composer_keep_their_own_gains(llama: dict[str, str], tmp_path: Path) -> None:
+    """A norm outside the layers may stand before them, so that plans with other gains share no path."""
+    plain, family = check_with_family(Recipe.from_mapping(document(llama)))
+    composer = Composer(Bank(family, Precision.of("float32", None)))
+    plans = [plain]
+    for value in (2.0, 3.0):
+        gains = {name: torch.full((16,), value) for name in (f"layers.0.{NORM}", "model.norm.weight")}
+        file, digest = save_gains(gains, tmp_path, f"{value}.safetensors")
+        plans.append(with_gains(plain, Edit(NORMS, digest, str(file))))
+    written = []
+    for made in (*plans, *plans):
+        model = composer.compose(made)
+        body = model.base_model
+        written.append([float(norm.weight[0]) for norm in (body.layers[0].input_layernorm, body.norm)])
+    assert written[1:3] == written[4:] == [[2.0, 2.0], [3.0, 3.0]]
+    assert written[0] == written[3] != [1.0, 1.0]
+    outer = [replace(plain, gains=made.gains) for made in plans]
+    assert len({path_of(made)[0] for made in outer}) == 3
 
 
 def test_norms_are_found_by_what_they_are() -> None:

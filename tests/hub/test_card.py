@@ -33,8 +33,8 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.report.pictures import Picture
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
-from gptailor_merge.runs.summary import FOUND
 from tests.conftest import write_tasks
 
 # lm-eval and what it imports warn of their own deprecations.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,16 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load, save
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gptailor_merge.composing.editing import save_gains
+from gptailor_merge.composing.norms import with_gains
+from gptailor_merge.host.materialize import materialize
+from gptailor_merge.planning.check import check_with_family
+from gptailor_merge.planning.writing import recipe_of
+from gptailor_merge.recipe.edits import gains_files
+from gptailor_merge.recipe.plan import NORMS, Edit
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.report.page import write_report
+from gptailor_merge.runs.run import Run
 from tests.conftest import DEMO
 from tests.hub.conftest import REPO, Worker, WriteConfig
 from tests.hub.stand_in import StandIn
@@ -173,10 +184,42 @@ def elsewhere(tmp_path: Path, members: dict[str, Path]) -> dict[str, Path]:
     }
 
 
+def fit_norms(run: Path) -> None:
+    """Gives the norms of a run's best recipe gains that no member has, and writes its model again."""
+    recipe = Recipe.load(run / "best.yml")
+    made, family = check_with_family(recipe)
+    width = family.base.config["hidden_size"]
+    layers = {
+        f"layers.{layer}.input_layernorm.weight": torch.full((width,), 0.5 + layer) for layer in made.kept
+    }
+    edits = []
+    for name, gains in (("in", layers), ("out", {"model.norm.weight": torch.full((width,), 1.5)})):
+        (run / name).mkdir()
+        file, digest = save_gains(gains, run / name, "gains.safetensors")
+        edits.append(Edit(NORMS, digest, str(file)))
+    fitted = replace(with_gains(made, edits[0]), gains=edits[1])
+    (run / "best.yml").write_text(recipe_of(fitted, family.depth).to_yaml())
+    materialize(Recipe.load(run / "best.yml"), run / "model", file=run / "best.yml", replace=True)
+
+
 def test_members_may_be_anywhere(
     hub: StandIn, by_lfs: Worker, run: Path, members: dict[str, Path], elsewhere: dict[str, Path]
 ) -> None:
-    assert by_lfs("push", run, REPO).code == 0
+    """Also where the recipe has gains of norms, here in two files of one name."""
+    fit_norms(run)
+    done = by_lfs("push", run, REPO)
+    assert done.code == 0, done.err
+    recipe = Recipe.from_mapping(yaml.safe_load(hub.content(REPO, "mergekit_config.yml")))
+    named = {"gains/gains.safetensors", "gains/1-gains.safetensors"}
+    assert set(gains_files(recipe)) == named
+    assert {file for file in hub.repositories[REPO].main.files if file.startswith("gains/")} == named
+    assert recipe.parameters.gains == "gains/1-gains.safetensors"
+    assert list(load(hub.content(REPO, recipe.parameters.gains))) == ["model.norm.weight"]
+    card = hub.content(REPO, "README.md").decode()
+    assert "The gains of norms in 3 of its 3 layers and outside the layers are fitted numbers" in card
+    assert "though gains of norms were fitted (see below)" in card
+    assert card.count(" with fitted norms") > 1
+    assert " With fitted norms: slots 0, 1 and 2." in write_report(Run(run)).read_text(encoding="utf-8")
     used = {name: elsewhere[name] for name in used_members(run, members)}
     done = by_lfs("reproduce", REPO, *local_members(used))
     assert done.code == 0, done.err + done.out

@@ -19,6 +19,7 @@ from gptailor_merge.objectives.registry import KINDS, config_class
 from gptailor_merge.scoring.measures import measures
 from gptailor_merge.scoring.teachers import Teachers
 from gptailor_merge.testing.objectives import KindContract
+from tests.packages import install
 
 ENTROPY = '''
 """A new objective on texts: how unsure a model is of the next token."""
@@ -164,16 +165,12 @@ ENTRIES = {
 @pytest.fixture(autouse=True)
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that is installed, and in no tree of ours."""
-    root = tmp_path / "site"
-    info = root / "outside-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
     lines = "".join(f"{name} = {value}\n" for name, value in ENTRIES.items())
-    (info / "entry_points.txt").write_text(f"[gptailor_merge.objectives]\n{lines}")
-    for name, text in FILES.items():
-        (root / f"outside_{name}.py").write_text(text)
-        monkeypatch.delitem(sys.modules, f"outside_{name}", raising=False)
-    monkeypatch.syspath_prepend(root)
+    modules = {f"outside_{name}": text for name, text in FILES.items()}
+    for name in modules:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    site = install(tmp_path / "site", "outside", f"[gptailor_merge.objectives]\n{lines}", modules)
+    monkeypatch.syspath_prepend(site)
 
 
 class TestOutside(KindContract):

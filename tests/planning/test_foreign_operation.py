@@ -12,6 +12,7 @@ import pytest
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.recipe.recipe import Recipe
 from tests.host.test_hook import SCRIPTS, assert_same_weights, run, write
+from tests.packages import install
 
 MODULE = '''
 """Blends two sources: share of the first, the rest of the second."""
@@ -58,16 +59,12 @@ class TestBlend(LayerOperationContract):
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A directory for PYTHONPATH that holds the package as an installer would leave it."""
-    return install(tmp_path / "site", "blend = blending:Blend")
+    return offer(tmp_path / "site", "blend = blending:Blend")
 
 
-def install(site: Path, entry: str) -> Path:
-    information = site / "gptailor_blend-1.0.dist-info"
-    information.mkdir(parents=True)
-    (site / "blending.py").write_text(textwrap.dedent(MODULE))
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: gptailor-blend\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(f"[gptailor_merge.operations]\n{entry}\n")
-    return site
+def offer(site: Path, entry: str) -> Path:
+    entry_points = f"[gptailor_merge.operations]\n{entry}\n"
+    return install(site, "gptailor-blend", entry_points, {"blending": textwrap.dedent(MODULE)})
 
 
 def python_path(site: Path) -> str:
@@ -119,7 +116,7 @@ def test_the_operation_finds_its_own_mistakes(family: dict[str, str], package: P
 
 
 def test_an_operation_that_cannot_be_imported_is_one_message(family: dict[str, str], tmp_path: Path) -> None:
-    site = install(tmp_path / "site", "blend = blending:Missing")
+    site = offer(tmp_path / "site", "blend = blending:Missing")
     file = write(tmp_path / "recipe.yml", document(family, op="blend", share=0.5))
     done = run([str(SCRIPTS / "gptailor"), "recipe", "lint", file], PYTHONPATH=python_path(site))
     assert done.returncode == 2

@@ -30,6 +30,9 @@ def takes(method: str, count: int) -> bool:
     return max(2, spec.fewest) <= count <= (spec.most or 9)
 
 
+gains = st.sampled_from([{}, {"gains": "g.safetensors", "gains_digest": "1" * 16}])
+
+
 @st.composite
 def merges(draw: Draw) -> dict[str, Any]:
     """A slice that merges layers of several models, or several layers of one."""
@@ -60,6 +63,7 @@ def merges(draw: Draw) -> dict[str, Any]:
         part["parameters"]["density"] = draw(values)
     if draw(st.booleans()):
         part["parameters"]["without"] = draw(st.sampled_from(["attention", "mlp"]))
+    part["parameters"] |= draw(gains)
     return part
 
 
@@ -76,6 +80,7 @@ def selects(draw: Draw) -> dict[str, Any]:
     elif draw(st.booleans()):
         length = 1
         parameters |= {"repair": "m.safetensors", "repair_digest": "0" * 16}
+    parameters |= draw(gains)
     model = draw(st.sampled_from(MODELS))
     return {
         "sources": [{"model": model, "layer_range": [first, first + length]}],
@@ -119,6 +124,7 @@ def recipes(draw: Draw) -> Recipe:
             "embeddings": draw(components()),
             "head": draw(components()),
             "tokenizer": draw(st.sampled_from(["base", "org/a"])),
+            **draw(gains),
         },
         "slices": draw(st.lists(st.one_of(merges(), selects()), min_size=1, max_size=4)),
     }
@@ -139,7 +145,8 @@ def test_a_written_plan_resolves_to_the_same_plan(recipe: Recipe) -> None:
 
 
 def files(made: Plan) -> list[str]:
-    return [edit.file for slot in made.slots for edit in slot.edits]
+    edits = [edit for slot in made.slots for edit in slot.edits]
+    return [edit.file for edit in (*edits, *made.outer_edits)]
 
 
 @given(recipes())

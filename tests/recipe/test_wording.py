@@ -33,6 +33,7 @@ def test_an_operation_is_its_method_its_settings_and_its_edits() -> None:
     assert operation_text(MERGE) == "ties normalize=False"
     assert operation_text(MERGE, [Edit("mlp")]) == "ties normalize=False without mlp"
     assert edit_text(Edit("mlp", "0123")) == "repaired"
+    assert edit_text(Edit("norms", "0123")) == "with fitted norms"
 
 
 def test_a_source_is_its_name_its_weight_and_a_mark_if_it_is_the_base() -> None:
@@ -44,4 +45,7 @@ def test_a_source_is_its_name_its_weight_and_a_mark_if_it_is_the_base() -> None:
 
 def test_a_component_names_its_members() -> None:
     assert component_text(Component(("org/base",), Operation(SELECT, ((),))), str.upper) == "ORG/BASE"
-    assert component_text(Component(("a", "b"), MERGE)) == "ties normalize=False of a as base, b × 0.6"
+    merged = "ties normalize=False of a as base, b × 0.6"
+    assert component_text(Component(("a", "b"), MERGE)) == merged
+    edits = [Edit("norms", "0123")]
+    assert component_text(Component(("a", "b"), MERGE), str, edits) == f"{merged} with fitted norms"

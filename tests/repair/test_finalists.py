@@ -18,8 +18,9 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.finalists import finalists
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
-from gptailor_merge.runs.summary import FOUND, Summary
+from gptailor_merge.runs.summary import Summary
 from gptailor_merge.search.candidates import Status
 from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import DEMO

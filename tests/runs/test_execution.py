@@ -15,8 +15,9 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
-from gptailor_merge.runs.summary import FOUND, Summary
+from gptailor_merge.runs.summary import Summary
 
 # lm-eval and what it imports warn of their own deprecations.
 pytestmark = pytest.mark.filterwarnings("ignore")

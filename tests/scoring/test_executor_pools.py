@@ -24,6 +24,7 @@ from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL, LocalPool, P
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.scoring.workplace import Job, Workplace
 from gptailor_merge.testing.executors import WEIGHTS, ExecutorContract, tiny_job, tiny_plans
+from tests.packages import install
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,13 +113,8 @@ def test_the_family_is_loaded_only_where_it_is_needed(tmp_path: Path) -> None:
 
 def offer(site: Path, entry_point: str, module: str = TWO_PROCESSES) -> Path:
     """Writes a package as pip would install it, with an entry point; returns its directory."""
-    site.mkdir(exist_ok=True)
-    (site / "two_processes.py").write_text(module)
-    info = site / "two_processes-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: two-processes\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[gptailor_merge.executors]\n{entry_point}\n")
-    return site
+    entry_points = f"[gptailor_merge.executors]\n{entry_point}\n"
+    return install(site, "two-processes", entry_points, {"two_processes": module})
 
 
 def test_an_unknown_executor_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -25,11 +25,11 @@ def test_what_the_gate_keeps_out_is_not_scored_and_probes_are_not_gated() -> Non
     assert executor.scored == [PLANS[0].digest, PROBE.digest]
     gated, passed, probe = judgements.values()
     assert gated.outcome is None
-    assert gated.verdict is not None
-    assert not gated.verdict.passes
-    assert passed.verdict is not None
-    assert passed.verdict.passes
-    assert probe.verdict is None
+    assert gated.gate is not None
+    assert not gated.passes
+    assert passed.gate is not None
+    assert passed.passes
+    assert probe.gate is None
 
 
 def test_nothing_is_asked_of_the_executor_for_nothing() -> None:

@@ -13,17 +13,21 @@ from gptailor_merge.runs.journal import Journal
 from gptailor_merge.scoring.evaluator import Outcome
 from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.ledger import Ledger
-from gptailor_merge.search.outcomes import candidate_of, measured
+from gptailor_merge.search.outcomes import Judgement, candidate_of, measured
+from gptailor_merge.search.settings import SearchSettings
 from tests.space.test_space import space
 
 SPACE = space(8, 5)
+SETTINGS = SearchSettings(
+    "nevergrad:DE", budget=4, population=2, seed=0, weights={"kl": 1.0}, fingerprint="f"
+)
 FIRST, SECOND, THIRD = (SPACE.select(0, set(removed)) for removed in ((1, 2, 3), (2, 3, 4), (3, 4, 5)))
 
 
 def scored(number: int, plan: Plan) -> Candidate:
     outcome = Outcome({"kl": {"t": Score(float(number), 1)}}, None, 0.5, 10)
     recipe = SPACE.recipe(plan)
-    return candidate_of(number, plan, recipe, None, outcome, {"kl": 1.0}, "f", Status.SCORED)
+    return candidate_of(number, plan, recipe, Judgement(outcome=outcome), SETTINGS, Status.SCORED)
 
 
 def test_each_plan_is_computed_once(tmp_path: Path) -> None:
@@ -68,7 +72,8 @@ def test_the_best_are_those_that_were_scored_on_everything(tmp_path: Path) -> No
     def outcome_of(number: int, plan: Plan) -> Candidate:
         estimate = 0.0 if number == 0 else None
         outcome = Outcome({"kl": {"t": Score(float(9 - number), 1)}}, None, 0.0, 1, estimate=estimate)
-        return candidate_of(number, plan, SPACE.recipe(plan), None, outcome, {"kl": 1.0}, "f", Status.SCORED)
+        judgement = Judgement(outcome=outcome)
+        return candidate_of(number, plan, SPACE.recipe(plan), judgement, SETTINGS, Status.SCORED)
 
     with Journal(tmp_path / "j.db") as journal:
         ledger = Ledger(journal, "f")

@@ -13,6 +13,7 @@ import yaml
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.journal import Journal
+from tests.packages import install
 from tests.search.test_driver import config_of
 
 HERE = Path(__file__).parent.parent.parent
@@ -101,13 +102,8 @@ class TestLast(BaselineContract):
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the package, as pip leaves it in site-packages."""
-    directory = tmp_path_factory.mktemp("site")
-    (directory / "their_search.py").write_text(MODULE)
-    metadata = directory / "their_search-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: their-search\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(ENTRY_POINTS)
-    return directory
+    site = tmp_path_factory.mktemp("site")
+    return install(site, "their-search", ENTRY_POINTS, {"their_search": MODULE})
 
 
 def run(package: Path, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,7 @@ import yaml
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.tracking.registry import BUILT_IN, GROUP, tracker_factories
 from gptailor_merge.tracking.tensorboard_tracker import TensorBoardTracker
+from tests.packages import install
 from tests.tracking.readers import READERS
 
 ROOT = Path(__file__).parents[2]
@@ -42,13 +43,8 @@ class Ledger:
 
 def offer(directory: Path, *trackers: str, module: str = "", package: str = "ledger-tracker") -> Path:
     """Writes a package as pip would install it, with entry points for trackers; returns its directory."""
-    directory.mkdir(exist_ok=True)
-    (directory / "ledger.py").write_text(module or LEDGER)
-    info = directory / f"{package.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{GROUP}]\n" + "".join(f"{line}\n" for line in trackers))
-    return directory
+    entry_points = f"[{GROUP}]\n" + "".join(f"{line}\n" for line in trackers)
+    return install(directory, package, entry_points, {"ledger": module or LEDGER})
 
 
 @pytest.fixture

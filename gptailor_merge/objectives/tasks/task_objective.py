@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gptailor_merge.calibration.texts import TokenSet
-from gptailor_merge.calibration.token_trees import ItemSet
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.protocols import UnitSet
@@ -37,12 +36,8 @@ class TaskObjective:
     @property
     def fingerprint(self) -> str:
         """Depends on the metric, the requests, and what the items ask and hold to be right."""
-        parts = [(_recorded_digest(items), self.items[items.name].content) for items in self.sets]
+        parts = [(items.recorded_digest, self.items[items.name].content) for items in self.sets]
         return digest([self.kind, self.metric.name, parts])
-
-
-def _recorded_digest(items: TokenSet | UnitSet) -> str:
-    return items.recorded_digest if isinstance(items, ItemSet) else items.digest
 
 
 def common_metric(items: Sequence[TaskItems], name: str | None) -> Metric:

@@ -25,7 +25,7 @@ from gptailor_merge.report.sections import (
     sections,
 )
 from gptailor_merge.report.view import BASE, HeldOut, RunView
-from gptailor_merge.runs.summary import FOUND
+from gptailor_merge.runs.record import FOUND
 
 HELD_OUT_ROW, LINE = 46, 19
 """Pixels of a row of held-out scores at least, and of a line of its label."""

@@ -16,13 +16,14 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.preparation import Preparation, prepare
-from gptailor_merge.runs.session import RunSession, start
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.racing import Race
+from gptailor_merge.scoring.workplace import Workplace, open_workplace
 from gptailor_merge.search.baselines.protocol import Baseline
 from gptailor_merge.search.baselines.subject import Subject
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import prune
+from gptailor_merge.search.settings import settings_for
 from tests.conftest import MakeFamily
 from tests.zoo import write_family
 
@@ -37,16 +38,18 @@ class Prepared:
         calls: to score.
     """
 
-    def __init__(self, plans: Preparation, session: RunSession) -> None:
-        self.plans, self.session = plans, session
+    def __init__(self, plans: Preparation, workplace: Workplace) -> None:
+        self.plans, self.workplace = plans, workplace
+        self.executor = workplace.evaluator("objectives")
+        self.settings = settings_for(workplace, plans.space.sizes)
         self.space, self.tokens, self.calls = plans.space, 0, 0
         self._last_call: int | None = None
 
     def run(
         self, method: Baseline, file: Path, *, subject: Subject | None = None, seed: int = 0, budget: int = 24
     ) -> Candidate:
-        settings = replace(self.session.settings, seed=seed, budget=budget)
-        hidden = self.session.hidden
+        settings = replace(self.settings, seed=seed, budget=budget)
+        hidden = self.workplace.hidden
         with Journal(file) as journal:
             return prune(self.space, self, journal, settings, method, subject=subject, hidden=hidden)
 
@@ -55,7 +58,7 @@ class Prepared:
         if self.calls == self._last_call:
             raise KeyboardInterrupt
         self.calls += 1
-        outcomes = self.session.executor.score(plans, race)
+        outcomes = self.executor.score(plans, race)
         self.tokens += sum(outcome.tokens for outcome in outcomes)
         return outcomes
 
@@ -119,7 +122,7 @@ def prepared(texts: dict[str, str]) -> Prepare:
         key = repr((family, more))
         if key not in known:
             plans = prepare(config_of(family, texts, **more))
-            known[key] = Prepared(plans, start(plans, torch.device("cpu")))
+            known[key] = Prepared(plans, open_workplace(plans.config, plans.family, torch.device("cpu")))
         return known[key]
 
     return make

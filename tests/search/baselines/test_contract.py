@@ -77,7 +77,7 @@ def test_every_token_is_counted(
     with Journal(tmp_path / "j.db") as journal:
         counts = journal.counts()
         assert counts.tokens == plain.tokens - before + sum(measured) > 0
-        whole = plain.session.measures.searched.tokens
+        whole = plain.workplace.measures.searched.tokens
         assert {c.tokens for c in journal.candidates() if c.status == "scored"} == {whole}
     assert counts.candidates <= BASELINES[name].candidates(plain.space, 24)
 

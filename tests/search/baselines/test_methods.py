@@ -176,7 +176,7 @@ def test_sleb_equals_brute_force_on_a_model(prepared: Prepare, deep: dict[str, s
     """Every recipe scored by itself, as `gptailor score` would."""
     session = prepared(deep)
     best = session.run(SLEB(), tmp_path / "j.db")
-    executor, weights = session.session.executor, session.session.settings.weights
+    executor, weights = session.executor, session.settings.weights
     removed: set[int] = set()
     while len(removed) < 3:
         losses = {}
@@ -270,7 +270,7 @@ def test_only_so_many_go_on_after_the_first_rung() -> None:
 def test_few_tokens_decide_most_of_evopress(prepared: Prepare, deep: dict[str, str], tmp_path: Path) -> None:
     session = prepared(deep)
     session.run(EvoPress(initial=6, offspring=4), tmp_path / "j.db", budget=32)
-    first_rung = sum(b.ids.numel() for b in session.session.measures.searched.rungs[0])
+    first_rung = sum(b.ids.numel() for b in session.workplace.measures.searched.rungs[0])
     made = rows(tmp_path / "j.db")
     assert {c.tokens for c in made if c.status == "dropped"} == {first_rung}
     # Six to begin with, of which one, and four at a time, of which two.

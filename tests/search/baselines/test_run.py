@@ -14,8 +14,8 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
-from gptailor_merge.runs.summary import FOUND
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.baselines.registry import BASELINES
 

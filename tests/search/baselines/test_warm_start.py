@@ -24,10 +24,12 @@ POPULATION = 6
 
 
 def searched(session: Prepared, file: Path, warm: list[str] | None, budget: int = 60) -> Candidate:
-    settings = replace(session.session.settings, budget=budget, population=POPULATION)
+    settings = replace(session.settings, budget=budget, population=POPULATION)
     methods = None if warm is None else [BASELINES[name] for name in warm]
     with Journal(file) as journal:
-        return search(session.space, session, journal, settings, warm=methods, hidden=session.session.hidden)
+        return search(
+            session.space, session, journal, settings, warm=methods, hidden=session.workplace.hidden
+        )
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_the_tokens_of_warm_starts_are_counted(plain: Prepared, tmp_path: Path) 
     made = rows(tmp_path / "j.db")
     assert (made[0].status, made[0].tokens) == ("probe", 256)
     # The best are scored again for the first race, as they are when a run is resumed.
-    again = 2 * plain.session.measures.searched.tokens
+    again = 2 * plain.workplace.measures.searched.tokens
     counted = sum(c.tokens for c in made) - 256
     assert plain.tokens - before - again <= counted <= plain.tokens - before
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptailor_merge.composing.exits import placed
+from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.recipe.grouping import runs
 from gptailor_merge.recipe.plan import SELECT, Filtered, Operation, Plan, Scalar, Settings, Slot
