@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from gptailor_merge.api.reports import report, watch
     from gptailor_merge.api.scores import evaluate, score
     from gptailor_merge.api.searches import baseline, search
+    from gptailor_merge.api.tunings import tune
     from gptailor_merge.checking.soundness import SoundnessReport
     from gptailor_merge.config import SearchConfig
     from gptailor_merge.errors import (
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from gptailor_merge.scoring.text_scores import TextScores
     from gptailor_merge.search.candidates import Candidate, Status
     from gptailor_merge.space.space import Space
+    from gptailor_merge.tuning.tuned_recipe import TunedRecipe
 else:
     ModuleType = type(sys)
 
@@ -84,6 +86,7 @@ _NAMES = {
     "api.recipes": ("ExportedRecipe", "export_recipe", "import_recipe", "lint"),
     "api.repairs": ("repair",),
     "api.searches": ("baseline", "search"),
+    "api.tunings": ("tune",),
     "checking.soundness": ("SoundnessReport",),
     "config": ("SearchConfig",),
     "errors": _ERRORS,
@@ -102,6 +105,7 @@ _NAMES = {
     "scoring.text_scores": ("TextScores",),
     "search.candidates": ("Candidate", "Status"),
     "space.space": ("Space",),
+    "tuning.tuned_recipe": ("TunedRecipe",),
 }
 """Module below this package -> the public names that it holds."""
 
@@ -142,6 +146,7 @@ __all__ = [
     "TaskScores",
     "TextScores",
     "Trace",
+    "TunedRecipe",
     "__version__",
     "baseline",
     "check",
@@ -164,6 +169,7 @@ __all__ = [
     "score",
     "search",
     "space_of",
+    "tune",
     "watch",
 ]
 

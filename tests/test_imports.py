@@ -23,6 +23,7 @@ ORDER = (
     "checking",
     "report",
     "runs",
+    "tuning",
     "repair",
     "search",
     "space",

@@ -129,7 +129,7 @@ def tune(
         list[str] | None,
         typer.Option(
             metavar="NAME=MEMBER",
-            help="Whose predictions of a text are the aim. Default: the member of the text's name, or the base.",
+            help="Who teaches a text. Default: the member that has its name, or else the base.",
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Most steps of Adam.")] = 60,
@@ -145,18 +145,18 @@ def tune(
 ) -> None:
     """Fit a recipe's merge weights and the gains of its norms by gradient; all members take part."""
     from gptailor_merge.api.library_logs import quiet_libraries
-    from gptailor_merge.api.tuning import RECIPE
-    from gptailor_merge.api.tuning import tune as tune_recipe
+    from gptailor_merge.api.tunings import RECIPE
+    from gptailor_merge.api.tunings import tune as tune_recipe
 
     quiet_libraries()
     result = tune_recipe(
         recipe,
         data,
         out,
-        members=pairs("--member", "NAME=MODEL", member),
-        teachers=pairs("--teacher", "NAME=MEMBER", teacher),
+        members=member or (),
+        teachers=teacher or (),
         steps=steps,
-        weights=sharing(weights),
+        weights=weights,
         norms=norms,
         rate=rate,
         tokens=tokens,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Summary,
         TaskScores,
         TextScores,
+        TunedRecipe,
     )
 
 TOTAL = "total"
@@ -156,6 +157,20 @@ def repairs(result: RepairedRecipe) -> None:
         if cut.note:
             typer.echo(f"slot {cut.slot} is not repaired: {cut.note}")
     typer.echo(f"fitted to {result.tokens:,} tokens; every fourth sequence chose the ridge")
+
+
+def tuning(result: TunedRecipe) -> None:
+    """Prints what tuning a recipe came to."""
+    tuning = result.tuning
+    table = _table("", "before", "after", title="the objective on texts that were held back")
+    table.add_row("loss", _number(tuning.before), _number(tuning.after))
+    show(table)
+    if not tuning.helps:
+        typer.echo("tuning does not help; the recipe stays as it was")
+    typer.echo(
+        f"fitted to {result.fitted_tokens:,} tokens, best after {tuning.fit.steps} steps; "
+        f"{tuning.fit.tokens:,} tokens went through the model (differentiated ones count three times)"
+    )
 
 
 def pushed(pushed: Pushed) -> None:

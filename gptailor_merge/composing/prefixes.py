@@ -116,9 +116,7 @@ def advance(
     return outputs
 
 
-def head(
-    model: PreTrainedModel, ids: torch.Tensor, state: State, *, gradients: bool = False
-) -> torch.Tensor:
+def head(model: PreTrainedModel, ids: torch.Tensor, state: State, *, gradients: bool = False) -> torch.Tensor:
     """Returns the logits [sequences, length, vocabulary] of the last layer's output.
 
     `ids` and `state` may be any rows and positions of a batch, since the modules after the layers treat

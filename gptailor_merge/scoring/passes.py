@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -181,23 +182,24 @@ class Passes:
     def measure_by_rungs(self, model: PreTrainedModel) -> Iterator[Measured]:
         """Measures a single model and yields, after each rung, all that is measured so far."""
         measured = self.nothing_measured()
-        for rung, batches in enumerate(self.rungs):
-            values: Values = {}
-            for batch in batches:
-                extend(values, self.measure(predictions_alone(model, batch)))
-            self.finish(rung, values, measured)
+        for rung in range(len(self.rungs)):
+            self._measure_rung(rung, partial(predictions_alone, model), measured)
             self.measure_model(rung, model, measured)
             yield measured
 
     def measure_with(self, forward: Forward) -> Measured:
         """Measures what a forward pass predicts; objectives that take the whole model stay empty."""
         measured = self.nothing_measured()
-        for rung, batches in enumerate(self.rungs):
-            values: Values = {}
-            for batch in batches:
-                extend(values, self.measure(forward(batch)))
-            self.finish(rung, values, measured)
+        for rung in range(len(self.rungs)):
+            self._measure_rung(rung, forward, measured)
         return measured
+
+    def _measure_rung(self, rung: int, forward: Forward, measured: Measured) -> None:
+        """Adds the units of a rung that predictions are enough for."""
+        values: Values = {}
+        for batch in self.rungs[rung]:
+            extend(values, self.measure(forward(batch)))
+        self.finish(rung, values, measured)
 
     def scores(self, measured: Measured) -> Scores:
         """Returns the scores over the units measured so far."""

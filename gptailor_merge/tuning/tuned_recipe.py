@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 
 from gptailor_merge.errors import RecipeError
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
-from gptailor_merge.models.family import Family
+from gptailor_merge.models.family import BASE_NAME, Family
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.kinds import Context
 from gptailor_merge.objectives.kl import KLConfig
@@ -21,7 +21,7 @@ from gptailor_merge.recipe.plan import NORMS, Edit, Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.live_models import composer_of
 from gptailor_merge.scoring.teachers import Teachers
-from gptailor_merge.tune.tuner import TuneOptions, Tuner, Tuning
+from gptailor_merge.tuning.tuner import TuneOptions, Tuner, Tuning
 
 GAINS = "gains.safetensors"
 """The file name of the gains of norms, beside the tuned recipe."""
@@ -73,7 +73,8 @@ def tune_recipe(
     Args:
         data: name -> file of texts.
         out: the directory of the gains, as the tuned recipe names it.
-        members: name -> model, of variants that slots may be merged of besides those that the recipe names.
+        members: name -> model, of variants that slots may be merged of besides those that the recipe names;
+            the latter are called by the last part of their path or id.
         teachers: name of the data -> name of the member that predicts them; by default the member that
             has the name of the data, or else the base.
         file: the recipe's file, for messages.
@@ -86,9 +87,8 @@ def tune_recipe(
         DataError: texts that cannot be read, or too few.
     """
     plan, _ = check_with_family(recipe, file=file)
-    names = {model: name for name, model in members.items()}
-    variants = {names.get(m, m): m for m in recipe.models if m != recipe.base_model}
-    family = Family.load(recipe.base_model, {**variants, **members})
+    named = [model for model in recipe.models if model not in (recipe.base_model, *members.values())]
+    family = Family.load(recipe.base_model, {**_short_names(named, {*members, BASE_NAME}), **members})
     taught = {name: _teacher(name, teachers, family, file) for name in data}
     out_dtype = recipe.out_dtype or recipe.dtype or stored_dtype(family.base)
     runner = Teachers(family, device, compute_dtype(device, out_dtype))
@@ -112,11 +112,20 @@ def tune_recipe(
     return TunedRecipe(recipe, tuning, tuner.tokens)
 
 
+def _short_names(models: Sequence[str], taken: Collection[str]) -> dict[str, str]:
+    """Returns name -> model: the last part of the model's path or id, where that tells it from the others."""
+    last = [PurePath(model).name for model in models]
+    return {
+        model if last.count(name) > 1 or name in taken else name: model
+        for name, model in zip(last, models, strict=True)
+    }
+
+
 def _teacher(data: str, teachers: Mapping[str, str], family: Family, file: Path | None) -> str:
     """Returns the name of the member that teaches the data of a name."""
     name = teachers.get(data)
     if name is None:
-        return data if family.by_name(data) is not None else "base"
+        return data if family.by_name(data) is not None else BASE_NAME
     known = [member.name for member in family.members]
     if name not in known:
         raise RecipeError(f"the teacher {name!r} is no member; known are {', '.join(known)}", file=file)

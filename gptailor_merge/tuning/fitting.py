@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 
 from gptailor_merge.calibration.batches import Batch
-from gptailor_merge.objectives.protocols import Prediction, PredictionObjective
+from gptailor_merge.objectives.protocols import ModelObjective, Objective
 from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.tune.tunable_model import TunableModel
+from gptailor_merge.tuning.tunable_model import TunableModel
 
 BETAS = (0.9, 0.99)
 """Adam's decay rates; the second is below its default, since there are tens of steps and not thousands."""
@@ -120,7 +120,7 @@ def _loss(model: TunableModel, passes: Passes, weights: Weights) -> float:
 
 def _differentiate(
     model: TunableModel,
-    objectives: Sequence[PredictionObjective],
+    objectives: Sequence[Objective],
     batches: Sequence[Batch],
     weights: Weights,
 ) -> None:
@@ -132,15 +132,16 @@ def _differentiate(
         with model.differentiated(batch) as predictions:
             for prediction in predictions:
                 for objective in objectives:
+                    assert not isinstance(objective, ModelObjective)
                     for token_set in objective.sets:
                         if token_set.digest == prediction.segment.digest:
                             values = objective.values(token_set.name, prediction).sum()
                             share = weights[objective.name] / counts[objective.name]
                             # Rows of several sets share logits, which go when their predictions do.
-                            (share * values).backward(retain_graph=True)
+                            torch.autograd.backward(share * values, retain_graph=True)
 
 
-def _predicted(batch: Batch, objective: PredictionObjective) -> int:
+def _predicted(batch: Batch, objective: Objective) -> int:
     """Counts the tokens that an objective has in a batch."""
     digests = {token_set.digest for token_set in objective.sets}
     rows = sum(len(segment.at) for segment in batch.segments if segment.digest in digests)

@@ -14,16 +14,16 @@ from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.bank import Bank
 from gptailor_merge.composing.compose import Composer, set_parameter
 from gptailor_merge.composing.editing import load_map, save_gains
-from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.composing.norms import norms_of, outer_norms, with_gains
+from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.composing.prefixes import advance
 from gptailor_merge.models.family import Family
 from gptailor_merge.objectives.protocols import Prediction
 from gptailor_merge.recipe.plan import NORMS, Edit, Operation, Plan, Slot
 from gptailor_merge.scoring.passes import predictions
-from gptailor_merge.tune.groups import Groups, Sharing, groups_of
-from gptailor_merge.tune.layers import Ingredients, TunableLayer
-from gptailor_merge.tune.start import closest_weights
+from gptailor_merge.tuning.groups import Groups, Sharing, groups_of
+from gptailor_merge.tuning.layers import Ingredients, TunableLayer
+from gptailor_merge.tuning.start import closest_weights
 
 METHOD = "task_arithmetic"
 """The merge method of tuned slots."""
@@ -90,15 +90,15 @@ class TunableModel:
         leaf = state.detach().requires_grad_()
         yield predictions(self.model, batch, leaf, gradients=True)
         if leaf.grad is not None:
-            state.backward(leaf.grad)
+            torch.autograd.backward(state, leaf.grad)
 
     def _state(self, batch: Batch, *, gradients: bool) -> torch.Tensor:
         """Returns the output of the last layer [sequences, length, width]."""
         last = len(self.layers) - 1
-        (state,) = advance(
+        states: list[torch.Tensor] = advance(
             self.model, batch.ids, None, range(last + 1), {last}, batch.branches, gradients=gradients
         )
-        return state
+        return states[0]
 
     def _layer(
         self, slot: Slot, layer: nn.Module, sharing: Sharing, dtype: torch.dtype, *, norms: bool
@@ -106,7 +106,8 @@ class TunableModel:
         base_model, index = self._plan.base_model, slot.layers[0][1]
         variants = [member.model for member in self._family.members[1:]]
         sources = [(model, index) for model in variants]
-        sources += [source for source in slot.layers if source not in sources and source != (base_model, index)]
+        known = {(base_model, index), *sources}
+        sources += [source for source in dict.fromkeys(slot.layers) if source not in known]
         base = self._bank.stored(base_model, index)
         members = tuple(self._bank.stored(*source) for source in sources)
         groups = groups_of(base, sharing)
@@ -152,10 +153,8 @@ class TunableModel:
     def _slot(self, position: int) -> Slot:
         """Returns a slot with its merge weights as they are now."""
         slot, groups = self._plan.slots[position], self._groups[position]
-        by_member = self.layers[position].weights.detach().cpu().T.tolist()
-        inputs = [
-            (("weight", groups.setting([round(value, DECIMALS) for value in values])),) for values in by_member
-        ]
+        rounded = self.layers[position].weights.detach().cpu().double().round(decimals=DECIMALS)
+        inputs = [(("weight", groups.setting(values)),) for values in rounded.T.tolist()]
         base = (self._plan.base_model, slot.layers[0][1])
         operation = Operation(METHOD, ((), *inputs), base=0)
         return replace(slot, layers=(base, *self._sources[position]), operation=operation)

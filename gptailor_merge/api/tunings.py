@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from gptailor_merge.api.arguments import AnyPath, ignore, read_recipe
+from gptailor_merge.errors import ConfigError
 from gptailor_merge.files import refuse_existing, staging
 from gptailor_merge.models.devices import pick_device
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.text_scores import named_files
-from gptailor_merge.tune.groups import Sharing
-from gptailor_merge.tune.tuned_recipe import TunedRecipe, tune_recipe
-from gptailor_merge.tune.tuner import TuneOptions
+from gptailor_merge.tuning.groups import SHARINGS, Sharing
+from gptailor_merge.tuning.tuned_recipe import TunedRecipe, tune_recipe
+from gptailor_merge.tuning.tuner import TuneOptions
 
 RECIPE = "recipe.yml"
 """The file name of a tuned recipe, beside its gains."""
@@ -23,10 +25,10 @@ def tune(
     data: Sequence[str],
     out: AnyPath,
     *,
-    members: Mapping[str, str] | None = None,
-    teachers: Mapping[str, str] | None = None,
+    members: Mapping[str, str] | Iterable[str] = (),
+    teachers: Mapping[str, str] | Iterable[str] = (),
     steps: int = 60,
-    weights: Sharing = "part",
+    weights: str = "part",
     norms: bool = True,
     rate: float = 0.03,
     tokens: int = 65536,
@@ -43,9 +45,9 @@ def tune(
         recipe: a recipe, or its file; each of its layers becomes a merge of all members.
         data: text files, each PATH or NAME=PATH.
         out: the directory to make, with recipe.yml and the gains; it appears whole or not at all.
-        members: name -> model, of variants that the recipe does not name.
-        teachers: name of the data -> name of the member whose predictions are the aim; by default the
-            member that has the name of the data, or else the base.
+        members: name -> model, of variants that the recipe does not name; or texts NAME=MODEL.
+        teachers: name of the data -> name of the member whose predictions are the aim, or texts
+            NAME=MEMBER; by default the member that has the name of the data, or else the base.
         steps: most steps of Adam; fitting stops earlier where texts held back gain no more.
         weights: the tensors that share a merge weight: layer, part or tensor.
         norms: whether the gains of norms are fitted, too. Without them, the result is a recipe alone.
@@ -58,8 +60,9 @@ def tune(
     Raises:
         RecipeError: a teacher is no member, or a norm's gain cannot be set.
         DataError: texts that cannot be read, or too few.
-        ConfigError: `out` exists and is not an empty directory.
+        ConfigError: `out` exists and is not an empty directory, or an option has another form.
     """
+    options = TuneOptions(steps, _sharing(weights), norms, rate, tokens)
     directory = Path(out)
     refuse_existing(directory)
     whole, file = read_recipe(recipe)
@@ -68,14 +71,33 @@ def tune(
             whole,
             named_files(data),
             directory,
-            members=members or {},
-            teachers=teachers or {},
+            members=_pairs("--member", "MODEL", members),
+            teachers=_pairs("--teacher", "MEMBER", teachers),
             file=file,
             staged=staged,
-            options=TuneOptions(steps, weights, norms, rate, tokens),
+            options=options,
             sequence_length=sequence_length,
             device=pick_device(device),
             progress=on_step,
         )
         (staged / RECIPE).write_text(result.recipe.to_yaml(), encoding="utf-8")
     return result
+
+
+def _sharing(weights: str) -> Sharing:
+    if weights not in SHARINGS:
+        raise ConfigError(f"--weights: expected {', '.join(SHARINGS)}, found {weights!r}")
+    return cast(Sharing, weights)
+
+
+def _pairs(option: str, value: str, given: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
+    """Reads options of the form NAME=VALUE."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    pairs = {}
+    for text in given:
+        name, separator, named = text.partition("=")
+        if not (name and separator and named):
+            raise ConfigError(f"{option}: expected NAME={value}, found {text!r}")
+        pairs[name] = named
+    return pairs

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from gptailor_merge.composing.prefixes import StandIn
-from gptailor_merge.tune.groups import Groups
+from gptailor_merge.tuning.groups import Groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Ingredients:
 
     Attributes:
         base: the base's tensors.
-        deltas_of: those of the other sources.
+        members: those of the other sources.
         maps: name -> repair map that the merged tensor is multiplied with, float32 [width, width].
         zeros: names of tensors that are zero, whatever the members have.
     """

@@ -12,15 +12,15 @@ from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig
-from gptailor_merge.objectives.protocols import PerToken, PredictionObjective
+from gptailor_merge.objectives.protocols import Objective, PerToken
 from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.objectives.text_kinds import TextConfig, token_sets
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.search.outcomes import loss
-from gptailor_merge.tune.fitting import Fit, fit
-from gptailor_merge.tune.groups import Sharing
-from gptailor_merge.tune.tunable_model import TunableModel
+from gptailor_merge.tuning.fitting import Fit, fit
+from gptailor_merge.tuning.groups import Sharing
+from gptailor_merge.tuning.tunable_model import TunableModel
 
 BATCH_TOKENS = 4096
 """Tokens that are differentiated at once, approximately."""
@@ -148,7 +148,7 @@ def _passes(
     together = [token_set for of_config in sets.values() for token_set in of_config]
     rungs = layout(together, BATCH_TOKENS, device=context.device, rungs=shares)
     batches = [batch for rung in rungs for batch in rung]
-    objectives: list[PredictionObjective] = []
+    objectives: list[Objective] = []
     for name, config in configs.items():
         objective = config.build(name, tuple(sets[name]), batches, context)
         if not isinstance(objective, PerToken):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from gptailor_merge.tune.groups import Groups
+from gptailor_merge.tuning.groups import Groups
 
 _LEAST = 1e-9
 """Directions of the members' differences below this share of the largest count as none."""
