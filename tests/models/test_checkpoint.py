@@ -123,8 +123,17 @@ IDS = torch.arange(12)[None]
     [
         (False, {"modules_to_save": ["embed_tokens", "lm_head"], "use_dora": True}, False),
         (False, {"target_modules": ["q_proj", "embed_tokens", "lm_head"], "use_rslora": True}, False),
-        (False, {"trainable_token_indices": [1, 2], "bias": "all", "layers_to_transform": [1]}, False),
-        (False, {"rank_pattern": {"layers.1.self_attn.q_proj": 4}, "alpha_pattern": {"q_proj": 3}}, False),
+        (
+            False,
+            {
+                "trainable_token_indices": [1, 2],
+                "bias": "all",
+                "layers_to_transform": [1],
+                "rank_pattern": {"q_proj": 4},
+                "alpha_pattern": {"q_proj": 3},
+            },
+            False,
+        ),
         (True, {"modules_to_save": ["embed_tokens"]}, False),
         (True, {"modules_to_save": ["lm_head"]}, False),
         (True, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, True),
