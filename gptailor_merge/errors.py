@@ -15,6 +15,7 @@ TailorError
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,3 +149,8 @@ def errors_in(file: Path | str | None) -> Iterator[None]:
         yield
     except InputError as error:
         raise type(error)(error.problems, file=error.file or file) from None
+
+
+def log_warning(sentence: str) -> None:
+    """Logs a sentence about what is sound and may surprise; Python shows it unless the program says else."""
+    logging.getLogger("gptailor_merge").warning("%s", sentence)

@@ -8,14 +8,16 @@ from transformers import PreTrainedModel
 
 from gptailor_merge.api.arguments import AnyPath, read_recipe
 from gptailor_merge.checking.soundness import SoundnessReport, examine
+from gptailor_merge.errors import log_warning
 from gptailor_merge.host import materialize as host
 from gptailor_merge.models.devices import pick_device
+from gptailor_merge.planning.check import OnWarning
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.live_models import open_model, open_recipe
 
 
-def materialize(recipe: AnyPath | Recipe, out: AnyPath) -> Plan:
+def materialize(recipe: AnyPath | Recipe, out: AnyPath, *, on_warning: OnWarning = log_warning) -> Plan:
     """Writes the model of a recipe with mergekit, verifies it by loading it back, and returns its plan.
 
         plan = materialize("runs/first/best.yml", "models/first")
@@ -24,6 +26,7 @@ def materialize(recipe: AnyPath | Recipe, out: AnyPath) -> Plan:
     Args:
         recipe: a recipe, or its file.
         out: the model directory to make; it appears whole or not at all.
+        on_warning: is told what differs between the members, and what the result takes; logs it by default.
 
     Raises:
         RecipeError, FamilyError: the recipe is wrong, or its models do not fit together.
@@ -31,7 +34,7 @@ def materialize(recipe: AnyPath | Recipe, out: AnyPath) -> Plan:
         MergeFailedError: mergekit failed, or the model does not load back as it should.
     """
     whole, file = read_recipe(recipe)
-    return host.materialize(whole, Path(out), file=file)
+    return host.materialize(whole, Path(out), file=file, on_warning=on_warning)
 
 
 def compose(model: AnyPath | Recipe, *, device: str = "auto") -> PreTrainedModel:

@@ -28,6 +28,7 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import errors_in
 from gptailor_merge.models.devices import compute_dtype, pick_device
 from gptailor_merge.models.family import Family
+from gptailor_merge.models.stored_values import differences_told
 from gptailor_merge.objectives.scores import Score, Scores, Weights
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
@@ -335,6 +336,7 @@ def open_session(
     with errors_in(file):
         prepared = prepare(whole)
         family, space = prepared.family, prepared.space
+        differences_told(family, on_step)
         workplace = open_workplace(whole, family, torch_device, bank=bank, progress=on_step)
         settings = settings_for(workplace, space.sizes)
         executor = workplace.evaluator("objectives")

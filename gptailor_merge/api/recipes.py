@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptailor_merge.api.arguments import AnyPath, read_recipe
-from gptailor_merge.errors import ConfigError
+from gptailor_merge.errors import ConfigError, log_warning
 from gptailor_merge.files import refuse_existing, staging, write_beside
 from gptailor_merge.host.exporting import RECIPE, export
 from gptailor_merge.host.imported_recipe import Imported
 from gptailor_merge.host.importing import load
 from gptailor_merge.host.names_and_commands import plain_command
-from gptailor_merge.planning.check import check, check_with_family
+from gptailor_merge.planning.check import OnWarning, check, check_with_family
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 
@@ -31,16 +31,19 @@ class ExportedRecipe:
     command: str
 
 
-def lint(recipe: AnyPath | Recipe) -> Plan:
+def lint(recipe: AnyPath | Recipe, *, on_warning: OnWarning = log_warning) -> Plan:
     """Checks a recipe without the network and without loading weights, and returns its plan.
 
         print(lint("runs/first/best.yml").digest)
+
+    Args:
+        on_warning: is told what differs between its models where all are local; logs it by default.
 
     Raises:
         RecipeError, FamilyError: everything that can be said against it.
     """
     whole, file = read_recipe(recipe)
-    return check(whole, file=file)
+    return check(whole, file=file, on_warning=on_warning)
 
 
 def import_recipe(

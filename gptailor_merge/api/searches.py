@@ -107,7 +107,9 @@ def search(
         feed.keep_results(run.summary())
         if model and not is_of(run.model, run.best):
             on_step("writing the model")
-            materialize(Recipe.load(run.best), run.model, file=run.best, replace=True)
+            best = Recipe.load(run.best)
+            # The summary of the run has the warnings, with the names of the members.
+            materialize(best, run.model, file=run.best, replace=True, on_warning=ignore)
     write_report(run)
     return run
 

@@ -14,8 +14,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from gptailor_merge.checking.finding import Finding, reason
 from gptailor_merge.checking.weight_files import StoredWeights
 from gptailor_merge.errors import FamilyError
+from gptailor_merge.models.architecture import Architecture
 from gptailor_merge.models.depth import inconsistencies
 from gptailor_merge.models.dtypes import STORED_DTYPES, dtype_name
+from gptailor_merge.models.stored_values import stored_head
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,14 @@ def check_config(config: ConfigFile, weights: StoredWeights) -> Finding:
         )
     if problems:
         return Finding("config", "fail", "; ".join(problems))
+    if head := _stored_head(config, weights):
+        return Finding(
+            "config",
+            "warn",
+            f"tie_word_embeddings is true, and {head} is stored and differs from the embeddings; "
+            "transformers takes the stored head, others the embeddings: tie_word_embeddings: false or a file "
+            f"without {head} would be clear",
+        )
     sentence = f"{config.raw.get('model_type')}, {config.depths[0]} layers, as many as are stored"
     return Finding("config", "ok", sentence)
 
@@ -96,6 +106,18 @@ def check_dtypes(config: ConfigFile, weights: StoredWeights) -> Finding:
             f"loading; {' or '.join(sorted(right))} would be right",
         )
     return Finding("dtypes", "ok", f"tensors by dtype: {stored}")
+
+
+def _stored_head(config: ConfigFile, weights: StoredWeights) -> str | None:
+    """Returns the name of a stored head that the config ties to other values, or None."""
+    assert config.loaded is not None
+    if not getattr(config.loaded.get_text_config(), "tie_word_embeddings", False):
+        return None
+    files = {name: weights.directory / header.file for name, header in weights.tensors.items()}
+    try:
+        return stored_head(Architecture.of(config.loaded.to_dict()), files)
+    except Exception:  # not every sound model is of a family's form
+        return None
 
 
 def _read_object(directory: Path) -> dict[str, Any]:

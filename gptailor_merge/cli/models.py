@@ -40,7 +40,7 @@ def merge(
     from gptailor_merge.api.models import materialize
 
     quiet_libraries()
-    plan = materialize(recipe, out)
+    plan = materialize(recipe, out, on_warning=printing.warning)
     typer.echo(f"{out}: {len(plan.slots)} layers, reloaded, every tensor in place")
 
 

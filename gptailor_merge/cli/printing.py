@@ -216,9 +216,14 @@ def _gaps(summary: Summary) -> None:
     show(table)
 
 
+def warning(sentence: str) -> None:
+    """Prints what is sound and may surprise."""
+    typer.echo(f"warning: {sentence}")
+
+
 def _warnings(summary: Summary) -> None:
     for sentence in summary.warnings:
-        typer.echo(f"warning: {sentence}")
+        warning(sentence)
 
 
 def _table(*columns: str, title: str = "", left: int = 1) -> Table:

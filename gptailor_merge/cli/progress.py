@@ -80,7 +80,10 @@ class Bar:
         self._bar.start()
 
     def step(self, step: str) -> None:
-        """Writes the step before the bar."""
+        """Writes the step before the bar, and a warning above it, where it stays."""
+        if step.startswith("warning: "):
+            self._bar.console.print(step, markup=False, highlight=False)
+            return
         self._bar.update(self._task, description=step)
 
     def candidate(self, candidate: Candidate) -> None:

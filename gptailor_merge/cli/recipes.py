@@ -20,7 +20,7 @@ def lint(recipe: RecipeFile) -> None:
     """Check a recipe without the network and without loading weights."""
     from gptailor_merge.api.recipes import lint as check
 
-    plan = check(recipe)
+    plan = check(recipe, on_warning=printing.warning)
     typer.echo(f"{recipe}: sound; {len(plan.slots)} layers, digest {plan.digest}")
 
 

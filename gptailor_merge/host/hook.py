@@ -39,12 +39,14 @@ class _Plugin:
 
 
 def _lower_in_place(document: dict[str, object]) -> None:
+    from contextlib import suppress
+
     import click
 
-    from gptailor_merge.errors import InputError
+    from gptailor_merge.errors import FamilyError, InputError
     from gptailor_merge.host.lowering import is_lowered, lower
     from gptailor_merge.host.registration import refuse, register
-    from gptailor_merge.planning.check import check
+    from gptailor_merge.planning.check import check, check_with_family, is_local
     from gptailor_merge.recipe.recipe import Recipe
 
     register()
@@ -54,7 +56,12 @@ def _lower_in_place(document: dict[str, object]) -> None:
     file = context.params.get("config_file") if context else None
     try:
         recipe = Recipe.from_mapping(document, file=file)
-        lowered = lower(check(recipe, file=file), chat_template=recipe.chat_template)
+        plan = check(recipe, file=file)
+        if not is_local(recipe):
+            # mergekit downloads these models next; what keeps them from being read, it says itself.
+            with suppress(FamilyError):
+                plan, _ = check_with_family(recipe, file=file)
+        lowered = lower(plan, chat_template=recipe.chat_template)
     except InputError as error:
         refuse(error)
     document.clear()

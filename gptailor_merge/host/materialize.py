@@ -11,7 +11,7 @@ from mergekit.io.tasks import LoaderCache
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 
-from gptailor_merge.errors import MergeFailedError
+from gptailor_merge.errors import MergeFailedError, log_warning
 from gptailor_merge.files import refuse_existing, staging
 from gptailor_merge.host.lowering import lower
 from gptailor_merge.host.names_and_commands import RECIPE
@@ -19,14 +19,22 @@ from gptailor_merge.host.registration import register
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.reload import not_finite, reload
-from gptailor_merge.planning.check import check_with_family
+from gptailor_merge.models.stored_values import stored_heads, value_problem
+from gptailor_merge.planning.check import OnWarning, check_with_family
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def materialize(recipe: Recipe, out: Path, *, file: Path | None = None, replace: bool = False) -> Plan:
+def materialize(
+    recipe: Recipe,
+    out: Path,
+    *,
+    file: Path | None = None,
+    replace: bool = False,
+    on_warning: OnWarning = log_warning,
+) -> Plan:
     """Writes the model of a recipe to a new directory, and returns the recipe's plan.
 
     The directory appears whole or not at all. It holds weights, config, tokenizer, and the recipe as
@@ -35,21 +43,29 @@ def materialize(recipe: Recipe, out: Path, *, file: Path | None = None, replace:
     Args:
         file: the recipe's file, which is copied as it is.
         replace: replaces an existing directory once the new one is whole.
+        on_warning: is told what differs between the members, and what the result takes.
 
     Raises:
         ConfigError: `out` exists and is not an empty directory.
         RecipeError, FamilyError: see planning.check.
         MergeFailedError: mergekit failed, or the written model does not load back as it should.
     """
-    plan, family = check_with_family(recipe, file=file)
+    plan, family = check_with_family(recipe, file=file, on_warning=on_warning)
     if not replace:
         refuse_existing(out)
+    for sentence in stored_heads(family):
+        on_warning(sentence)
     with staging(out) as directory:
         _merge(plan, recipe, family, directory)
         (directory / RECIPE).write_text(
             file.read_text(encoding="utf-8") if file else recipe.to_yaml(), encoding="utf-8"
         )
-        verify(directory, plan)
+        try:
+            verify(directory, plan)
+        except MergeFailedError as error:
+            # A member with NaN is the commonest cause, and its values are not read before a merge.
+            cause = value_problem(family)
+            raise MergeFailedError(f"{error}; {cause}") if cause else error from None
     return plan
 
 

@@ -6,6 +6,7 @@ leaves out what is not known.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
         "title": repo_id.split("/")[-1],
         "repo_id": repo_id,
         "result": _headline(release),
-        "warnings": summary.warnings,
+        "warnings": list(map(_as_text, summary.warnings)),
         "members": [f"`{parent.name}`" for parent in release.parents],
         "removed": removed_sentence(release),
         "slots_table": slots_table(release.plan),
@@ -120,6 +121,11 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
             if part.hub_id
         ],
     }
+
+
+def _as_text(sentence: str) -> str:
+    """Returns a sentence in which settings and tokens of strangers are no HTML, links or code."""
+    return re.sub(r"[\[\]`]", r"\\\g<0>", sentence.replace("&", "&amp;").replace("<", "&lt;"))
 
 
 def _quality(settings: SearchConfig) -> list[ObjectiveConfig]:

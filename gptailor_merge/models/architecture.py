@@ -45,6 +45,7 @@ class Architecture:
         layers: one mapping per layer, name inside the layer -> shape.
         kinds: the kind of each layer; a layer can take the place of another of its kind.
         stored: name -> the name in checkpoints, for tensors whose names differ there.
+        tied: name of the head's tensor -> name of the embeddings' that it is; empty if it is another.
     """
 
     prefix: str
@@ -53,6 +54,7 @@ class Architecture:
     layers: tuple[Mapping[str, Shape], ...]
     kinds: tuple[Kind, ...]
     stored: Mapping[str, str]
+    tied: Mapping[str, str]
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Architecture:
@@ -210,7 +212,8 @@ def _architecture(text: str) -> Architecture:
     if len(layers) != json.loads(text)[DEPTH]:
         raise FamilyError("only a part of its config states the depth; only text models are supported")
     prefix = next(name for name, module in model.named_modules() if module is layers) + "."
-    tied = set(model.all_tied_weights_keys) if getattr(model.config, "tie_word_embeddings", False) else set()
+    is_tied = getattr(model.config, "tie_word_embeddings", False)
+    tied = dict(model.all_tied_weights_keys) if is_tied else {}
     tensors = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
     names = list(tensors)
     first = next(place for place, name in enumerate(names) if name.startswith(prefix))
@@ -220,7 +223,7 @@ def _architecture(text: str) -> Architecture:
     entries = [{key: str(values[i]) for key, values in lists.items()} for i in range(len(layers))]
     settings = [dict(_settings(layer)) for layer in layers]
     indices = _indices(settings)
-    names_stored = {name: _stored_name(model, name) for name in names}
+    names_stored = {name: _stored_name(model, name) for name in (*names, *tied)}
     return Architecture(
         prefix=prefix,
         before=before,
@@ -233,6 +236,7 @@ def _architecture(text: str) -> Architecture:
             for plain, listed in zip(settings, entries, strict=True)
         ),
         stored={name: stored for name, stored in names_stored.items() if stored != name},
+        tied=tied,
     )
 
 

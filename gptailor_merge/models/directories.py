@@ -15,6 +15,7 @@ from gptailor_merge.digests import digest
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.methods.adapters import merge_adapter
 from gptailor_merge.models.checkpoint import ADAPTER, FILES, ModelId, check_adapter
+from gptailor_merge.models.vocabulary import is_tokenizer_file, tokenizer_files
 
 
 def directory_of(model: ModelId) -> Path:
@@ -30,6 +31,20 @@ def directory_of(model: ModelId) -> Path:
     return _download(model, FILES)
 
 
+def adapter_directory(model: ModelId) -> Path:
+    """Returns the directory with the files of a model's adapter; downloads them where they are not here.
+
+    Raises:
+        FamilyError: there is no such adapter.
+    """
+    assert model.adapter is not None
+    directory = Path(model.adapter.path)
+    if not model.adapter.is_local:
+        directory = _download(model.adapter, ADAPTER)
+    check_adapter(model.text, directory)
+    return directory
+
+
 def _download(model: ModelId, files: Sequence[str]) -> Path:
     try:
         return Path(
@@ -42,10 +57,7 @@ def _download(model: ModelId, files: Sequence[str]) -> Path:
 def _merged(model: ModelId) -> Path:
     """Returns the directory of a model with its adapter merged into it; the same files are merged once."""
     assert model.adapter is not None
-    base, adapter = directory_of(model.model), Path(model.adapter.path)
-    if not model.adapter.is_local:
-        adapter = _download(model.adapter, ADAPTER)
-    check_adapter(model.text, adapter)
+    base, adapter = directory_of(model.model), adapter_directory(model)
     merged = Path(constants.HF_HOME) / "gptailor" / "adapters" / _stamp(base, adapter)
     if merged.exists():
         return merged
@@ -55,8 +67,10 @@ def _merged(model: ModelId) -> Path:
             directory = merge_adapter(base, adapter, Path(beside))
         except Exception as error:
             raise FamilyError(f"{model.text}: the adapter cannot be merged: {error}") from error
-        for file in base.iterdir():
-            # Merging leaves out the tokenizer and the like.
+        # Merging leaves out the tokenizer and the like. An adapter may have been trained with its own.
+        tokenizer = tokenizer_files(model.adapter)
+        kept = [f for f in base.iterdir() if not tokenizer or not is_tokenizer_file(f.name)]
+        for file in (*kept, *tokenizer):
             is_weights = ".safetensors" in file.name or file.suffix in (".bin", ".pt", ".pth")
             if file.is_file() and not is_weights and not (directory / file.name).exists():
                 shutil.copy(file, directory / file.name)

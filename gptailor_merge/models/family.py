@@ -11,17 +11,19 @@ from gptailor_merge.errors import FamilyError, Problem
 from gptailor_merge.models.architecture import Kind
 from gptailor_merge.models.depth import DEPTH, per_layer_lists
 from gptailor_merge.models.member import Member, read_member
+from gptailor_merge.models.member_differences import (
+    head_warning,
+    outer_problem,
+    settings_warning,
+    token_warning,
+)
 from gptailor_merge.recipe.recipe import Recipe
 
 BASE_NAME = "base"
 
 
-_FORM = ("architectures", "model_type", DEPTH, "tie_word_embeddings")
+_FORM = ("architectures", "model_type", DEPTH)
 """Config values that all members share."""
-
-
-_BEHAVIOUR = ("rope_parameters", "rms_norm_eps", "hidden_act", "sliding_window")
-"""Config values that a layer was trained with and that the base's config overrides."""
 
 
 _BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attention.bias")
@@ -34,11 +36,36 @@ class Family:
 
     Attributes:
         members: the base first.
-        warnings: sentences about differences that are sound but may surprise.
     """
 
     members: tuple[Member, ...]
-    warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what differs between members, for models that get the base's tokenizer."""
+        return self.warnings_with(self.base)
+
+    def warnings_with(self, donor: Member) -> tuple[str, ...]:
+        """Returns sentences about what differs between members, and what the result takes.
+
+        Args:
+            donor: the member that gives the tokenizer.
+        """
+        others = [member for member in self.members if member is not self.base]
+        return (
+            *(text for member in others if (text := settings_warning(self.base, member))),
+            *(text for member in others if (text := head_warning(self.base, member))),
+            *(text for m in self.members if m is not donor and (text := token_warning(donor, m))),
+        )
+
+    def outer_problem(self, member: Member, donor: Member, *, of_head: bool = True) -> str | None:
+        """Returns why a member cannot give embeddings and head, or None if it can.
+
+        Args:
+            donor: the member that gives the tokenizer.
+            of_head: False asks for the embeddings alone.
+        """
+        return outer_problem(self.base, member, donor, of_head=of_head)
 
     @property
     def base(self) -> Member:
@@ -61,7 +88,7 @@ class Family:
     @property
     def tied(self) -> bool:
         """True if the head is the embedding matrix."""
-        return bool(self.base.config.get("tie_word_embeddings", False))
+        return self.base.tied
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -96,14 +123,10 @@ class Family:
         """
         first = read_member(BASE_NAME, base)
         members = [first, *(read_member(name, model) for name, model in variants.items())]
-        warnings: list[str] = []
-        problems: list[Problem] = []
-        for member in members[1:]:
-            problems += [Problem((), text) for text in _differences(first, member)]
-            warnings += _surprises(first, member)
+        problems = [Problem((), text) for member in members[1:] for text in _differences(first, member)]
         if problems:
             raise FamilyError(problems)
-        return cls(tuple(members), tuple(warnings))
+        return cls(tuple(members))
 
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Family:
@@ -118,7 +141,7 @@ def _differences(base: Member, member: Member) -> list[str]:
         ours, theirs = base.config.get(key), member.config.get(key)
         if ours != theirs:
             return [f"{label}: {key} is {theirs!r}, the base has {ours!r}; a family shares them"]
-    if set(base.outer_tensors) != set(member.outer_tensors) and not base.config.get("tie_word_embeddings"):
+    if set(base.outer_tensors) != set(member.outer_tensors) and not (base.tied or member.tied):
         odd = sorted(set(base.outer_tensors) ^ set(member.outer_tensors))
         return [f"{label}: tensor {odd[0]} is in only one of it and the base"]
     our_lists, their_lists = per_layer_lists(base.config), per_layer_lists(member.config)
@@ -145,13 +168,3 @@ def _layer_differences(base: Member, member: Member, index: int) -> list[str]:
                 f"tensor {theirs[inner]} has the shape {list(their_shape)}, the base's {list(our_shape)}"
             )
     return differences
-
-
-def _surprises(base: Member, member: Member) -> Sequence[str]:
-    """Returns warnings about config values that the pruned model takes from the base."""
-    return [
-        f"{member.name} was trained with {key} = {member.config.get(key)!r}; in the pruned model its "
-        f"layers run with the base's {base.config.get(key)!r}"
-        for key in _BEHAVIOUR
-        if base.config.get(key) != member.config.get(key)
-    ]

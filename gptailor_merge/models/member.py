@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from gptailor_merge.errors import FamilyError, Problem
+from gptailor_merge.methods.adapters import unties_head
 from gptailor_merge.methods.conversion import can_convert
-from gptailor_merge.models.architecture import Architecture
-from gptailor_merge.models.checkpoint import Header, ModelId, headers_in, read
+from gptailor_merge.models.architecture import Architecture, on_meta
+from gptailor_merge.models.checkpoint import ADAPTER, Header, ModelId, headers_in, headers_of, read
 from gptailor_merge.models.depth import DEPTH, inconsistencies
-from gptailor_merge.models.directories import directory_of
+from gptailor_merge.models.directories import adapter_directory, directory_of
+from gptailor_merge.models.vocabulary import tokens_of_model
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,16 @@ class Member:
     def architecture(self) -> Architecture:
         """The layers and tensors, as transformers lays them out."""
         return Architecture.of(self.config)
+
+    @property
+    def tied(self) -> bool:
+        """True if the config says that the head is the embedding matrix."""
+        return bool(self.config.get("tie_word_embeddings", False))
+
+    @cached_property
+    def tokens(self) -> Mapping[int, str] | None:
+        """The token behind each id; None without a tokenizer that can be read."""
+        return tokens_of_model(self.model)
 
     @cached_property
     def dtypes(self) -> frozenset[str]:
@@ -131,7 +145,32 @@ def read_member(name: str, model: str) -> Member:
         raise FamilyError(f"{model}: {config.get('model_type')} is not supported: {error}") from None
     if problems:
         raise FamilyError(problems)
-    return member
+    return _with_adapter(member)
+
+
+def _with_adapter(member: Member) -> Member:
+    """Returns a member as it is with its adapter merged: the adapter may give it a head of its own.
+
+    Raises:
+        FamilyError: the adapter cannot be merged into this model.
+    """
+    model = ModelId.parse(member.model)
+    if model.adapter is None:
+        return member
+    directory = adapter_directory(model)
+    try:
+        shapes = {name: header.shape for name, header in headers_of(directory / ADAPTER[1]).items()}
+        unties = unties_head(on_meta(json.dumps(dict(member.config))), directory, shapes)
+    except (OSError, SafetensorError, FamilyError) as error:
+        raise FamilyError(f"{member.model}: its adapter cannot be merged: {error}") from None
+    if not unties:
+        return member
+    stored, architecture = member.architecture.stored, member.architecture
+    headers = dict(member.headers)
+    for head, embeddings in architecture.tied.items():
+        (source,) = member.sources(embeddings, None)
+        headers[stored.get(head, head)] = member.headers[source]
+    return replace(member, config={**member.config, "tie_word_embeddings": False}, headers=headers)
 
 
 def _misfits(member: Member) -> Iterator[str]:

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from gptailor_merge.models.stored_values import is_finite
 
 _KINDS = ("missing_keys", "unexpected_keys", "mismatched_keys")
 
@@ -53,10 +54,6 @@ def not_finite(files: Iterable[Path]) -> str | None:
     for file in files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not iterable itself
-                tensor = tensors.get_tensor(name)
-                if tensor.is_floating_point():
-                    # isfinite is not implemented for every 8-bit dtype.
-                    tensor = tensor.float() if tensor.element_size() == 1 else tensor
-                    if not bool(torch.isfinite(tensor).all()):
-                        return str(name)
+                if not is_finite(tensors.get_tensor(name)):
+                    return str(name)
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from gptailor_merge.errors import KeyPath, Problem, RecipeError, errors_in
+from gptailor_merge.errors import KeyPath, Problem, RecipeError, errors_in, log_warning
 from gptailor_merge.models.architecture import shifted, unlike
 from gptailor_merge.models.checkpoint import ModelId, depth_on_disk
 from gptailor_merge.models.family import Family
@@ -15,8 +15,11 @@ from gptailor_merge.planning.resolve import plan, problems
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 
+OnWarning = Callable[[str], None]
+"""Is told each sentence about what differs between members."""
 
-def check(recipe: Recipe, *, file: Path | str | None = None) -> Plan:
+
+def check(recipe: Recipe, *, file: Path | str | None = None, on_warning: OnWarning = log_warning) -> Plan:
     """Checks a recipe without the network, and resolves it.
 
     Layer ranges are checked for models whose config is on this machine. If all models are local
@@ -24,6 +27,7 @@ def check(recipe: Recipe, *, file: Path | str | None = None) -> Plan:
 
     Args:
         file: the recipe's file; errors then name its lines.
+        on_warning: is told what differs between local models.
 
     Raises:
         RecipeError, FamilyError: the recipe or its models have problems.
@@ -32,13 +36,23 @@ def check(recipe: Recipe, *, file: Path | str | None = None) -> Plan:
     mistakes = mistakes or list(file_problems(recipe))
     if mistakes:
         raise RecipeError(mistakes, file=file)
-    if all(ModelId.parse(model).is_local for model in recipe.models):
-        return check_with_family(recipe, file=file)[0]
+    if is_local(recipe):
+        return check_with_family(recipe, file=file, on_warning=on_warning)[0]
     return plan(recipe)
 
 
-def check_with_family(recipe: Recipe, *, file: Path | str | None = None) -> tuple[Plan, Family]:
+def is_local(recipe: Recipe) -> bool:
+    """Tells whether all models of a recipe are directories on this machine."""
+    return all(ModelId.parse(model).is_local for model in recipe.models)
+
+
+def check_with_family(
+    recipe: Recipe, *, file: Path | str | None = None, on_warning: OnWarning = log_warning
+) -> tuple[Plan, Family]:
     """Checks a recipe against the configs and tensor headers of all its models, and resolves it.
+
+    Args:
+        on_warning: is told what differs between the models, and what the result takes.
 
     Raises:
         RecipeError: the recipe has problems, e.g. layers that do not exist or a head that does not fit.
@@ -56,6 +70,8 @@ def check_with_family(recipe: Recipe, *, file: Path | str | None = None) -> tupl
     mistakes = mistakes or list(place_problems(recipe, family.base.config))
     if mistakes:
         raise RecipeError(mistakes, file=file)
+    for sentence in family.warnings_with(family.by_model(resolved.tokenizer)):
+        on_warning(sentence)
     return resolved, family
 
 
@@ -81,21 +97,14 @@ def depth_problems(recipe: Recipe, depth_of: Callable[[str], int | None]) -> lis
 
 
 def fit_problems(resolved: Plan, family: Family) -> list[Problem]:
-    """Returns components whose vocabularies do not fit the tokenizer, or a head that must be tied."""
+    """Returns components whose tokens do not fit the tokenizer, or whose head is tied and must not be."""
     mistakes = []
     tokenizer = family.by_model(resolved.tokenizer)
     for key, component in (("embeddings", resolved.embeddings), ("head", resolved.head)):
         for model in component.models:
-            member = family.by_model(model)
-            if member.vocabulary_size != tokenizer.vocabulary_size:
-                mistakes.append(
-                    Problem(
-                        ("parameters", key),
-                        f"{model} has a vocabulary of {member.vocabulary_size}, and {tokenizer.model}, whose "
-                        f"tokenizer the model gets, one of {tokenizer.vocabulary_size}; embeddings, head and "
-                        "tokenizer must come from members with vocabularies of one size",
-                    )
-                )
+            text = family.outer_problem(family.by_model(model), tokenizer, of_head=key == "head")
+            if text is not None:
+                mistakes.append(Problem(("parameters", key), text))
     if family.tied and resolved.embeddings != resolved.head:
         mistakes.append(
             Problem(

@@ -13,6 +13,7 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, errors_in
 from gptailor_merge.files import write_beside
 from gptailor_merge.models.family import Family
+from gptailor_merge.models.stored_values import differences_told
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.repair.finalists import FinalistJudge, drop_maps, repair_finalists
 from gptailor_merge.runs.directory import Directory
@@ -70,6 +71,7 @@ def execute(
     subject = None if baseline is None else baseline.subject(preparation.family, preparation.space)
     _claim(config, run, resume=resume)
     with errors_in(file):
+        differences = differences_told(preparation.family, on_step)
         workplace = open_workplace(config, preparation.family, device, bank=bank, progress=on_step)
         settings, measures = settings_for(workplace, preparation.space.sizes), workplace.measures
         pool = EXECUTORS[executor](Job.of(config, device, bank), workplace)
@@ -77,7 +79,7 @@ def execute(
         held_out = pool.executor("held_out") if measures.held_out.objectives else None
         gates = workplace.gates(pool.executor("gates")) if config.gates else None
     with closing(pool), Journal(run.journal) as journal:
-        _describe(journal, measures, settings.axes, baseline)
+        _describe(journal, measures, differences, settings.axes, baseline)
         on_step("searching" if baseline is None else str(baseline))
         parts = preparation.space, scoring, journal, settings
         if baseline is None:
@@ -135,8 +137,17 @@ def _claim(config: SearchConfig, directory: Directory, *, resume: bool) -> None:
     write_beside(directory.config, config.to_yaml())
 
 
-def _describe(journal: Journal, measures: Measures, axes: tuple[str, ...], baseline: Choice | None) -> None:
-    """Writes what the run is about: a search or one baseline, its objectives and its items.
+def _describe(
+    journal: Journal,
+    measures: Measures,
+    differences: tuple[str, ...],
+    axes: tuple[str, ...],
+    baseline: Choice | None,
+) -> None:
+    """Writes what the run is about: a search or one baseline, its objectives, its items, its warnings.
+
+    Args:
+        differences: sentences about what differs between members.
 
     Raises:
         ConfigError: the run was begun as something else.
@@ -148,7 +159,7 @@ def _describe(journal: Journal, measures: Measures, axes: tuple[str, ...], basel
             f"{journal.file} was begun by {begun.baseline or 'a search'}, not by {asked or 'a search'}"
         )
     journal.record_items(measures.items)
-    journal.describe(replace(begun, baseline=asked, axes=axes, warnings=measures.warnings))
+    journal.describe(replace(begun, baseline=asked, axes=axes, warnings=(*measures.warnings, *differences)))
 
 
 def _write_chosen(

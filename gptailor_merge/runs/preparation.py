@@ -86,11 +86,12 @@ def _outer(config: SearchConfig, family: Family) -> outer.Outer | None:
     chosen = config.operations.outer
     if chosen == "base":
         return None
-    vocabulary = family.base.config["vocab_size"]
+    reasons = {m.model: family.outer_problem(m, family.base) for m in family.members[1:]}
     # A recipe takes the name of a model without a slash for a misspelling, unless it gives a layer.
-    fitting = [m.model for m in family.members[1:] if m.config["vocab_size"] == vocabulary and "/" in m.model]
+    fitting = [model for model, reason in reasons.items() if reason is None and "/" in model]
     if not fitting:
-        message = f"no variant has a vocabulary of the base's size, {vocabulary}, found {chosen!r}"
+        why = "; ".join(reason for reason in reasons.values() if reason) or "the family has none"
+        message = f"no variant can give embeddings and head, found {chosen!r}: {why}"
         raise ConfigError(Problem(("operations", "outer"), message))
     models = (family.base.model, *fitting)
     return outer.Outer(models, outer.METHODS if chosen == "merge" else (), family.tied)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from transformers import PreTrainedModel
 
 from gptailor_merge.calibration.batches import Batch
+from gptailor_merge.errors import FamilyError, ScoringError
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_model, member_digest
+from gptailor_merge.models.vocabulary import token_differences
 from gptailor_merge.objectives.protocols import Forward, Prediction
 from gptailor_merge.scoring.passes import predictions_alone
 
@@ -34,7 +36,9 @@ class Teachers:
         vocabulary = int(self.family.base.config["vocab_size"])
 
         def run(batch: Batch) -> Iterator[Prediction]:
-            yield from predictions_alone(self.model(name), batch, vocabulary=vocabulary)
+            refuse_other_tokens(self.family.base.tokens, member.tokens, name, batch)
+            for prediction in predictions_alone(self.model(name), batch, vocabulary=vocabulary):
+                yield finite(name, prediction)
 
         return f"{member.model} {member_digest(member.directory)}", run
 
@@ -51,3 +55,41 @@ class Teachers:
         """Frees the memory."""
         self._loaded = None
         gc.collect()
+
+
+def refuse_other_tokens(
+    tokens: Mapping[int, str] | None, theirs: Mapping[int, str] | None, teacher: str, batch: Batch
+) -> None:
+    """Checks that every token of a batch is the same one to a teacher; None stands for an unknown tokenizer.
+
+    Args:
+        tokens: id -> token of the tokenizer that made the batch.
+        theirs: id -> token of the teacher's tokenizer.
+
+    Raises:
+        FamilyError: a token is another one, or none; names it.
+    """
+    differences = None if tokens is None or theirs is None else token_differences(tokens, theirs)
+    if tokens is None or differences is None or not differences.ids:
+        return
+    strange = torch.isin(batch.ids, torch.tensor(sorted(differences.ids), device=batch.ids.device))
+    if strange.any():
+        token = tokens[int(batch.ids[strange][0])]
+        raise FamilyError(
+            f"{teacher} cannot be compared with on these texts, which hold {token!a}; it has other tokens "
+            f"than the model whose tokenizer reads them: {differences}"
+        )
+
+
+def finite(name: str, prediction: Prediction) -> Prediction:
+    """Returns a teacher's prediction.
+
+    Raises:
+        ScoringError: it holds NaN or infinities.
+    """
+    if not bool(torch.isfinite(prediction.log_normalizer).all()):
+        raise ScoringError(
+            f"{name} predicts NaN or infinite values, so that nothing can be compared with it; its weights "
+            "may be too large for the dtype that it runs in"
+        )
+    return prediction

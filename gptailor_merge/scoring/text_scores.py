@@ -14,13 +14,15 @@ from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.errors import ConfigError, FamilyError
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import member_digest
+from gptailor_merge.models.vocabulary import tokens_of_model
 from gptailor_merge.objectives.kl import build_kl
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.protocols import Forward, Objective, Prediction
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.objectives.text_kinds import token_sets
-from gptailor_merge.scoring.live_models import open_member, open_model
+from gptailor_merge.scoring.live_models import LiveModel, open_member, open_model
 from gptailor_merge.scoring.passes import Passes, predictions_alone
+from gptailor_merge.scoring.teachers import finite, refuse_other_tokens
 
 BATCH_TOKENS = 4096
 
@@ -97,7 +99,7 @@ def score_on_texts(
     rungs = layout(sets, BATCH_TOKENS, device=device)
     objectives: list[Objective] = [Perplexity("nll", sets)]
     if reference is not None:
-        digest, forward = _teacher(reference, int(live.model.config.vocab_size), device)
+        digest, forward = _teacher(reference, live, device)
         teachers = {token_set.name: (digest, forward) for token_set in sets}
         batches = [batch for rung in rungs for batch in rung]
         objectives.append(build_kl("kl", sets, teachers=teachers, top_k=top_k, batches=batches))
@@ -126,19 +128,22 @@ def named_files(data: Sequence[str]) -> dict[str, str]:
     return files
 
 
-def _teacher(reference: str, vocabulary: int, device: torch.device) -> tuple[str, Forward]:
+def _teacher(reference: str, scored: LiveModel, device: torch.device) -> tuple[str, Forward]:
     """Returns the digest of a reference model's weights, and its forward pass.
 
     Args:
-        vocabulary: the size of the scored model's vocabulary.
+        scored: the model whose tokenizer reads the texts.
     """
+    vocabulary = int(scored.model.config.vocab_size)
+    tokens = tokens_of_model(str(scored.tokenizer_directory))
     member = Family.load(reference, {}).base
     if int(member.config["vocab_size"]) < vocabulary:
         raise FamilyError(f"{reference}: its vocabulary is smaller than the model's, {vocabulary}")
     dense = open_member(member, device).model
 
     def forward(batch: Batch) -> Iterator[Prediction]:
-        return predictions_alone(dense, batch, vocabulary=vocabulary)
+        refuse_other_tokens(tokens, member.tokens, reference, batch)
+        return (finite(reference, p) for p in predictions_alone(dense, batch, vocabulary=vocabulary))
 
     return member_digest(member.directory), forward
 

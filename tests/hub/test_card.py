@@ -270,6 +270,8 @@ def test_a_test_split_that_was_searched_on_is_a_warning(of_tasks: Release) -> No
     text = card_of(of_tasks, REPO).text
     (sentence,) = of_tasks.summary.warnings
     assert f"> [!WARNING]\n> {sentence}\n" in text
+    odd = replace(of_tasks, summary=replace(of_tasks.summary, warnings=("id 3 is '<b>[x](y)'",)))
+    assert "> [!WARNING]\n> id 3 is '&lt;b>\\[x\\](y)'\n" in card_of(odd, REPO).text
 
 
 def test_pictures_stand_where_they_belong(of_tasks: Release) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -93,6 +95,134 @@ def test_what_is_no_adapter_is_refused(family: dict[str, str], tmp_path: Path) -
         check(Recipe.from_mapping(recipe_of({**family, "math": name})))
     with pytest.raises(RecipeError, match="no such directory, found '/nowhere/at/all'"):
         check(Recipe.from_mapping(recipe_of({**family, "math": f"{family['base']}+/nowhere/at/all"})))
+
+
+def write_peft(directory: Path, model: str, rows: int | None = None, **settings: Any) -> str:
+    """An adapter of any settings, all its weights changed; returns `model+adapter`."""
+    torch.manual_seed(7)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    if rows is not None:
+        base.resize_token_embeddings(rows)
+    config = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **settings}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = peft.get_peft_model(base, peft.LoraConfig(**config))
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        adapted.save_pretrained(directory)
+    torch.save(adapted.eval()(IDS).logits, directory / "logits")
+    return f"{model}+{directory}"
+
+
+IDS = torch.arange(12)[None]
+
+
+@pytest.mark.parametrize(
+    ("tied", "settings", "stays_tied"),
+    [
+        (False, {"modules_to_save": ["embed_tokens", "lm_head"], "use_dora": True}, False),
+        (False, {"target_modules": ["q_proj", "embed_tokens", "lm_head"], "use_rslora": True}, False),
+        (
+            False,
+            {
+                "trainable_token_indices": [1, 2],
+                "bias": "all",
+                "layers_to_transform": [1],
+                "rank_pattern": {"q_proj": 4},
+                "alpha_pattern": {"q_proj": 3},
+            },
+            False,
+        ),
+        (True, {"modules_to_save": ["embed_tokens"]}, False),
+        (True, {"modules_to_save": ["lm_head"]}, False),
+        (True, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, True),
+        (True, {"trainable_token_indices": [1, 2]}, True),
+    ],
+)
+def test_the_merged_model_is_the_one_that_was_trained(
+    make_family: MakeFamily,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tied: bool,
+    settings: dict[str, Any],
+    stays_tied: bool,
+) -> None:
+    """A head that the adapter unties is one of the member's own, in its config and among its headers."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
+    base = make_family(tied=tied, dtype=torch.float32)["base"]
+    member = Family.load(base, {"math": write_peft(tmp_path / "adapter", base, **settings)}).members[1]
+    assert member.tied == stays_tied
+    merged = AutoModelForCausalLM.from_pretrained(member.directory, dtype=torch.float32)
+    torch.testing.assert_close(merged(IDS).logits, torch.load(tmp_path / "adapter" / "logits"))
+    assert {n: h.shape for n, h in member.headers.items()} == {
+        n: tuple(t.shape) for n, t in load_file(member.directory / "model.safetensors").items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("tied", "settings", "changes", "message"),
+    [
+        (False, {"rows": 66}, {}, r"lm_head has 66 rows, .*has 64; .*resize_token_embeddings\(66\)"),
+        (
+            False,
+            {"rows": 66, "modules_to_save": ["embed_tokens"]},
+            {},
+            "embed_tokens has 66 rows|lm_head has 66",
+        ),
+        (True, {"target_modules": ["embed_tokens"]}, {}, "untie the model first, and name that"),
+        (
+            True,
+            {"trainable_token_indices": {"lm_head": [1]}},
+            {},
+            "other tokens in the head than in the embed",
+        ),
+        (
+            False,
+            {"trainable_token_indices": [1]},
+            {"trainable_token_indices": [64]},
+            "names token 64, the model has",
+        ),
+        (False, {"lora_bias": True}, {}, "because the base layer has no bias"),
+        (False, {"alora_invocation_tokens": [3]}, {}, "aLoRA does not support merging"),
+        (False, {"layer_replication": [[0, 3], [2, 5]]}, {}, "it repeats layers"),
+        (False, {"init_lora_weights": "pissa_niter_2"}, {}, "the change cannot be computed again"),
+        (False, {}, {"r": 3}, r"lora_A.weight has the shape \[2, 16\], .* should have \[3, 16\]"),
+        (False, {}, {"target_modules": ["q_proj", "v_proj"]}, "v_proj.lora_A.weight is missing in its file"),
+        (False, {"target_modules": ["q_proj", "v_proj"]}, {"target_modules": ["q_proj"]}, "has no place in"),
+        (False, {}, {"target_modules": ["nowhere"]}, "not found in the base model"),
+        (False, {}, {"peft_type": "NOTHING"}, "adapter_config.json cannot be read"),
+    ],
+)
+def test_adapters_that_would_give_another_model_are_refused(
+    make_family: MakeFamily,
+    tmp_path: Path,
+    tied: bool,
+    settings: dict[str, Any],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    """The adapter's headers and config tell it, before a weight is loaded."""
+    base = make_family(tied=tied, dtype=torch.float32)["base"]
+    model = write_peft(tmp_path / "adapter", base, **settings)
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(FamilyError, match=f"its adapter cannot be merged: .*({message})"):
+        Family.load(base, {"math": model})
+
+
+def test_the_tokenizer_beside_an_adapter_is_the_members(
+    family: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "cache"))
+    adapter = write_adapter(tmp_path / "adapter", family["base"])
+    tokenizer = AutoTokenizer.from_pretrained(family["base"])
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(adapter)
+    loaded = Family.load(family["base"], {"math": f"{family['base']}+{adapter}"})
+    (warning,) = loaded.warnings
+    assert "whose tokenizer the result has: 1 token more ('<new>' at 64)" in warning
+    assert AutoTokenizer.from_pretrained(loaded.members[1].directory).get_vocab()["<new>"] == 64
 
 
 def test_names_with_adapters() -> None:

@@ -13,6 +13,7 @@ from gptailor_merge.models.checkpoint import ModelId, depth_on_disk
 from gptailor_merge.models.family import Family
 from gptailor_merge.planning.check import check, check_with_family
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import DEPTH, VOCABULARY, MakeFamily, recipe_of, write_member
 from tests.zoo import write_family as write_zoo
 
@@ -48,7 +49,6 @@ def test_parameters_are_counted(family: dict[str, str]) -> None:
     [
         ({"depth": 4}, "other ({path}): num_hidden_layers is 4, the base has 5; a family shares them"),
         ({"width": 32}, "tensor model.layers.0.input_layernorm.weight has the shape [32], the base's [16]"),
-        ({"tied": True}, "tie_word_embeddings is True, the base has False"),
     ],
 )
 def test_what_does_not_fit_is_named(
@@ -74,13 +74,97 @@ def test_a_tied_head_cannot_differ_from_the_embeddings(make_family: MakeFamily) 
         check_with_family(Recipe.from_mapping(recipe_of(tied, parameters={"head": tied["math"]})))
 
 
+def changed(family: dict[str, str], directory: Path, **settings: object) -> Family:
+    """The base with a variant whose config.json has other settings; None leaves a setting out."""
+    shutil.copytree(family["math"], directory)
+    config = {**json.loads((directory / "config.json").read_text()), **settings}
+    text = json.dumps({key: value for key, value in config.items() if value is not None})
+    (directory / "config.json").write_text(text)
+    return Family.load(family["base"], {"other": str(directory)})
+
+
 def test_layers_trained_with_other_settings_are_a_warning(family: dict[str, str], tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(family["math"], other)
-    config = json.loads((other / "config.json").read_text())
-    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
-    (warning,) = Family.load(family["base"], {"other": str(other)}).warnings
-    assert warning.startswith("other was trained with rms_norm_eps = 0.5; in the pruned model its layers run")
+    long = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+    loaded = changed(family, tmp_path / "other", rope_parameters=long, max_position_embeddings=256)
+    assert loaded.warnings == (
+        "other was trained with max_position_embeddings 256 instead of 64, rope_parameters.factor 4.0 instead "
+        "of none, rope_parameters.original_max_position_embeddings 64 instead of none, "
+        "rope_parameters.rope_theta 1000000.0 instead of 10000.0, rope_parameters.rope_type 'yarn' instead of "
+        "'default'; the result has the base's, also for layers of other",
+    )
+    same = {"rope_parameters": None, "rope_theta": 10000, "rope_scaling": None, "use_mrope": False}
+    assert changed(family, tmp_path / "same", **same, attention_dropout=0.1).warnings == ()
+
+
+@pytest.mark.parametrize("tied", ["base", "other"])
+def test_a_head_that_is_tied_in_one_member_only(
+    family: dict[str, str], make_family: MakeFamily, tmp_path: Path, tied: str
+) -> None:
+    """Layers can be taken; a head cannot, nor embeddings that are no head."""
+    base, other = family["base"], make_family(tied=True)["math"]
+    if tied == "base":
+        base, other = other, base
+    members = {"base": base, "math": other, "code": base}
+    recipe = Recipe.from_mapping(recipe_of(members, out_dtype="bfloat16"))
+    (warning,) = Family.load(base, {"other": other}).warnings
+    assert ("a head of its own (tie_word_embeddings is False)" in warning) == (tied == "base")
+    assert_three_equal(recipe, tmp_path / "out")
+    with pytest.raises(RecipeError, match=r"parameters.head: .*take"):
+        check(Recipe.from_mapping(recipe_of(members, parameters={"embeddings": other, "head": other})))
+
+
+def with_tokens(family: dict[str, str], directory: Path, **names: str) -> str:
+    """A copy of math whose tokenizer has other tokens: A="B" renames A."""
+    shutil.copytree(family["math"], directory)
+    file = directory / "tokenizer.json"
+    document = json.loads(file.read_text())
+    vocabulary = document["model"]["vocab"]
+    document["model"]["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
+    file.write_text(json.dumps(document))
+    return str(directory)
+
+
+def test_other_tokens_behind_the_ids(family: dict[str, str], tmp_path: Path) -> None:
+    other = with_tokens(family, tmp_path / "other", A="<|im_start|>", B="A")
+    loaded = Family.load(family["base"], {"other": other})
+    names = "id 33 is '<|im_start|>' and not 'A', id 34 is 'A' and not 'B'"
+    assert loaded.warnings == (
+        f"other has other tokens than base, whose tokenizer the result has: 2 other tokens behind the ids ({names}); "
+        "scores of other on texts are of the tokens of base",
+    )
+    members = {**family, "math": other}
+    half = {"method": "linear", "weights": {"base": 0.5, other: 0.5}}
+    for parameters in ({"embeddings": other, "head": other}, {"head": other}, {"embeddings": half}):
+        with pytest.raises(
+            RecipeError, match="embeddings, head and tokenizer must come from members with the"
+        ):
+            check(Recipe.from_mapping(recipe_of(members, parameters=parameters)))
+    whole = {"embeddings": other, "head": other, "tokenizer": other}
+    warnings: list[str] = []
+    check(Recipe.from_mapping(recipe_of(members, parameters=whole)), on_warning=warnings.append)
+    # Now it is the others whose tokens the result does not have.
+    assert [text.split(" has other tokens than ")[0] for text in warnings] == ["base", family["code"]]
+
+
+def test_a_tokenizer_that_is_missing_or_of_other_files(family: dict[str, str], tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(family["math"], bare)
+    (bare / "tokenizer.json").unlink()
+    (warning,) = Family.load(family["base"], {"bare": str(bare)}).warnings
+    assert warning.startswith("bare has no tokenizer that can be read, so its tokens are not compared")
+    vocabulary = json.loads((Path(family["math"]) / "tokenizer.json").read_text())["model"]["vocab"]
+    for name in ("first", "second"):
+        shutil.copytree(bare, tmp_path / name)
+        written = (
+            vocabulary if name == "first" else {**vocabulary, "A": vocabulary["B"], "B": vocabulary["A"]}
+        )
+        (tmp_path / name / "vocab.json").write_text(json.dumps(written))
+        (tmp_path / name / "merges.txt").write_text("#version: 0.2\n")
+        settings = {"tokenizer_class": "GPT2Tokenizer", "unk_token": " ", "bos_token": " ", "eos_token": " "}
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(settings))
+    first, second = (str(tmp_path / name) for name in ("first", "second"))
+    (warning,) = Family.load(first, {"second": second}).warnings
+    assert "2 other tokens behind the ids (id 33 is 'B' and not 'A'" in warning
 
 
 @pytest.mark.parametrize(

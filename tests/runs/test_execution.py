@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.errors import ConfigError, SearchError
+from gptailor_merge.errors import ConfigError, FamilyError, SearchError
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.report.view import view
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.record import FOUND
@@ -112,3 +115,67 @@ def test_a_bound_that_nothing_keeps_to_is_told(config: SearchConfig, tmp_path: P
         str(cause).startswith("gate: perplexity is ") and "expected at most 0.5" in str(cause)
         for cause in causes
     )
+
+
+def with_variant(family: dict[str, str], texts: dict[str, str], variant: str, teacher: str) -> SearchConfig:
+    """A short search over the base and one variant, by KL to a teacher."""
+    kl = {"kind": "kl", "data": texts, "tokens": 64, "sequence_length": 16, "teacher": teacher}
+    document = {
+        "family": {"base": family["base"], "variants": {"other": variant}},
+        "target": {"layers": 4},
+        "objectives": [kl],
+        "search": {"budget": 2, "population": 2, "warm_start": []},
+        "repair": {"finalists": 0},
+    }
+    return SearchConfig.model_validate(document)
+
+
+def test_differences_between_members_stand_beside_every_score(
+    family: dict[str, str], texts: dict[str, str], tmp_path: Path
+) -> None:
+    """The search says them before it begins; summary, page and card read them from the journal."""
+    variant = copied(family["math"], tmp_path / "variant", "config.json", '"rms_norm_eps": 1e-06', 0.25)
+    steps: list[str] = []
+    done, summary = run(with_variant(family, texts, variant, "other"), tmp_path / "run", on_step=steps.append)
+    (sentence,) = summary.warnings
+    assert sentence.startswith("other was trained with rms_norm_eps 0.25 instead of 1e-06; the result has")
+    assert f"warning: {sentence}" in steps[: steps.index("searching")]
+    assert view(done.record()).warnings == (sentence,)
+
+
+def copied(source: str, directory: Path, file: str, old: str, new: object) -> str:
+    """A copy of a model in which a value is replaced in one of its documents."""
+    shutil.copytree(source, directory)
+    text = (directory / file).read_text()
+    assert old in text
+    key = old.split(":")[0]
+    (directory / file).write_text(text.replace(old, f"{key}: {new}"))
+    return str(directory)
+
+
+def test_a_teacher_with_other_tokens_is_named(
+    family: dict[str, str], texts: dict[str, str], tmp_path: Path
+) -> None:
+    """Tokens that no text holds make no difference to a teacher."""
+    other = copied(family["math"], tmp_path / "other", "tokenizer.json", '"A": 33', 34)
+    other = copied(other, tmp_path / "both", "tokenizer.json", '"B": 34', 33)
+    with pytest.raises(
+        FamilyError, match="other cannot be compared with on these texts, which hold 'A'; it has"
+    ):
+        run(with_variant(family, texts, other, "other"), tmp_path / "run")
+    rare = copied(family["math"], tmp_path / "rare", "tokenizer.json", '"^": 62', 63)
+    rare = copied(rare, tmp_path / "rarer", "tokenizer.json", '"_": 63', 62)
+    _, summary = run(with_variant(family, texts, rare, "other"), tmp_path / "rare_run")
+    assert "2 other tokens behind the ids (id 62 is '_' and not '^'" in summary.warnings[0]
+
+
+def test_a_member_with_nan_is_found_before_anything_is_scored(
+    family: dict[str, str], texts: dict[str, str], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(family["math"], broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("inf")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FamilyError, match=r"other: model.norm.weight in broken/model.safetensors holds NaN"):
+        run(with_variant(family, texts, str(broken), "base"), tmp_path / "run")

@@ -80,8 +80,8 @@ def base_of(space: Space) -> Subject:
 def subject_of(family: Family, space: Space, *, member: str | None, merge: str | None) -> Subject | None:
     """Returns the model that the command line names; None where it names none.
 
-    Embeddings and head are the model's own, provided that its vocabulary is of the base's size: the
-    objectives give it the base's tokens.
+    Embeddings and head are the model's own, provided that its tokens are the base's: the objectives give it
+    those.
 
     Raises:
         ConfigError: no such member, no such merge, or both are asked for.
@@ -137,4 +137,4 @@ def _merge(family: Family, space: Space, method: str) -> Subject:
 
 
 def _fits(family: Family, member: Member) -> bool:
-    return bool(member.config["vocab_size"] == family.base.config["vocab_size"])
+    return family.outer_problem(member, family.base) is None
