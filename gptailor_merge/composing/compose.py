@@ -25,13 +25,10 @@ class Composer:
     """Composes models from plans; a selected layer is not copied, and the model's own forward runs.
 
     Composed models share modules and tensors with each other: run them, do not train them.
-
-    Attributes:
-        bank: the family's weights.
     """
 
     def __init__(self, bank: Bank) -> None:
-        self.bank = bank
+        self._bank = bank
         base = bank.family.base
         self._config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
         # Parameters stay on the meta device; buffers (rotary frequencies) are computed.
@@ -49,14 +46,19 @@ class Composer:
         self._generation: dict[str, GenerationConfig] = {}
 
     @property
+    def bank(self) -> Bank:
+        """The family's weights."""
+        return self._bank
+
+    @property
     def device(self) -> torch.device:
         """The device that models run on."""
-        return self.bank.device
+        return self._bank.device
 
     @property
     def streams(self) -> bool:
         """True if layers are moved to the device one by one, see Bank."""
-        return self.bank.on_host
+        return self._bank.on_host
 
     def compose(self, plan: Plan, only: Container[int] | None = None) -> PreTrainedModel:
         """Returns the model that a plan describes.
@@ -65,7 +67,7 @@ class Composer:
             only: the positions to fill; the other layers have no weights and cannot run. None fills all.
         """
         modules = [
-            self._module(self.bank.layer(slot), slot.layers[0][1], position)
+            self._module(self._bank.layer(slot), slot.layers[0][1], position)
             if only is None or position in only
             else self._layers[slot.layers[0][1]]
             for position, slot in enumerate(plan.slots)
@@ -85,7 +87,7 @@ class Composer:
     def _generation_config(self, plan: Plan, config: PreTrainedConfig) -> GenerationConfig:
         """Returns what from_pretrained finds in the written model: the tokenizer donor's, or the config's."""
         if plan.tokenizer not in self._generation:
-            directory = self.bank.family.by_model(plan.tokenizer).directory
+            directory = self._bank.family.by_model(plan.tokenizer).directory
             self._generation[plan.tokenizer] = (
                 GenerationConfig.from_pretrained(directory)
                 if (directory / "generation_config.json").is_file()
@@ -95,7 +97,7 @@ class Composer:
 
     def _changes(self, plan: Plan) -> dict[str, Any]:
         """Returns the entries in which the config of a plan's model differs from the base's."""
-        family = self.bank.family
+        family = self._bank.family
         donor = {} if plan.tokenizer == plan.base_model else family.by_model(plan.tokenizer).config
         return {**changes(family.base.config, plan.kept), **tokens_of(donor)}
 
@@ -105,11 +107,11 @@ class Composer:
         model = None if plan.outer_edits else self._shells.get(key)
         if model is None:
             model = _shallow_copy(self._template)
-            base = self.bank.family.base
+            base = self._bank.family.base
             edits = placed(plan.outer_edits, base.config, None)
             self._set_outer(model, plan.embeddings, base.architecture.before, edits)
             self._set_outer(model, plan.head, base.architecture.after, edits)
-            if self.bank.family.tied:
+            if self._bank.family.tied:
                 output = model.get_output_embeddings()
                 weight = model.get_input_embeddings().weight
                 model.set_output_embeddings(_with_parameter(output, "weight", weight))
@@ -133,7 +135,7 @@ class Composer:
     ) -> None:
         models, operation = component
         for name in names:
-            set_parameter(model, name, self.bank.outer(models, operation, name, edits))
+            set_parameter(model, name, self._bank.outer(models, operation, name, edits))
 
 
 def set_parameter(model: nn.Module, name: str, tensor: torch.Tensor) -> None:

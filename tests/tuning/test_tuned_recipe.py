@@ -48,7 +48,7 @@ def test_a_tuned_recipe_is_better_and_one_model_by_every_way(block: Recipe, tmp_
     slots = check(tuned.recipe).slots
     assert {slot.operation.method for slot in slots} == {"task_arithmetic"}
     assert {tuple(model for model, _ in slot.layers) for slot in slots} == {tuned.recipe.models}
-    assert_three_equal(tuned.recipe, tmp_path / "models", torch.bfloat16)
+    assert_three_equal(tuned.recipe, tmp_path / "model")
     assert plan(Recipe.from_mapping(tuned.recipe.to_mapping())) == plan(tuned.recipe)
 
 
