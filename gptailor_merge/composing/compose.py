@@ -9,12 +9,13 @@ from typing import Any, TypeVar, cast
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from gptailor_merge.composing.bank import Bank, Layer
 from gptailor_merge.composing.editing import Placed
 from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.models.architecture import INDEX_NAMES, layers_of, tokens_of
+from gptailor_merge.models.configs import build, load_config
 from gptailor_merge.models.depth import changes
 from gptailor_merge.recipe.plan import SELECT, Component, Plan
 
@@ -30,10 +31,10 @@ class Composer:
     def __init__(self, bank: Bank) -> None:
         self._bank = bank
         base = bank.family.base
-        self._config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
+        self._config = load_config(base.directory)
         # Parameters stay on the meta device; buffers (rotary frequencies) are computed.
         with init_empty_weights(include_buffers=False):
-            self._template: PreTrainedModel = AutoModelForCausalLM.from_config(self._config)
+            self._template: PreTrainedModel = build(self._config)
         self._template.eval().requires_grad_(False)
         for module in self._template.modules():
             for name, buffer in module._buffers.items():

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 import tempfile
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
+import huggingface_hub.errors
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.methods.adapters import merge_adapter
-from gptailor_merge.models.checkpoint import ADAPTER, FILES, ModelId, check_adapter
+from gptailor_merge.models.checkpoint import ModelId, check_adapter
+from gptailor_merge.models.chosen_weights import ADAPTER, choose, choose_among
+from gptailor_merge.models.stranger_files import read_json
+
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+"""The files of a Hub model that are downloaded beside its weights."""
+
+
+# The base of what httpx raises, or httpx2, which newer versions of the client use.
+HTTPError: type[Exception] = huggingface_hub.errors.HTTPError  # type: ignore[attr-defined]
 
 
 def directory_of(model: ModelId) -> Path:
@@ -27,16 +40,42 @@ def directory_of(model: ModelId) -> Path:
         return _merged(model)
     if model.is_local:
         return Path(model.path)
-    return _download(model, FILES)
+    return _download(model)
 
 
-def _download(model: ModelId, files: Sequence[str]) -> Path:
+def _download(model: ModelId, files: Sequence[str] | None = None) -> Path:
+    """Downloads files of a repository; default the model itself: its weights, config and tokenizer."""
     try:
+        wanted = files or _files_of(model)
         return Path(
-            huggingface_hub.snapshot_download(model.repo, revision=model.revision, allow_patterns=list(files))
+            huggingface_hub.snapshot_download(
+                model.repo,
+                revision=model.revision,
+                allow_patterns=[glob.escape(name) for name in wanted or ()] or None,
+                local_files_only=wanted is None,
+            )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise FamilyError(f"{model.path}: cannot be downloaded: {error}") from None
+
+
+def _files_of(model: ModelId) -> list[str] | None:
+    """Returns the files of a repository that are the model, without other weights; None without a network."""
+    try:
+        names = huggingface_hub.list_repo_files(model.repo, revision=model.revision)
+    except HfHubHTTPError:
+        raise
+    except (OSError, HTTPError):
+        return None
+
+    def read(name: str) -> Any:
+        return read_json(Path(huggingface_hub.hf_hub_download(model.repo, name, revision=model.revision)))
+
+    outer = [name for name in names if "/" not in name]
+    chosen = choose_among(outer, read, model.path)
+    small = [name for name in outer if any(fnmatch(name, pattern) for pattern in SMALL_FILES)]
+    skipped = {name for name in small if name.endswith(".index.json") and name != chosen.index}
+    return [*chosen.files, *(name for name in small if name not in skipped)]
 
 
 def _merged(model: ModelId) -> Path:
@@ -46,6 +85,7 @@ def _merged(model: ModelId) -> Path:
     if not model.adapter.is_local:
         adapter = _download(model.adapter, ADAPTER)
     check_adapter(model.text, adapter)
+    choose(base)
     merged = Path(constants.HF_HOME) / "gptailor" / "adapters" / _stamp(base, adapter)
     if merged.exists():
         return merged

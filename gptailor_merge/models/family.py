@@ -24,10 +24,6 @@ _BEHAVIOUR = ("rope_parameters", "rms_norm_eps", "hidden_act", "sliding_window")
 """Config values that a layer was trained with and that the base's config overrides."""
 
 
-_BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attention.bias")
-"""Buffers that old checkpoints carry and that no model reads any more."""
-
-
 @dataclass(frozen=True)
 class Family:
     """One base model and its variants: same architecture, shapes and depth.
@@ -118,33 +114,28 @@ def _differences(base: Member, member: Member) -> list[str]:
         ours, theirs = base.config.get(key), member.config.get(key)
         if ours != theirs:
             return [f"{label}: {key} is {theirs!r}, the base has {ours!r}; a family shares them"]
-    if set(base.outer_tensors) != set(member.outer_tensors) and not base.config.get("tie_word_embeddings"):
-        odd = sorted(set(base.outer_tensors) ^ set(member.outer_tensors))
-        return [f"{label}: tensor {odd[0]} is in only one of it and the base"]
     our_lists, their_lists = per_layer_lists(base.config), per_layer_lists(member.config)
     for key in sorted({*our_lists, *their_lists}):
         if our_lists.get(key) != their_lists.get(key):
             return [f"{label}: {key} differs from the base's, so its layers are of other kinds"]
-    for index in range(base.depth):
-        if differences := _layer_differences(base, member, index):
+    # The architectures are compared, not the checkpoints, which may hold what no model reads.
+    ours, theirs = base.architecture, member.architecture
+    if differing := set({**ours.before, **ours.after}) ^ set({**theirs.before, **theirs.after}):
+        return [f"{label}: tensor {min(differing)} is in only one of it and the base"]
+    for index, (our_layer, their_layer) in enumerate(zip(ours.layers, theirs.layers, strict=True)):
+        differences = [
+            f"tensor {inner} of layer {index} is in only one of it and the base"
+            for inner in sorted(set(our_layer) ^ set(their_layer))
+        ]
+        differences += [
+            f"tensor {theirs.prefix}{index}.{inner} has the shape {list(their_layer[inner])}, "
+            f"the base's {list(our_layer[inner])}"
+            for inner in sorted(set(our_layer) & set(their_layer))
+            if our_layer[inner] != their_layer[inner]
+        ]
+        if differences:
             return [f"{label}: {text}" for text in differences]
     return []
-
-
-def _layer_differences(base: Member, member: Member, index: int) -> list[str]:
-    ours, theirs = base.layer_tensors(index), member.layer_tensors(index)
-    differences = [
-        f"tensor {inner} of layer {index} is in only one of it and the base"
-        for inner in sorted(set(ours) ^ set(theirs))
-        if not inner.endswith(_BUFFERS)
-    ]
-    for inner in sorted(set(ours) & set(theirs)):
-        our_shape, their_shape = base.headers[ours[inner]].shape, member.headers[theirs[inner]].shape
-        if our_shape != their_shape:
-            differences.append(
-                f"tensor {theirs[inner]} has the shape {list(their_shape)}, the base's {list(our_shape)}"
-            )
-    return differences
 
 
 def _surprises(base: Member, member: Member) -> Sequence[str]:

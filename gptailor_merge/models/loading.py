@@ -10,6 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import FamilyError
+from gptailor_merge.models.chosen_weights import choose
+from gptailor_merge.models.configs import load_config
+from gptailor_merge.models.stranger_files import check_entries
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -18,6 +21,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     Raises:
         FamilyError: there is no tokenizer, or it cannot be read.
     """
+    if directory.is_dir():
+        check_entries(directory)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -32,9 +37,11 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Pre
     Raises:
         FamilyError: the directory holds no such model.
     """
+    choose(directory)
+    config = load_config(directory)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            directory, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0]
@@ -43,9 +50,9 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Pre
 
 
 def member_digest(directory: Path) -> str:
-    """Returns a digest of the weights in a directory: names, sizes and headers of its safetensors files."""
+    """Returns a digest of the weights in a directory: names, sizes and headers of its weight files."""
     entries = []
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in (directory / name for name in choose(directory).files):
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = hashlib.sha256(stream.read(length)).hexdigest()
