@@ -14,9 +14,11 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from gptailor_merge.composing.bank import Bank, Layer
 from gptailor_merge.composing.editing import Placed
 from gptailor_merge.composing.output_projections import placed
+from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.architecture import INDEX_NAMES, layers_of, tokens_of
 from gptailor_merge.models.configs import build, load_config
 from gptailor_merge.models.depth import changes
+from gptailor_merge.models.stranger_files import read_object
 from gptailor_merge.recipe.plan import SELECT, Component, Plan
 
 M = TypeVar("M", bound=nn.Module)
@@ -84,11 +86,16 @@ class Composer:
         """Returns what from_pretrained finds in the written model: the tokenizer donor's, or the config's."""
         if plan.tokenizer not in self._generation:
             directory = self._bank.family.by_model(plan.tokenizer).directory
-            self._generation[plan.tokenizer] = (
-                GenerationConfig.from_pretrained(directory)
-                if (directory / "generation_config.json").is_file()
-                else GenerationConfig.from_model_config(config)
-            )
+            file = directory / "generation_config.json"
+            try:
+                if file.is_file():
+                    read_object(file)
+                    loaded = GenerationConfig.from_pretrained(directory)
+                else:
+                    loaded = GenerationConfig.from_model_config(config)
+            except (OSError, ValueError, TypeError) as error:
+                raise FamilyError(f"{file}: cannot be read: {error}") from None
+            self._generation[plan.tokenizer] = loaded
         return self._generation[plan.tokenizer]
 
     def _changes(self, plan: Plan) -> dict[str, Any]:

@@ -39,9 +39,12 @@ class _Plugin:
 
 
 def _lower_in_place(document: dict[str, object]) -> None:
+    from pathlib import Path
+
     import click
 
-    from gptailor_merge.errors import InputError
+    from gptailor_merge.documents import refuse_repeated_keys
+    from gptailor_merge.errors import InputError, RecipeError
     from gptailor_merge.host.lowering import is_lowered, lower
     from gptailor_merge.host.registration import refuse, register
     from gptailor_merge.planning.check import check
@@ -53,6 +56,8 @@ def _lower_in_place(document: dict[str, object]) -> None:
     context = click.get_current_context(silent=True)
     file = context.params.get("config_file") if context else None
     try:
+        if file:
+            refuse_repeated_keys(Path(file), RecipeError)
         recipe = Recipe.from_mapping(document, file=file)
         lowered = lower(check(recipe, file=file), chat_template=recipe.chat_template)
     except InputError as error:

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import FamilyError
+from gptailor_merge.files import grant_ordinary_access
 from gptailor_merge.methods.adapters import merge_adapter
 from gptailor_merge.models.checkpoint import ModelId, check_adapter
 from gptailor_merge.models.chosen_weights import ADAPTER, choose, choose_among
@@ -100,6 +101,7 @@ def _merged(model: ModelId) -> Path:
             is_weights = ".safetensors" in file.name or file.suffix in (".bin", ".pt", ".pth")
             if file.is_file() and not is_weights and not (directory / file.name).exists():
                 shutil.copy(file, directory / file.name)
+        grant_ordinary_access(directory)
         try:
             directory.rename(merged)
         except OSError:

@@ -11,6 +11,7 @@ from gptailor_merge.errors import FamilyError, Problem
 from gptailor_merge.models.architecture import Kind
 from gptailor_merge.models.depth import DEPTH, per_layer_lists
 from gptailor_merge.models.member import Member, read_member
+from gptailor_merge.recipe.model_names import with_one_name_each
 from gptailor_merge.recipe.recipe import Recipe
 
 BASE_NAME = "base"
@@ -104,6 +105,7 @@ class Family:
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Family:
         """Reads the family that a recipe takes its layers from."""
+        recipe = with_one_name_each(recipe)
         return cls.load(recipe.base_model, {m: m for m in recipe.models if m != recipe.base_model})
 
 

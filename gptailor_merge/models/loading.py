@@ -14,6 +14,9 @@ from gptailor_merge.models.chosen_weights import choose
 from gptailor_merge.models.configs import load_config
 from gptailor_merge.models.stranger_files import check_entries
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json", "special_tokens_map.json")
+"""Files of which every tokenizer has one."""
+
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Loads the tokenizer of a model directory.
@@ -23,10 +26,15 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """
     if directory.is_dir():
         check_entries(directory)
+        if not any(file.match(pattern) for file in directory.iterdir() for pattern in TOKENIZER_FILES):
+            raise FamilyError(
+                f"{directory}: no tokenizer; copy tokenizer.json and tokenizer_config.json from the model "
+                "that it was made of"
+            )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    except Exception as error:  # neither transformers' nor tokenizers' refusals share a base class
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FamilyError(f"{directory}: its tokenizer cannot be read: {first_line}") from None
     return tokenizer
 
@@ -43,8 +51,8 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Pre
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             directory, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    except Exception as error:  # neither transformers' nor tokenizers' refusals share a base class
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FamilyError(f"{directory}: cannot be loaded: {first_line}") from None
     return model.to(device).eval().requires_grad_(False)
 
