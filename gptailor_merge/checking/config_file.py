@@ -95,6 +95,9 @@ def unloadable(config: ConfigFile, weights: StoredWeights) -> str:
     """
     if config.raw.get("quantization_config"):
         return "it is quantised, and loading it would run its quantiser"
+    if config.depths and config.depths[0] > len(weights.tensors):
+        stored = f"the files hold {len(weights.tensors):,} tensors"
+        return f"config.json describes {config.depths[0]:,} layers, {stored}"
     try:
         with bounded_modules(len(weights.tensors)), torch.device("meta"), no_init_weights():
             model = build(copy.deepcopy(config.loaded))

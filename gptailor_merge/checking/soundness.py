@@ -98,7 +98,10 @@ def examine(directory: Path, *, gguf: bool = False) -> SoundnessReport:
         (llama_cpp,) = not_tried(_REFUSED, "llama.cpp")
     else:
         tokens, tokenizer = check_tokenizer(directory, rows)
-        if refusal := unloadable(config, weights):
+        if not weights.readable:
+            running = [Finding("reload", "fail", "the weight files cannot be read")]
+            running += not_tried("the model does not load", "forward", "generation")
+        elif refusal := unloadable(config, weights):
             running = not_tried(refusal, "reload", "forward", "generation")
         else:
             running = check_inference(directory, tokenizer, finite=values.verdict == "ok")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from gptailor_merge.checking.finding import Finding
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.checkpoint import Header, headers_of
-from gptailor_merge.models.chosen_weights import ADAPTER, choose, leftovers
+from gptailor_merge.models.chosen_weights import ADAPTER, ChosenWeights, choose, leftovers
 from gptailor_merge.models.reload import not_finite
 from gptailor_merge.models.stranger_files import read_json
 
@@ -37,12 +37,14 @@ class StoredWeights:
         headers: file name -> tensor name -> header, for the files that loading the model reads.
         errors: what makes the files unusable or ambiguous, a sentence each.
         remarks: what is sound but ought to be mended, a sentence each.
+        readable: whether the headers of all files were read.
     """
 
     directory: Path
     headers: Mapping[str, Mapping[str, Header]]
     errors: tuple[str, ...]
     remarks: tuple[str, ...]
+    readable: bool
 
     @classmethod
     def read(cls, directory: Path) -> StoredWeights:
@@ -51,6 +53,7 @@ class StoredWeights:
         errors: list[str] = []
         remarks: list[str] = []
         used: tuple[str, ...]
+        chosen: ChosenWeights | None = None
         try:
             chosen = choose(directory)
         except FamilyError as error:
@@ -82,7 +85,8 @@ class StoredWeights:
             remarks.append(
                 f"{', '.join(pickles)}: pickle files can run code when loaded; remove what safetensors holds"
             )
-        return cls(directory, headers, tuple(errors), tuple(remarks))
+        readable = chosen is not None and len(headers) == len(used)
+        return cls(directory, headers, tuple(errors), tuple(remarks), readable)
 
     @cached_property
     def tensors(self) -> dict[str, Header]:

@@ -139,9 +139,7 @@ def _from_index(document: Any, name: str, where: str) -> ChosenWeights:
         raise FamilyError(f"{where}: {name}: {text}")
     # transformers reads this key without asking whether it is there.
     if not isinstance(document.get("metadata"), dict):
-        text = (
-            'the object metadata is missing, without which transformers does not load it; add "metadata": {}'
-        )
+        text = 'metadata is missing, and transformers does not load it so; add "metadata": {}'
         raise FamilyError(f"{where}: {name}: {text}")
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not file.endswith(_SUFFIX) or not _stays(file):

@@ -55,7 +55,7 @@ def check_entries(directory: Path) -> None:
                 f"{entry.path} is a link that leaves its directory, and nothing is read or copied through "
                 "such links; put the file itself in its place"
             )
-        if not (entry.is_file() or entry.is_dir() or entry.is_symlink()):
+        if not (entry.is_symlink() or entry.is_file() or entry.is_dir()):
             raise FamilyError(f"{entry.path} is no regular file, but {_kind(entry.stat().st_mode)}")
 
 
@@ -80,9 +80,8 @@ def read_json(file: Path) -> Any:
     except FileNotFoundError:
         raise
     except UnicodeDecodeError as error:
-        raise FamilyError(
-            f"{file}: not UTF-8: byte {error.object[error.start]:#x} at {error.start}"
-        ) from None
+        text = f"byte {error.object[error.start]:#x} at {error.start} is no UTF-8"
+        raise FamilyError(f"{file}: cannot be read: {text}") from None
     except RecursionError:
         raise FamilyError(f"{file}: lists and objects are nested more than {DEEPEST_JSON} deep") from None
     except OSError as error:
@@ -125,7 +124,7 @@ def _entries(directory: Path) -> Iterator[os.DirEntry[str]]:
     with os.scandir(directory) as entries:
         listed = list(entries)
     for entry in listed:
-        if not entry.is_dir():
+        if not Path(entry.path).is_dir():  # an entry's own is_dir fails on links in a circle
             yield entry
         elif entry.name == TEMPLATES:
             yield entry
