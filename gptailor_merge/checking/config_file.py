@@ -49,7 +49,8 @@ class ConfigFile:
         try:
             return cls(raw, load_config(directory), "")
         except FamilyError as error:
-            return cls(raw, None, reason(error.__cause__ or error))
+            cause = error.__cause__
+            return cls(raw, None, reason(cause if isinstance(cause, Exception) else error))
 
     def number(self, key: str) -> int | None:
         """Returns a whole number of the text model's config; the raw one where transformers refuses it."""
