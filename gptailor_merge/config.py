@@ -20,7 +20,8 @@ from gptailor_merge.objectives.config_types import Data, Positive, Section, abso
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
 from gptailor_merge.recipe.fields import ModelName
-from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.recipe.model_names import renamed, tidy
+from gptailor_merge.recipe.recipe import BASE, Recipe
 
 VERSIONED = ("gptailor-merge", LIBRARY, "torch", "transformers", "nevergrad", "numpy", "lm-eval")
 """Libraries that a result depends on."""
@@ -375,17 +376,10 @@ def environment() -> dict[str, str]:
 
 def _start(file: Path) -> StartRecipe:
     """Reads a recipe file; its models are named as a search config's are."""
-    document = Recipe.load(file).to_mapping()
-
-    def named(value: Any) -> Any:
-        if isinstance(value, list):
-            return [named(item) for item in value]
-        if not isinstance(value, Mapping):
-            return value
-        model_keys = ("model", "base_model")
-        return {k: _absolute(v, Path.cwd()) if k in model_keys else named(v) for k, v in value.items()}
-
-    return StartRecipe(file=str(file), recipe=named(document))
+    recipe = renamed(
+        Recipe.load(file), lambda model: model if model == BASE else _absolute(model, Path.cwd())
+    )
+    return StartRecipe(file=str(file), recipe=recipe.to_mapping())
 
 
 def _absolute(model: str, directory: Path) -> str:
@@ -396,4 +390,4 @@ def _absolute(model: str, directory: Path) -> str:
         return str(candidate.resolve())
     if model.count("+") == 1:
         return "+".join(_absolute(part, directory) for part in model.split("+"))
-    return model
+    return tidy(model)

@@ -56,22 +56,56 @@ def write_yaml(*documents: Mapping[str, Any]) -> str:
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=160)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which YAML's readers keep the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        marks: dict[tuple[str, Any], yaml.Mark] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                first = marks.setdefault((key.tag, key.value), key.start_mark)
+                if first is not key.start_mark:
+                    text = f"the key {key.value!r} is there already, in line {first.line + 1}"
+                    raise yaml.composer.ComposerError(None, None, text, key.start_mark)
+        return node
+
+
+def refuse_repeated_keys(file: Path, error: type[InputError]) -> None:
+    """Looks for mappings with a key twice in the documents of a YAML file that somebody else has read.
+
+    Raises:
+        error: there is one.
+    """
+    try:
+        for _ in yaml.compose_all(file.read_text(encoding="utf-8"), Loader=_Loader):
+            pass
+    except (OSError, UnicodeDecodeError):
+        return
+    except yaml.composer.ComposerError as cause:
+        raise error(_yaml_problem(cause), file=file) from None
+
+
 def read_yaml(file: Path, error: type[InputError]) -> Any:
     """Loads a YAML file.
 
     Raises:
-        error: the file is absent, cannot be read, or is not YAML.
+        error: the file is absent, cannot be read, is not YAML, or has a key twice in one mapping.
     """
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise error("no such file", file=file) from None
     except (OSError, UnicodeDecodeError) as cause:
         raise error(f"cannot be read: {cause}", file=file) from None
     except yaml.YAMLError as cause:
-        mark = getattr(cause, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise error(f"not valid YAML{place}: {getattr(cause, 'problem', cause)}", file=file) from None
+        raise error(_yaml_problem(cause), file=file) from None
+
+
+def _yaml_problem(cause: yaml.YAMLError) -> str:
+    mark = getattr(cause, "problem_mark", None)
+    place = f" in line {mark.line + 1}" if mark else ""
+    return f"not valid YAML{place}: {getattr(cause, 'problem', cause)}"
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:

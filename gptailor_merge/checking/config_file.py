@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+import torch
+from transformers import PreTrainedConfig
+from transformers.initialization import no_init_weights
 
 from gptailor_merge.checking.finding import Finding, reason
 from gptailor_merge.checking.weight_files import StoredWeights
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.architecture import Architecture
+from gptailor_merge.models.configs import bounded_modules, build, load_config, read_config
 from gptailor_merge.models.depth import inconsistencies
 from gptailor_merge.models.dtypes import STORED_DTYPES, dtype_name
 from gptailor_merge.models.stored_values import stored_head
+
+LARGEST_LACK = 10_000_000
+"""Parameters that may be missing without the model counting as another."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,12 @@ class ConfigFile:
         Raises:
             FamilyError: there is no directory, or no config.json that holds a JSON object.
         """
-        raw = _read_object(directory)
+        raw = read_config(directory)
         try:
-            loaded = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # transformers' refusals share no base class; each is a finding
-            return cls(raw, None, reason(error))
-        return cls(raw, loaded, "")
+            return cls(raw, load_config(directory), "")
+        except FamilyError as error:
+            cause = error.__cause__
+            return cls(raw, None, reason(cause if isinstance(cause, Exception) else error))
 
     def number(self, key: str) -> int | None:
         """Returns a whole number of the text model's config; the raw one where transformers refuses it."""
@@ -92,6 +98,30 @@ def check_config(config: ConfigFile, weights: StoredWeights) -> Finding:
     return Finding("config", "ok", sentence)
 
 
+def unloadable(config: ConfigFile, weights: StoredWeights) -> str:
+    """Returns why a model must not be loaded to try it; empty where it may.
+
+    transformers runs the code of quantisers, which may fetch more, and fills what the files lack with
+    random values, however large the config says it is.
+    """
+    if config.raw.get("quantization_config"):
+        return "it is quantised, and loading it would run its quantiser"
+    if config.depths and config.depths[0] > len(weights.tensors):
+        stored = f"the files hold {len(weights.tensors):,} tensors"
+        return f"config.json describes {config.depths[0]:,} layers, {stored}"
+    try:
+        with bounded_modules(len(weights.tensors)), torch.device("meta"), no_init_weights():
+            model = build(copy.deepcopy(config.loaded))
+    except FamilyError as error:
+        return str(error)
+    except Exception:  # whatever it is, loading will tell
+        return ""
+    described = sum(parameter.numel() for parameter in model.parameters())
+    if described > LARGEST_LACK + 4 * weights.parameters:
+        return f"config.json describes {described:,} parameters, the files hold {weights.parameters:,}"
+    return ""
+
+
 def check_dtypes(config: ConfigFile, weights: StoredWeights) -> Finding:
     """Checks that config.json names a dtype that is stored: `dtype="auto"` loads in the one it names."""
     counts = Counter(header.dtype for header in weights.tensors.values())
@@ -118,21 +148,6 @@ def _stored_head(config: ConfigFile, weights: StoredWeights) -> str | None:
         return stored_head(Architecture.of(config.loaded.to_dict()), files)
     except Exception:  # not every sound model is of a family's form
         return None
-
-
-def _read_object(directory: Path) -> dict[str, Any]:
-    if not directory.is_dir():
-        raise FamilyError(f"{directory}: no such directory; expected a transformers model directory")
-    file = directory / "config.json"
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FamilyError(f"{directory}: no config.json; expected a transformers model directory") from None
-    except (OSError, ValueError) as error:
-        raise FamilyError(f"{file}: cannot be read: {error}") from None
-    if not isinstance(document, dict):
-        raise FamilyError(f"{file}: expected an object, found {type(document).__name__}")
-    return document
 
 
 def _layers(indices: Sequence[int]) -> str:

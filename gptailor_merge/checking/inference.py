@@ -35,6 +35,9 @@ def check_inference(
         failed = Finding("reload", "fail", "; ".join(reloaded.problems))
         return [failed, *not_tried("part of the weights is random", "forward", "generation")]
     sound = Finding("reload", "ok", "no missing, unexpected or mismatched keys")
+    if reloaded.extras:
+        listed = ", ".join(reloaded.extras[:3]) + (", …" if len(reloaded.extras) > 3 else "")
+        sound = Finding("reload", "warn", f"stored and no part of the model, which loads without: {listed}")
     if not finite:
         return [sound, *not_tried("the values are not finite", "forward", "generation")]
     model = reloaded.model.eval()

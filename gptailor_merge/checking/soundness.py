@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptailor_merge.checking import gguf_conversion
-from gptailor_merge.checking.config_file import ConfigFile, check_config, check_dtypes
+from gptailor_merge.checking.config_file import ConfigFile, check_config, check_dtypes, unloadable
 from gptailor_merge.checking.finding import Finding, not_tried
 from gptailor_merge.checking.inference import check_inference
 from gptailor_merge.checking.llama_cpp import check_llama_cpp
@@ -98,7 +98,13 @@ def examine(directory: Path, *, gguf: bool = False) -> SoundnessReport:
         (llama_cpp,) = not_tried(_REFUSED, "llama.cpp")
     else:
         tokens, tokenizer = check_tokenizer(directory, rows)
-        running = check_inference(directory, tokenizer, finite=values.verdict == "ok")
+        if not weights.readable:
+            running = [Finding("reload", "fail", "the weight files cannot be read")]
+            running += not_tried("the model does not load", "forward", "generation")
+        elif refusal := unloadable(config, weights):
+            running = not_tried(refusal, "reload", "forward", "generation")
+        else:
+            running = check_inference(directory, tokenizer, finite=values.verdict == "ok")
         llama_cpp = check_llama_cpp(config.loaded.get_text_config().to_dict(), config.raw.get("model_type"))
     findings = [
         check_files(weights),

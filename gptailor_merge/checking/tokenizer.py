@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from gptailor_merge.checking.finding import SENTENCE, Finding, not_tried, reason
+from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.models.stranger_files import read_object
 
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -67,9 +68,9 @@ def check_special_tokens(directory: Path, config: Mapping[str, Any], rows: int |
     file = directory / "generation_config.json"
     if file.exists():
         try:
-            documents[file.name] = dict(json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            return Finding(name, "fail", f"{file.name}: cannot be read: {error}")
+            documents[file.name] = read_object(file)
+        except FamilyError as error:
+            return Finding(name, "fail", str(error).removeprefix(f"{directory}/"))
     if rows is None:
         return not_tried("config.json names no vocab_size", name)[0]
     ids = [

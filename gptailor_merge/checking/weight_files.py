@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -14,11 +13,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from gptailor_merge.checking.finding import Finding
-from gptailor_merge.models.checkpoint import INDEX, Header, headers_of
+from gptailor_merge.errors import FamilyError
+from gptailor_merge.models.checkpoint import Header, headers_of
+from gptailor_merge.models.chosen_weights import ADAPTER, ChosenWeights, choose, leftovers
 from gptailor_merge.models.reload import not_finite
-
-SINGLE = "model.safetensors"
-
+from gptailor_merge.models.stranger_files import read_json
 
 LARGEST_SHARD = 5_000_000_000
 """Bytes. The Hub's viewers and many download tools stumble over larger files."""
@@ -38,46 +37,44 @@ class StoredWeights:
         headers: file name -> tensor name -> header, for the files that loading the model reads.
         errors: what makes the files unusable or ambiguous, a sentence each.
         remarks: what is sound but ought to be mended, a sentence each.
+        readable: whether the headers of all files were read.
     """
 
     directory: Path
     headers: Mapping[str, Mapping[str, Header]]
     errors: tuple[str, ...]
     remarks: tuple[str, ...]
+    readable: bool
 
     @classmethod
     def read(cls, directory: Path) -> StoredWeights:
         """Reads the index and the headers, and compares them."""
-        present = sorted(file.name for file in directory.glob("*.safetensors"))
+        present = {file.name for file in directory.iterdir() if file.is_file()}
         errors: list[str] = []
         remarks: list[str] = []
-        weight_map, total_size, problem = _read_index(directory / INDEX)
-        if problem:
-            errors.append(problem)
-        shards = sorted(set(weight_map.values())) if weight_map else []
-        # transformers takes the single file where a directory has both.
-        used = [SINGLE] if SINGLE in present else shards
-        if not present:
-            errors.append("no *.safetensors file; other formats are not read")
-        elif not used:
-            errors.append(
-                f"{', '.join(present)} without a readable {INDEX}; transformers looks for {SINGLE} or that"
-            )
-            used = present
+        used: tuple[str, ...]
+        chosen: ChosenWeights | None = None
+        try:
+            chosen = choose(directory)
+        except FamilyError as error:
+            errors.append(str(error).removeprefix(f"{directory}: "))
+            used, weight_map, index = tuple(sorted(filter(_is_weights, present))), None, None
+        else:
+            used, weight_map, index = chosen.files, chosen.weight_map, chosen.index
+            if unused := leftovers(present, chosen):
+                remarks.append(f"{', '.join(unused)}: no part of the model; nothing loads it")
         headers: dict[str, Mapping[str, Header]] = {}
         for name in used:
             try:
                 headers[name] = headers_of(directory / name)
             except (OSError, SafetensorError) as error:
                 errors.append(f"{name}: cannot be read: {error}")
-        if weight_map is not None:
-            errors += _misplaced(weight_map, headers, shards)
+        if index is not None and weight_map is not None:
+            errors += _misplaced(index, weight_map, headers)
             size = sum(_bytes(directory / name) for name in headers)
-            if total_size is not None and total_size != size and set(shards) <= set(headers):
-                remarks.append(f"{INDEX}: total_size is {total_size:,}, the files hold {size:,} bytes")
-        unused = sorted(set(present) - set(used))
-        if unused:
-            remarks.append(f"{', '.join(unused)}: no part of the model; nothing loads it")
+            total_size = read_json(directory / index)["metadata"].get("total_size", size)
+            if total_size != size and set(used) == set(headers):
+                remarks.append(f"{index}: total_size is {total_size}, the files hold {size} bytes")
         large = [name for name in headers if _bytes(directory / name) > LARGEST_SHARD]
         if large:
             remarks.append(
@@ -88,7 +85,8 @@ class StoredWeights:
             remarks.append(
                 f"{', '.join(pickles)}: pickle files can run code when loaded; remove what safetensors holds"
             )
-        return cls(directory, headers, tuple(errors), tuple(remarks))
+        readable = chosen is not None and len(headers) == len(used)
+        return cls(directory, headers, tuple(errors), tuple(remarks), readable)
 
     @cached_property
     def tensors(self) -> dict[str, Header]:
@@ -150,33 +148,23 @@ def check_values(weights: StoredWeights) -> Finding:
     return Finding("values", "ok", f"{weights.parameters:,} parameters, all of them finite")
 
 
-def _read_index(file: Path) -> tuple[dict[str, str] | None, int | None, str | None]:
-    """Returns the weight map, the total size, and the problem that keeps the index from being read."""
-    if not file.exists():
-        return None, None, None
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        weight_map = {str(name): str(shard) for name, shard in document["weight_map"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None, None, f"{INDEX}: cannot be read; expected an object weight_map from tensor to file"
-    metadata = document.get("metadata")
-    total = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return weight_map, int(total) if isinstance(total, int | float) else None, None
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and name not in ADAPTER
 
 
 def _misplaced(
-    weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, Header]], shards: list[str]
+    index: str, weight_map: Mapping[str, str], headers: Mapping[str, Mapping[str, Header]]
 ) -> list[str]:
     """Returns where an index and the headers of its shards disagree, naming the first tensor of each kind."""
     problems = []
     astray = [n for n, shard in weight_map.items() if shard in headers and n not in headers[shard]]
     if astray:
         problems.append(
-            f"{INDEX}: {astray[0]} is not in {weight_map[astray[0]]} ({len(astray)} such tensors)"
+            f"{index}: {astray[0]} is not in {weight_map[astray[0]]} ({len(astray)} such tensors)"
         )
-    unlisted = [n for shard in shards for n in headers.get(shard, {}) if weight_map.get(n) != shard]
+    unlisted = [n for shard in headers for n in headers[shard] if weight_map.get(n) != shard]
     if unlisted and not astray:
-        problems.append(f"{INDEX}: {unlisted[0]} is stored and not listed ({len(unlisted)} such tensors)")
+        problems.append(f"{index}: {unlisted[0]} is stored and not listed ({len(unlisted)} such tensors)")
     return problems
 
 

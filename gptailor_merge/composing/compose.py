@@ -9,13 +9,16 @@ from typing import Any, TypeVar, cast
 import torch
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from gptailor_merge.composing.bank import Bank, Layer
 from gptailor_merge.composing.editing import Placed
 from gptailor_merge.composing.output_projections import placed
+from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.architecture import INDEX_NAMES, layers_of, tokens_of
+from gptailor_merge.models.configs import build, load_config
 from gptailor_merge.models.depth import changes
+from gptailor_merge.models.stranger_files import read_object
 from gptailor_merge.recipe.plan import SELECT, Component, Plan
 
 M = TypeVar("M", bound=nn.Module)
@@ -30,10 +33,10 @@ class Composer:
     def __init__(self, bank: Bank) -> None:
         self._bank = bank
         base = bank.family.base
-        self._config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
+        self._config = load_config(base.directory)
         # Parameters stay on the meta device; buffers (rotary frequencies) are computed.
         with init_empty_weights(include_buffers=False):
-            self._template: PreTrainedModel = AutoModelForCausalLM.from_config(self._config)
+            self._template: PreTrainedModel = build(self._config)
         self._template.eval().requires_grad_(False)
         for module in self._template.modules():
             for name, buffer in module._buffers.items():
@@ -88,11 +91,16 @@ class Composer:
         """Returns what from_pretrained finds in the written model: the tokenizer donor's, or the config's."""
         if plan.tokenizer not in self._generation:
             directory = self._bank.family.by_model(plan.tokenizer).directory
-            self._generation[plan.tokenizer] = (
-                GenerationConfig.from_pretrained(directory)
-                if (directory / "generation_config.json").is_file()
-                else GenerationConfig.from_model_config(config)
-            )
+            file = directory / "generation_config.json"
+            try:
+                if file.is_file():
+                    read_object(file)
+                    loaded = GenerationConfig.from_pretrained(directory)
+                else:
+                    loaded = GenerationConfig.from_model_config(config)
+            except (OSError, ValueError, TypeError) as error:
+                raise FamilyError(f"{file}: cannot be read: {error}") from None
+            self._generation[plan.tokenizer] = loaded
         return self._generation[plan.tokenizer]
 
     def _changes(self, plan: Plan) -> dict[str, Any]:

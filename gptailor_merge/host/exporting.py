@@ -22,6 +22,7 @@ from gptailor_merge.host.export_stages import Stage, model_path, stages
 from gptailor_merge.methods.arithmetic import name_in_layer
 from gptailor_merge.models.architecture import misfits, pruned
 from gptailor_merge.models.checkpoint import ModelId
+from gptailor_merge.models.chosen_weights import INDEX, SINGLE, choose
 from gptailor_merge.models.depth import DEPTH
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.member import Member
@@ -58,7 +59,11 @@ def export(plan: Plan, family: Family, out: Path, *, chat_template: str | None =
         RecipeError: stock mergekit cannot make the model.
     """
     plan_stages = stages(plan, family.base.config)
-    problems = [*_plan_problems(plan), *_architecture_problems(plan, plan_stages, family.base)]
+    problems = [
+        *_plan_problems(plan),
+        *_weight_problems(family),
+        *_architecture_problems(plan, plan_stages, family.base),
+    ]
     if problems:
         raise RecipeError(f"there is no plain mergekit configuration: {'; '.join(problems)}")
     documents = [_document(stage, plan, family, out, chat_template) for stage in plan_stages]
@@ -122,6 +127,14 @@ def _plan_problems(plan: Plan) -> Iterator[str]:
     for model in sorted(outer | models):
         if ModelId.parse(model).is_local and set(model_path(model)) & set("@+"):
             yield f"mergekit misreads {model!r}, which has an @ or a + in it; rename the directory"
+
+
+def _weight_problems(family: Family) -> Iterator[str]:
+    """Yields members of which mergekit would read other weights than transformers."""
+    for member in family.members:
+        chosen = choose(member.directory)
+        if chosen.index is None and ((member.directory / INDEX).exists() or chosen.files != (SINGLE,)):
+            yield f"of {member.model}, mergekit would not read {chosen.files[0]}, as transformers does"
 
 
 def _architecture_problems(plan: Plan, plan_stages: Sequence[Stage], base: Member) -> Iterator[str]:

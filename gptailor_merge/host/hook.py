@@ -40,10 +40,12 @@ class _Plugin:
 
 def _lower_in_place(document: dict[str, object]) -> None:
     from contextlib import suppress
+    from pathlib import Path
 
     import click
 
-    from gptailor_merge.errors import FamilyError, InputError
+    from gptailor_merge.documents import refuse_repeated_keys
+    from gptailor_merge.errors import FamilyError, InputError, RecipeError
     from gptailor_merge.host.lowering import is_lowered, lower
     from gptailor_merge.host.registration import refuse, register
     from gptailor_merge.planning.check import check, check_with_family, is_local
@@ -55,6 +57,8 @@ def _lower_in_place(document: dict[str, object]) -> None:
     context = click.get_current_context(silent=True)
     file = context.params.get("config_file") if context else None
     try:
+        if file:
+            refuse_repeated_keys(Path(file), RecipeError)
         recipe = Recipe.from_mapping(document, file=file)
         plan = check(recipe, file=file)
         if not is_local(recipe):

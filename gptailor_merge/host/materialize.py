@@ -88,6 +88,8 @@ def verify(directory: Path, plan: Plan) -> None:
         raise MergeFailedError(f"{directory}: the written model does not load: {error}") from error
     if reloaded.problems:
         raise MergeFailedError(f"{directory}: {reloaded.problems[0]}")
+    if reloaded.extras:
+        raise MergeFailedError(f"{directory}: {reloaded.extras[0]} was written and is no part of the model")
     depth = reloaded.model.config.num_hidden_layers
     if depth != len(plan.slots):
         raise MergeFailedError(f"{directory}: {depth} layers, the recipe has {len(plan.slots)}")
@@ -104,9 +106,15 @@ def _merge(plan: Plan, recipe: Recipe, family: Family, directory: Path) -> None:
         quiet=True,
         copy_tokenizer=any((donor / name).exists() for name in _TOKENIZER_FILES),
     )
-    # mergekit would merge adapters again, and recognise the result by the names of the paths alone.
-    adapted = {m.model: m.directory for m in family.members if ModelId.parse(m.model).adapter}
-    lowered = lower(plan, chat_template=recipe.chat_template, directories=adapted)
+    # mergekit would merge adapters again, and recognise the result by the names of the paths alone; of a
+    # repository it would download all weights, also those that are no part of the model.
+    named = {member.model: ModelId.parse(member.model) for member in family.members}
+    fetched = {
+        member.model: member.directory
+        for member in family.members
+        if named[member.model].adapter or not named[member.model].is_local
+    }
+    lowered = lower(plan, chat_template=recipe.chat_template, directories=fetched)
     configuration = MergeConfiguration.model_validate(lowered)
     logging.getLogger("mergekit").setLevel(logging.ERROR)
     try:

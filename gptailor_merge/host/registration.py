@@ -8,6 +8,7 @@ method `tailor` only; all others pass untouched.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -15,6 +16,8 @@ import mergekit.merge
 from mergekit.architecture.base import ModelArchitecture, ModuleArchitecture, ModuleDefinition, WeightInfo
 from mergekit.common import ModelReference
 from mergekit.config import MergeConfiguration
+from mergekit.io.lazy_tensor_loader import LazyTensorLoader, ShardedTensorIndex, ShardInfo
+from mergekit.io.tasks import LoaderCache
 from mergekit.merge_methods import registry
 from transformers import PreTrainedConfig
 
@@ -24,6 +27,7 @@ from gptailor_merge.errors import InputError, Problem, RecipeError
 from gptailor_merge.host.lowering import config_base
 from gptailor_merge.host.tailor_method import EDITS, TailorMethod
 from gptailor_merge.models.architecture import Architecture, Shape, pruned, shifted, unlike
+from gptailor_merge.models.checkpoint import headers_in
 from gptailor_merge.recipe.recipe import TAILOR
 
 
@@ -65,6 +69,7 @@ def register() -> None:
             text = f"mergekit merges {adapted[0]} only with --lora-merge-cache DIR; gptailor merge needs none"
             refuse(RecipeError(text))
         _place_edits(config)
+        _open_chosen_weights(config, options)
         module = ModuleDefinition(architecture=TailorModule())
         return ModelArchitecture(modules={"default": module}, architectures=[], model_type="")
 
@@ -86,6 +91,24 @@ def register() -> None:
 
     mergekit.merge.get_architecture_info = get_architecture_info
     mergekit.merge._model_out_config = model_out_config
+
+
+def _open_chosen_weights(config: MergeConfiguration, options: Any) -> None:
+    """Makes mergekit read the weights that transformers loads; by itself it prefers shards to one file."""
+    for model in config.referenced_models():
+        if model.lora:
+            continue  # mergekit loads and saves these by transformers
+        try:
+            directory = Path(model.local_path(options.transformers_cache))
+            headers = headers_in(directory)
+        except InputError as error:
+            refuse(error)
+        files = {name: header.file for name, header in headers.items()}
+        shards = [
+            ShardInfo(file, [name for name in files if files[name] == file]) for file in set(files.values())
+        ]
+        index = ShardedTensorIndex(str(directory), is_safetensors=True, tensor_paths=files, shards=shards)
+        LoaderCache().loaders[model] = LazyTensorLoader(index, options.lazy_unpickle)
 
 
 def _config_model(config: MergeConfiguration) -> ModelReference:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard
-from transformers import AutoConfig
 
 import gptailor_merge
 from gptailor_merge.checking.llama_cpp import hazards
@@ -32,6 +31,7 @@ from gptailor_merge.hub.citations import CITATIONS
 from gptailor_merge.hub.model_size import size_of
 from gptailor_merge.hub.objective_sentences import calibration_texts, described
 from gptailor_merge.hub.release import GAINS, MAPS, Release
+from gptailor_merge.models.configs import load_config
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.scores import COSTS, Score
 from gptailor_merge.report.formatting import plain
@@ -82,7 +82,7 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
     summary = release.summary
     sizes = {"before": size_of(settings.family.base), "after": size_of(str(release.run.model))}
     tables = held_out_tables(release.source)
-    config = AutoConfig.from_pretrained(release.run.model, trust_remote_code=False)
+    config = load_config(release.run.model)
     return {
         "title": repo_id.split("/")[-1],
         "repo_id": repo_id,

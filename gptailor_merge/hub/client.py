@@ -25,7 +25,7 @@ from gptailor_merge.errors import ConfigError, HubError
 from gptailor_merge.hub.bundle import PICTURES
 from gptailor_merge.hub.client_errors import explained
 from gptailor_merge.hub.release import RECORD
-from gptailor_merge.models.checkpoint import INDEX
+from gptailor_merge.models.chosen_weights import INDEX
 from gptailor_merge.runs.redaction import WEIGHTS
 
 ATTRIBUTES = ".gitattributes"

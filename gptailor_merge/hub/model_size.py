@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from gptailor_merge.models.checkpoint import Header, ModelId, read
+from gptailor_merge.models.configs import build, load_config
 from gptailor_merge.models.dtypes import STORED_DTYPES
 from gptailor_merge.objectives.kv_cache import CONTEXT, KVCache
 
@@ -40,7 +40,7 @@ def size_of(model: str) -> ModelSize:
         FamilyError: the model cannot be read.
     """
     config, headers = read(ModelId.parse(model))
-    model_config = AutoConfig.from_pretrained(config.parent, trust_remote_code=False)
+    model_config = load_config(config.parent)
     return ModelSize(
         layers=int(model_config.get_text_config().num_hidden_layers),
         parameters=sum(math.prod(header.shape) for header in headers.values()),
@@ -59,11 +59,11 @@ def _dtype(headers: Mapping[str, Header]) -> torch.dtype:
 
 def _kv_cache(directory: Path, dtype: torch.dtype) -> float | None:
     """Measures on a model without weights, as the objective kv_cache of a search does."""
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    config = load_config(directory)
     measure = KVCache("kv_cache", dtype, CONTEXT)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = build(config, dtype=dtype)
         with torch.inference_mode():
             return float(measure.measure("model", model, 0, 1)[0])
     except Exception:  # some architectures look at values, and the meta device has none

@@ -9,6 +9,7 @@ from pathlib import Path
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.hub.bundle import bundle, check_model
 from gptailor_merge.hub.client import Destination, Hub, Pushed
+from gptailor_merge.hub.licences import check_licence
 from gptailor_merge.hub.parents import licence_of, parents_of
 from gptailor_merge.hub.release import Release, release_of, search_digest
 from gptailor_merge.runs.record import members_of
@@ -44,8 +45,11 @@ class Publication:
         """Writes what is to be published into the run directory, and returns where it is.
 
         Raises:
-            InputError, ConfigError, MergeFailedError: the run or its model is not fit to be published.
+            InputError, ConfigError, MergeFailedError: the run or its model is not fit to be published, or
+                the Hub has no such licence.
         """
+        if self.licence is not None:
+            check_licence(self.licence)  # the Hub, which knows its list better, is not asked
         return self._write(release_of(run.record(), self.licence), on_step)
 
     def publish(self, run: Run, on_step: Callable[[str], None] = ignore) -> Pushed:

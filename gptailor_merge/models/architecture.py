@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import no_init_weights
 
 from gptailor_merge.errors import FamilyError
+from gptailor_merge.models.configs import build
 from gptailor_merge.models.depth import DEPTH, PERIODS, changes, choose, per_layer_lists
 
 Shape = tuple[int, ...]
@@ -250,7 +251,9 @@ def on_meta(text: str) -> PreTrainedModel:
     try:
         config: PreTrainedConfig = AutoConfig.for_model(document.pop("model_type"), **document)
         with torch.device("meta"), no_init_weights():
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = build(config)
+    except FamilyError:
+        raise
     except Exception as error:  # a model's code may raise anything
         reason = " ".join(str(error).split())
         raise FamilyError(f"transformers cannot build this model: {reason}") from None

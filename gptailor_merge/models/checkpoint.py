@@ -6,7 +6,8 @@ without a LoRA adapter after a plus (`model+adapter`), as in mergekit. No weight
 
 from __future__ import annotations
 
-import json
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +21,16 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 
 from gptailor_merge.errors import FamilyError
+from gptailor_merge.models.chosen_weights import ADAPTER, ChosenWeights, choose
+from gptailor_merge.models.configs import CONFIG
+from gptailor_merge.models.stranger_files import check_entries, read_object
 
-FILES = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja", "*.txt"]
-"""The files of a Hub model that are downloaded."""
+LARGEST_HEADER = 16 * 1024 * 1024
+"""Bytes. A file with 100,000 tensors, more than any model has in one, needs about half of it."""
 
 
-INDEX = "model.safetensors.index.json"
-"""The file that says which shard holds which tensor."""
-
-
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-"""The files of a LoRA adapter."""
+MOST_TENSORS = 200_000
+"""The largest number of tensors of a model that is believed."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Header:
 
     Attributes:
         dtype: as safetensors writes it, e.g. "BF16".
-        file: the name of the file that holds the tensor.
+        file: the name of the file that holds the tensor, inside its directory.
     """
 
     dtype: str
@@ -96,9 +96,9 @@ class Header:
 def config_on_disk(model: ModelId) -> Path | None:
     """Returns a model's config.json, or None if the network is needed to read it."""
     if model.model.is_local:
-        return Path(model.path) / "config.json"
+        return Path(model.path) / CONFIG
     try:
-        cached = huggingface_hub.try_to_load_from_cache(model.repo, "config.json", revision=model.revision)
+        cached = huggingface_hub.try_to_load_from_cache(model.repo, CONFIG, revision=model.revision)
     except HFValidationError:
         return None
     return Path(cached) if isinstance(cached, str) else None
@@ -110,9 +110,10 @@ def depth_on_disk(model: str) -> int | None:
     if config is None:
         return None
     try:
-        return int(json.loads(config.read_text(encoding="utf-8"))["num_hidden_layers"])
-    except (OSError, ValueError, KeyError, TypeError):
+        depth = read_object(config).get("num_hidden_layers")
+    except (OSError, FamilyError):
         return None
+    return depth if isinstance(depth, int) else None
 
 
 def read(model: ModelId) -> tuple[Path, dict[str, Header]]:
@@ -128,62 +129,74 @@ def read(model: ModelId) -> tuple[Path, dict[str, Header]]:
     return _read_hub(model.model)
 
 
-def headers_in(directory: Path) -> dict[str, Header]:
-    """Returns the headers of all tensors in a model directory, sharded or not.
+def headers_in(directory: Path, chosen: ChosenWeights | None = None) -> dict[str, Header]:
+    """Returns the headers of all tensors that transformers finds in a model directory, sharded or not.
+
+    Args:
+        chosen: the directory's weight files, where the caller knows them.
 
     Raises:
-        FamilyError: the directory holds no safetensors file, or one that cannot be read.
+        FamilyError: the directory holds no weights, see chosen_weights.choose, or a file cannot be read.
     """
-    files = sorted(directory.glob("*.safetensors"))
-    index = directory / INDEX
-    if index.exists():
-        try:
-            files = sorted({directory / f for f in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError):
-            raise FamilyError(f"{index}: cannot be read as an index of shards") from None
-    if not files:
-        raise FamilyError(f"{directory}: no *.safetensors file; other formats are not read")
     headers: dict[str, Header] = {}
-    for file in files:
+    for name in (chosen or choose(directory)).files:
         try:
-            headers |= headers_of(file)
+            headers |= headers_of(directory / name, name)
         except (OSError, SafetensorError) as error:
-            raise FamilyError(f"{file}: cannot be read: {error}") from None
+            raise FamilyError(f"{directory / name}: cannot be read: {error}") from None
+        if len(headers) > MOST_TENSORS:
+            raise FamilyError(f"{directory / name}: no model has more than {MOST_TENSORS:,} tensors")
     return headers
 
 
-def headers_of(file: Path) -> dict[str, Header]:
+def headers_of(file: Path, name: str | None = None) -> dict[str, Header]:
     """Returns the headers of the tensors in one safetensors file.
 
+    Args:
+        name: what the headers call the file; default its name.
+
     Raises:
-        OSError, SafetensorError: the file cannot be read.
+        OSError, SafetensorError: the file cannot be read, or has an absurd header.
     """
+    _check_length(file)
     with safe_open(file, "pt") as tensors:
         views = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - not iterable itself
-        return {
-            name: Header(view.get_dtype(), tuple(view.get_shape()), file.name) for name, view in views.items()
-        }
+    return {
+        tensor: Header(view.get_dtype(), tuple(view.get_shape()), name or file.name)
+        for tensor, view in views.items()
+    }
+
+
+def _check_length(file: Path) -> None:
+    """Raises a SafetensorError if parsing the header of a file would take long, or reading it would wait."""
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise SafetensorError("expected a regular file")
+        length = int.from_bytes(stream.read(8), "little")
+    if length > LARGEST_HEADER:
+        raise SafetensorError(f"its header has {length:,} bytes; none needs more than {LARGEST_HEADER:,}")
 
 
 def _read_local(model: ModelId) -> tuple[Path, dict[str, Header]]:
     directory = Path(model.path)
     if not directory.is_dir():
         raise FamilyError(f"{model.path}: no such directory")
-    return directory / "config.json", headers_in(directory)
+    return directory / CONFIG, headers_in(directory)
 
 
 def _read_hub(model: ModelId) -> tuple[Path, dict[str, Header]]:
     """Returns config and headers of a Hub model, from the cache or by reading only the headers."""
     try:
-        cached = huggingface_hub.snapshot_download(
-            model.repo, revision=model.revision, allow_patterns=FILES, local_files_only=True
+        cached = Path(
+            huggingface_hub.snapshot_download(model.repo, revision=model.revision, local_files_only=True)
         )
-        if any(Path(cached).glob("*.safetensors")):
-            return Path(cached) / "config.json", headers_in(Path(cached))
     except (LocalEntryNotFoundError, HFValidationError):
         pass
+    else:
+        if is_complete(cached):
+            return cached / CONFIG, headers_in(cached)
     try:
-        config = huggingface_hub.hf_hub_download(model.repo, "config.json", revision=model.revision)
+        config = huggingface_hub.hf_hub_download(model.repo, CONFIG, revision=model.revision)
         metadata = huggingface_hub.get_safetensors_metadata(model.repo, revision=model.revision)
     except HFValidationError:
         raise FamilyError(
@@ -204,12 +217,25 @@ def _read_hub(model: ModelId) -> tuple[Path, dict[str, Header]]:
     return Path(config), headers
 
 
+def is_complete(snapshot: Path) -> bool:
+    """Tells whether a directory of the Hub's cache holds config and weights of its model."""
+    if not (snapshot / CONFIG).exists():
+        return False
+    try:
+        choose(snapshot)
+    except FamilyError:
+        return False
+    return True
+
+
 def check_adapter(name: str, directory: Path) -> None:
     """Raises a FamilyError if a directory holds no LoRA adapter.
 
     Args:
         name: the whole name of the model that has the adapter.
     """
+    if directory.is_dir():
+        check_entries(directory)
     for file in ADAPTER:
         if not (directory / file).exists():
             raise FamilyError(f"{name}: {directory} holds no {file}; expected a LoRA adapter of peft")

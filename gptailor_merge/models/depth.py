@@ -99,14 +99,16 @@ def changes(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
 
 
 def inconsistencies(config: Mapping[str, Any]) -> list[str]:
-    """Returns sentences about entries of a config that contradict its depth."""
-    depth = int(config[DEPTH])
+    """Returns sentences about entries of a config that contradict its depth; none if it has no depth."""
+    depth = config.get(DEPTH)
+    if not isinstance(depth, int):
+        return []
     texts = []
     for key, value in config.items():
         if not isinstance(value, (list, tuple)):
             continue
         if _is_indices(key):
-            beyond = [layer for layer in value if not 0 <= layer < depth]
+            beyond = [layer for layer in value if not (isinstance(layer, int) and 0 <= layer < depth)]
             if beyond:
                 texts.append(f"{key} names layer {beyond[0]}, the model has {depth} layers")
         elif _is_per_layer(key) and len(value) != depth and (key != "no_rope_layers" or len(value) < depth):

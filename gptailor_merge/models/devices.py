@@ -40,7 +40,8 @@ def stored_dtype(member: Member) -> str:
     Raises:
         FamilyError: the layer is stored in a dtype that cannot be merged.
     """
-    stored = next(member.headers[name].dtype for name in member.layer_tensors(0).values())
+    names = (name for name in member.layer_tensors(0).values() if name in member.stored_tensors)
+    stored = next(member.headers[name].dtype for name in names)
     if stored not in _DTYPES:
         raise FamilyError(f"{member.model}: stored as {stored}; expected one of {', '.join(_DTYPES)}")
     return dtype_name(stored)

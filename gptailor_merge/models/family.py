@@ -17,6 +17,7 @@ from gptailor_merge.models.member_differences import (
     settings_warning,
     token_warning,
 )
+from gptailor_merge.recipe.model_names import with_one_name_each
 from gptailor_merge.recipe.recipe import Recipe
 
 BASE_NAME = "base"
@@ -24,10 +25,6 @@ BASE_NAME = "base"
 
 _FORM = ("architectures", "model_type", DEPTH)
 """Config values that all members share."""
-
-
-_BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attention.bias")
-"""Buffers that old checkpoints carry and that no model reads any more."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +128,7 @@ class Family:
     @classmethod
     def of_recipe(cls, recipe: Recipe) -> Family:
         """Reads the family that a recipe takes its layers from."""
+        recipe = with_one_name_each(recipe)
         return cls.load(recipe.base_model, {m: m for m in recipe.models if m != recipe.base_model})
 
 
@@ -141,30 +139,26 @@ def _differences(base: Member, member: Member) -> list[str]:
         ours, theirs = base.config.get(key), member.config.get(key)
         if ours != theirs:
             return [f"{label}: {key} is {theirs!r}, the base has {ours!r}; a family shares them"]
-    if set(base.outer_tensors) != set(member.outer_tensors) and not (base.tied or member.tied):
-        odd = sorted(set(base.outer_tensors) ^ set(member.outer_tensors))
-        return [f"{label}: tensor {odd[0]} is in only one of it and the base"]
     our_lists, their_lists = per_layer_lists(base.config), per_layer_lists(member.config)
     for key in sorted({*our_lists, *their_lists}):
         if our_lists.get(key) != their_lists.get(key):
             return [f"{label}: {key} differs from the base's, so its layers are of other kinds"]
-    for index in range(base.depth):
-        if differences := _layer_differences(base, member, index):
+    # The architectures are compared, not the checkpoints, which may hold what no model reads.
+    ours, theirs = base.architecture, member.architecture
+    differing = set({**ours.before, **ours.after}) ^ set({**theirs.before, **theirs.after})
+    if differing and not (base.tied or member.tied):
+        return [f"{label}: tensor {min(differing)} is in only one of it and the base"]
+    for index, (our_layer, their_layer) in enumerate(zip(ours.layers, theirs.layers, strict=True)):
+        differences = [
+            f"tensor {inner} of layer {index} is in only one of it and the base"
+            for inner in sorted(set(our_layer) ^ set(their_layer))
+        ]
+        differences += [
+            f"tensor {theirs.prefix}{index}.{inner} has the shape {list(their_layer[inner])}, "
+            f"the base's {list(our_layer[inner])}"
+            for inner in sorted(set(our_layer) & set(their_layer))
+            if our_layer[inner] != their_layer[inner]
+        ]
+        if differences:
             return [f"{label}: {text}" for text in differences]
     return []
-
-
-def _layer_differences(base: Member, member: Member, index: int) -> list[str]:
-    ours, theirs = base.layer_tensors(index), member.layer_tensors(index)
-    differences = [
-        f"tensor {inner} of layer {index} is in only one of it and the base"
-        for inner in sorted(set(ours) ^ set(theirs))
-        if not inner.endswith(_BUFFERS)
-    ]
-    for inner in sorted(set(ours) & set(theirs)):
-        our_shape, their_shape = base.headers[ours[inner]].shape, member.headers[theirs[inner]].shape
-        if our_shape != their_shape:
-            differences.append(
-                f"tensor {theirs[inner]} has the shape {list(their_shape)}, the base's {list(our_shape)}"
-            )
-    return differences

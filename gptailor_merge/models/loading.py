@@ -10,6 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import FamilyError
+from gptailor_merge.models.chosen_weights import choose
+from gptailor_merge.models.configs import load_config
+from gptailor_merge.models.stranger_files import check_entries
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json", "special_tokens_map.json")
+"""Files of which every tokenizer has one."""
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -18,10 +24,17 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     Raises:
         FamilyError: there is no tokenizer, or it cannot be read.
     """
+    if directory.is_dir():
+        check_entries(directory)
+        if not any(file.match(pattern) for file in directory.iterdir() for pattern in TOKENIZER_FILES):
+            raise FamilyError(
+                f"{directory}: no tokenizer; copy tokenizer.json and tokenizer_config.json from the model "
+                "that it was made of"
+            )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    except Exception as error:  # neither transformers' nor tokenizers' refusals share a base class
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FamilyError(f"{directory}: its tokenizer cannot be read: {first_line}") from None
     return tokenizer
 
@@ -32,20 +45,22 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Pre
     Raises:
         FamilyError: the directory holds no such model.
     """
+    choose(directory)
+    config = load_config(directory)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            directory, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    except Exception as error:  # neither transformers' nor tokenizers' refusals share a base class
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FamilyError(f"{directory}: cannot be loaded: {first_line}") from None
     return model.to(device).eval().requires_grad_(False)
 
 
 def member_digest(directory: Path) -> str:
-    """Returns a digest of the weights in a directory: names, sizes and headers of its safetensors files."""
+    """Returns a digest of the weights in a directory: names, sizes and headers of its weight files."""
     entries = []
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in (directory / name for name in choose(directory).files):
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = hashlib.sha256(stream.read(length)).hexdigest()

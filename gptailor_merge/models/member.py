@@ -9,15 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig
 
 from gptailor_merge.errors import FamilyError, Problem
 from gptailor_merge.methods.adapters import unties_head
 from gptailor_merge.methods.conversion import can_convert
-from gptailor_merge.models.architecture import Architecture, on_meta
-from gptailor_merge.models.checkpoint import ADAPTER, Header, ModelId, headers_in, headers_of, read
+from gptailor_merge.models.architecture import Architecture, Shape, on_meta
+from gptailor_merge.models.checkpoint import Header, ModelId, headers_in, headers_of, read
+from gptailor_merge.models.chosen_weights import ADAPTER
+from gptailor_merge.models.configs import bounded_modules, load_config
 from gptailor_merge.models.depth import DEPTH, inconsistencies
 from gptailor_merge.models.directories import adapter_directory, directory_of
 from gptailor_merge.models.vocabulary import tokens_of_model
@@ -66,8 +66,25 @@ class Member:
 
     @cached_property
     def dtypes(self) -> frozenset[str]:
-        """The dtypes that the tensors are stored in, as safetensors writes them, e.g. "BF16"."""
-        return frozenset(header.dtype for header in self.headers.values())
+        """The dtypes that the model's tensors are stored in, as safetensors writes them, e.g. "BF16"."""
+        return frozenset(self.headers[name].dtype for name in self.stored_tensors)
+
+    @cached_property
+    def stored_tensors(self) -> frozenset[str]:
+        """The names of the checkpoint's tensors that the model is made of; it may hold others.
+
+        Training leaves value heads behind, and old versions of transformers stored buffers.
+        """
+        return frozenset(stored for name, _, layer in self.tensors() for stored in self.sources(name, layer))
+
+    def tensors(self) -> Iterator[tuple[str, Shape, int | None]]:
+        """Yields (name, shape, layer) of the model's tensors; the layer is None outside the layers."""
+        architecture = self.architecture
+        for name, shape in (*architecture.before.items(), *architecture.after.items()):
+            yield name, shape, None
+        for index, layer in enumerate(architecture.layers):
+            for inner, shape in layer.items():
+                yield f"{architecture.prefix}{index}.{inner}", shape, index
 
     @cached_property
     def layers_prefix(self) -> str:
@@ -120,27 +137,27 @@ def read_member(name: str, model: str) -> Member:
         FamilyError: the model is absent, cannot be read, or is not supported.
     """
     config_file, headers = read(ModelId.parse(model))
-    if not config_file.exists():
-        raise FamilyError(f"{model}: no config.json; expected a transformers model directory")
-    try:
-        # transformers fills in the defaults of the model type, as it will when it loads the model.
-        config = AutoConfig.from_pretrained(config_file.parent, trust_remote_code=False).to_dict()
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise FamilyError(f"{config_file}: cannot be read: {' '.join(str(error).split())}") from None
+    # transformers fills in the defaults of the model type, as it will when it loads the model.
+    config = load_config(config_file.parent).to_dict()
     for key in (DEPTH, "vocab_size"):
         if not isinstance(config.get(key), int):
             text = f"{key} is missing; expected a text model that is a list of layers"
             raise FamilyError(f"{config_file}: {text}")
-    if method := (config.get("quantization_config") or {}).get("quant_method"):
+    if quantization := config.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
         raise FamilyError(
             f"{model}: quantised ({method}), and quantised tensors cannot be merged; "
             "take the model in 16 or 32 bits"
         )
     if contradictions := inconsistencies(config):
         raise FamilyError([Problem((), f"{config_file}: {text}") for text in contradictions])
+    if config[DEPTH] > len(headers):
+        text = f"{DEPTH} is {config[DEPTH]:,}, and the weight files hold {len(headers):,} tensors"
+        raise FamilyError(f"{config_file}: {text}")
     member = Member(name, model, config, headers)
     try:
-        problems = [Problem((), f"{model}: {text}") for text in _misfits(member)]
+        with bounded_modules(len(headers)):
+            problems = [Problem((), f"{model}: {text}") for text in _misfits(member)]
     except FamilyError as error:
         raise FamilyError(f"{model}: {config.get('model_type')} is not supported: {error}") from None
     if problems:
@@ -175,16 +192,7 @@ def _with_adapter(member: Member) -> Member:
 
 def _misfits(member: Member) -> Iterator[str]:
     """Yields the first tensor of the config's model that the checkpoint lacks or has in another shape."""
-    architecture = member.architecture
-    outer = [
-        (name, shape, None) for name, shape in (*architecture.before.items(), *architecture.after.items())
-    ]
-    layers = [
-        (f"{architecture.prefix}{index}.{inner}", shape, index)
-        for index, layer in enumerate(architecture.layers)
-        for inner, shape in layer.items()
-    ]
-    for name, shape, index in (*outer, *layers):
+    for name, shape, index in member.tensors():
         sources = member.sources(name, index)
         if len(sources) == 1:
             if member.headers[sources[0]].shape != shape:

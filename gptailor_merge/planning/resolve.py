@@ -12,6 +12,7 @@ from gptailor_merge.planning.edit_problems import outer_gains_problems
 from gptailor_merge.planning.operations import OPERATIONS, is_removed, operation_of
 from gptailor_merge.planning.parameter_problems import default_problems
 from gptailor_merge.recipe.edits import outer_gains
+from gptailor_merge.recipe.model_names import with_one_name_each
 from gptailor_merge.recipe.plan import SELECT, Plan
 from gptailor_merge.recipe.recipe import Recipe, Slice
 
@@ -24,6 +25,7 @@ def plan(recipe: Recipe) -> Plan:
     Raises:
         RecipeError: the recipe has problems, see `problems`.
     """
+    recipe = with_one_name_each(recipe)
     mistakes = problems(recipe)
     if mistakes:
         raise RecipeError(mistakes)
@@ -41,6 +43,7 @@ def plan(recipe: Recipe) -> Plan:
 
 def problems(recipe: Recipe) -> list[Problem]:
     """Returns every mistake in a recipe that can be found without looking at any model."""
+    recipe = with_one_name_each(recipe)
     mistakes = [*_dtype_name_problems(recipe), *_chat_template_problems(recipe)]
     mistakes += default_problems(recipe, {_method(part) for part in recipe.slices})
     if mistakes:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, InputError, Problem
 from gptailor_merge.models.architecture import pattern
+from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.models.depth import choose
 from gptailor_merge.models.devices import stored_dtype
 from gptailor_merge.models.family import Family
+from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.models.parts import mlp_filters
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import GlobalParameters, Recipe
@@ -42,10 +45,12 @@ def prepare(config: SearchConfig) -> Preparation:
 
     Raises:
         ConfigError: a target or operations that the family does not allow.
-        FamilyError: models that do not fit together.
+        FamilyError: models that do not fit together, or a base without a tokenizer.
     """
     optimizers.check(config.search.optimizer, racing=config.search.racing)
     family = Family.load(config.family.base, config.family.variants)
+    if ModelId.parse(config.family.base).is_local:
+        load_tokenizer(Path(ModelId.parse(config.family.base).path))
     target = config.target.model_dump()
     sizes = target_sizes(target, family.outer_parameters, family.layer_sizes)
     protect = config.operations.protect

@@ -7,6 +7,7 @@ token or a path of this machine.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -21,6 +22,10 @@ Names = Mapping[str, str]
 
 WEIGHTS = "*.safetensors"
 """The pattern of the files that hold weights."""
+
+
+_TOKEN = re.compile(rb"hf_(?:oauth_|jwt_)?[A-Za-z0-9]{16,}")
+"""The form of the Hub's tokens, whoever they belong to."""
 
 
 _FILE_KEYS = ("file",)
@@ -78,7 +83,7 @@ def refuse_private(directory: Path, paths: Iterable[Path], token: str | None) ->
         paths: what must not be named, beside the home and the working directory.
 
     Raises:
-        MergeFailedError: a file holds one of them.
+        MergeFailedError: a file holds one of them, or what looks like the token of anybody.
     """
     private = [path for path in (Path.home(), Path.cwd(), *paths) if path.is_absolute()]
     # The root and what lies directly in it do not tell whose machine it is, and are parts of many texts.
@@ -92,12 +97,18 @@ def refuse_private(directory: Path, paths: Iterable[Path], token: str | None) ->
                 f"{file.name} names a path of this machine or the token, and was not published; look for it "
                 "in that file of the model, and in the config of the run"
             )
+        if _TOKEN.search(content):
+            raise MergeFailedError(
+                f"{file.name} holds what looks like a token of the Hub, hf_…, and was not published; remove "
+                "it from that file of the model, and revoke the token where it is not secret any more"
+            )
 
 
 def _metadata(file: Path) -> bytes:
-    """Returns what a safetensors file says beside its tensors."""
+    """Returns what a safetensors file says beside its tensors, and their names."""
     with safe_open(file, "pt") as tensors:
-        return json.dumps(tensors.metadata() or {}, ensure_ascii=False).encode()
+        said = [tensors.metadata() or {}, list(tensors.keys())]
+    return json.dumps(said, ensure_ascii=False).encode()
 
 
 def _is_path(text: str) -> bool:

@@ -157,3 +157,20 @@ def test_gptailor_merge_works_without_the_hook(family: dict[str, str], tmp_path:
     assert done.returncode == 0, done.stderr
     materialize(Recipe.from_mapping(document), tmp_path / "ours")
     assert_same_weights(tmp_path / "cli", tmp_path / "ours")
+
+
+def test_a_key_that_stands_twice_ends_mergekit_yaml(family: dict[str, str], tmp_path: Path) -> None:
+    """mergekit hands over what YAML has made of the file, which is the last of the two."""
+    from click import Command, Context
+
+    from gptailor_merge.errors import RecipeError
+    from gptailor_merge.host.hook import _lower_in_place
+
+    file = tmp_path / "recipe.yml"
+    write(file, recipe_of(family))
+    file.write_text(file.read_text() + "dtype: bfloat16\n")
+    with Context(Command("mergekit-yaml")) as context:
+        context.params["config_file"] = str(file)
+        with pytest.raises(Exception, match="the key 'dtype' is there already, in line") as caught:
+            _lower_in_place(yaml.safe_load(file.read_text()))
+    assert caught.value.exit_code == RecipeError.exit_code  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,12 @@ def test_the_front_has_its_own_chart_and_table(runs: Runs, pages: dict[str, Path
         ]
         assert front["x"] == [row.scores["parameters"] for row in summary.front]
         assert front["y"] == pytest.approx([row.scores[objective] for row in summary.front])
+
+
+def test_it_says_which_norms_are_fitted(tmp_path: Path) -> None:
+    shown = replace(view(write(tmp_path, one_recipe()).record()), fitted_norms=(0, 2))
+    captions = [section.caption for section in sections(shown) if section.key == "map"]
+    assert [caption.endswith(" With fitted norms: slots 0 and 2.") for caption in captions] == [True]
 
 
 def test_no_path_of_this_machine_is_in_it(runs: Runs, pages: dict[str, Path], tmp_path: Path) -> None:

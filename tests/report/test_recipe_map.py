@@ -48,10 +48,12 @@ def test_embeddings_head_and_tokenizer_are_told_by_the_members_names() -> None:
     parameters = {
         "embeddings": {"method": "linear", "weights": {"base": 0.25, FAMILY["math"]: 0.75}},
         "tokenizer": FAMILY["code"],
+        "gains": "g.safetensors",
+        "gains_digest": "0" * 16,
     }
     assert outer(Recipe.from_mapping(recipe_of(FAMILY, parameters=parameters)), NAMES) == {
         "embeddings": "linear of base × 0.25, math × 0.75",
-        "head": "base",
+        "head": "base with fitted norms",
         "tokenizer": "code",
     }
 

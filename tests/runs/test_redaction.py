@@ -99,3 +99,18 @@ def test_a_file_that_holds_a_secret_is_refused(
 def test_without_a_token_nothing_is_looked_for(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("text")
     refuse_private(tmp_path, [], None)
+
+
+@pytest.mark.parametrize("token", ["hf_" + "aB3" * 11 + "x", "hf_oauth_" + "a1" * 12, "hf_jwt_" + "Z9" * 20])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja", "model.safetensors"])
+def test_a_token_of_anybody_is_refused(file: str, token: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("set hf_token, or hf_xxxx, by hf_hub_download; see hf_transformers")
+    refuse_private(tmp_path, [], None)
+    if file.endswith(".safetensors"):
+        save_file({f"{token}.weight": torch.zeros(2)}, tmp_path / file)
+    else:
+        (tmp_path / file).write_text(f'{{"a": "x\\n{token}"}}')
+    with pytest.raises(
+        MergeFailedError, match=rf"^{file} holds what looks like a token of the Hub, hf_…, and"
+    ):
+        refuse_private(tmp_path, [], None)

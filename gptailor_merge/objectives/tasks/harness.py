@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from gptailor_merge.errors import ConfigError, DataError, InputError
+from gptailor_merge.models.configs import build, load_config
 
 RANDOM_SEED, NUMPY_SEED = 0, 1234
 """lm-eval's defaults."""
@@ -122,9 +123,9 @@ def encoder(directory: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
             self.recorded += [(context, continuation) for _, context, continuation in requests]
             return [(0.0, False)] * len(requests)
 
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    config = load_config(directory)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = build(config)
     return Encoder(pretrained=model, tokenizer=tokenizer)
 
 
