@@ -57,11 +57,12 @@ class ModelId:
         >>> model.path, model.adapter.path, model.repo, model.revision
         ('org/name@main', 'org/adapter', 'org/name', 'main')
         """
-        if not Path(text).exists() and text.count("+") == 1:
+        # os.path, unlike Path, says of a name that no file can have that there is no such file.
+        if not os.path.exists(text) and text.count("+") == 1:
             model, adapter = (cls.parse(part) for part in text.split("+"))
             return cls(text, model.path, model.is_local and adapter.is_local, adapter)
         looks_like_path = text.startswith(("/", "./", "../", "~")) or text.split("@")[0].count("/") > 1
-        return cls(text, text, Path(text).exists() or looks_like_path)
+        return cls(text, text, os.path.exists(text) or looks_like_path)
 
     @property
     def model(self) -> ModelId:

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 
 from gptailor_merge.documents import Frozen
 
-ModelName = Annotated[str, Field(min_length=1)]
+ModelName = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 def _checked_text(value: Any) -> Any:
@@ -33,6 +33,10 @@ Parameters = tuple[tuple[str, Any], ...]
 """(name, value) pairs; lists are tuples, conditional settings are `Conditional`."""
 
 
+MOST_SETTINGS = 1024
+"""Entries that a list of settings may have; a list over layers has one for each."""
+
+
 def _freeze(value: Any) -> Any:
     if isinstance(value, Mapping):
         if "value" not in value or not set(value) <= {"value", "filter"}:
@@ -41,6 +45,8 @@ def _freeze(value: Any) -> Any:
             raise ValueError(f"expected a text as filter, found {value['filter']!r}")
         return Conditional(value=_freeze(value["value"]), filter=value.get("filter"))
     if isinstance(value, (list, tuple)):
+        if len(value) > MOST_SETTINGS:
+            raise ValueError(f"expected at most {MOST_SETTINGS:,} entries, found {len(value):,}")
         return tuple(_freeze(item) for item in value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"expected a finite number, found {value}")
