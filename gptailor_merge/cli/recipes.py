@@ -64,12 +64,22 @@ def import_(
             help="For the paper's configurations: the models that they call candidate 0, 1, …",
         ),
     ] = None,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Where the embeddings come from, if not as the file says."),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Where final norm and head come from, if not as the file says."),
+    ] = None,
 ) -> None:
-    """Make a recipe of a stack of layers that somebody else wrote."""
+    """Make a recipe of a merge or a stack of layers that somebody else wrote."""
     from gptailor_merge import plan
     from gptailor_merge.api.recipes import import_recipe
 
-    imported = import_recipe(file, out, base=base, candidates=candidates or ())
+    imported = import_recipe(
+        file, out, base=base, candidates=candidates or (), embeddings=embeddings, head=head
+    )
     for note in imported.notes:
         terminal.line(f"note: {note}")
     layers = len(plan(imported.recipe).slots)

@@ -117,6 +117,17 @@ def depth_on_disk(model: str) -> int | None:
     return depth if isinstance(depth, int) else None
 
 
+def depth_of(model: str) -> int | None:
+    """Returns a model's number of layers, or None if neither this machine nor the Hub tells its config."""
+    parsed = ModelId.parse(model).model
+    if not parsed.is_local and config_on_disk(parsed) is None:
+        try:
+            huggingface_hub.hf_hub_download(parsed.repo, "config.json", revision=parsed.revision)
+        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError):
+            return None
+    return depth_on_disk(model)
+
+
 def read(model: ModelId) -> tuple[Path, dict[str, Header]]:
     """Returns (config.json, headers) of a model; an adapter changes neither.
 
