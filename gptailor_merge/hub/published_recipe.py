@@ -45,10 +45,10 @@ def with_places(published: Path, members: Mapping[str, str]) -> Recipe:
         FamilyError: a member cannot be downloaded.
     """
     recipe = Recipe.load(published / RECIPE)
-    if mistakes := problems(recipe):
-        raise RecipeError(mistakes, file=published / RECIPE)
     parts = {model: _parts(model) for model in recipe.models}
     _check_members(members, [part for of_model in parts.values() for part in of_model])
+    if mistakes := problems(recipe):
+        raise RecipeError(mistakes, file=published / RECIPE)
     files = {name: str(_file(published, name)) for name in edit_files(recipe)}
     models = {model: _place(model, parts[model], members) for model in parts}
     return renamed(recipe, models, files)

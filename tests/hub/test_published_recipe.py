@@ -46,7 +46,11 @@ def recipe(**places: str) -> dict[str, Any]:
     select: dict[str, Any] = {"op": "select"}
     if "map" in places:
         select |= {"repair": places["map"], "repair_digest": "0" * 16}
-    head = {"method": "linear", "weights": {name["member"]: 1.0}, "base_model": name["origin_base"]}
+    head = {
+        "method": "task_arithmetic",
+        "weights": {name["member"]: 0.5, "./mine": 0.5},
+        "base_model": name["origin_base"],
+    }
     merged = [{"model": m, "layer_range": [1, 2]} for m in (name["source"], "./mine")]
     return {
         "merge_method": "tailor",
@@ -96,7 +100,8 @@ def test_a_path_that_exists_here_is_not_read(
         return Path("/cache") / model.repo
 
     monkeypatch.setattr(published_recipe, "directory_of", download)
-    document = recipe(source="org/base@v1+org/adapter", member="merge", origin_base="org/else")
+    adapted = "org/base@v1+org/adapter"
+    document = recipe(source="merge", slice_base="merge", member="merge", origin_base=adapted)
     write(published, document)
     placed = with_places(published, {"mine": str(tmp_path / "given")})
     assert set(placed.models) == {
@@ -104,7 +109,6 @@ def test_a_path_that_exists_here_is_not_read(
         "/cache/org/base+/cache/org/adapter",
         str(tmp_path / "given"),
         "/cache/merge",
-        "org/else",
     }
     assert placed.slices[1].parameter("op") == "merge"
     assert ("org/base", "v1", False) in asked
@@ -115,6 +119,7 @@ def test_a_path_that_exists_here_is_not_read(
     "name",
     [
         "/dev/zero",
+        "gains/../outside",
         "../../outside",
         "outside",
         "repair/../outside",
@@ -151,6 +156,23 @@ def test_a_map_is_a_file_of_the_snapshots_own_storage(published: Path, tmp_path:
     file.symlink_to(os.path.relpath(blobs / "123", file.parent))
     placed = with_places(published, {"mine": str(tmp_path)})
     assert placed.slices[0].parameter("repair") == str(file)
+
+
+def test_gains_are_files_of_the_repository(published: Path, tmp_path: Path) -> None:
+    (published / "gains").mkdir()
+    (published / "gains" / "norms.safetensors").write_bytes(b"")
+    document = recipe()
+    gains = {"gains": "gains/norms.safetensors", "gains_digest": "0" * 16}
+    document["parameters"] |= gains
+    document["slices"][0]["parameters"] |= gains
+    write(published, document)
+    placed = with_places(published, {"mine": str(tmp_path)})
+    file = str(published / "gains" / "norms.safetensors")
+    assert (placed.parameters.gains, placed.slices[0].parameter("gains")) == (file, file)
+    document["parameters"]["gains"] = "/dev/zero"
+    write(published, document)
+    with pytest.raises(RecipeError, match="names the file '/dev/zero'"):
+        with_places(published, {"mine": str(tmp_path)})
 
 
 @pytest.mark.parametrize(
