@@ -158,7 +158,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     Args:
         model: the class that was validated; its fields are suggested for unknown keys.
     """
-    problems = []
+    problems: list[Problem] = []
     findings = error.errors(include_url=False)
     places = {finding["loc"] for finding in findings}
     for finding in findings:

@@ -27,7 +27,7 @@ _ACTIVE = re.compile(
 _ENTITIES = {"<": "&lt;", "&": "&amp;", ":": "&#58;", ".": "&#46;", "@": "&#64;"}
 
 
-_BEGINNING = re.compile(r"(\d*)([#>+=.)-])")
+_BEGINNING = re.compile(r"(\s*\d*)([#>+=.)-])")
 """Matches what makes a heading, a quotation or a list where a line begins."""
 
 
@@ -49,7 +49,9 @@ def cell(text: str) -> str:
     """Returns a text as the cell of a table has it, where a sign at its beginning means nothing."""
     escaped = plain_text(text)
     return (
-        escaped if isinstance(text, Markdown) or not _BEGINNING.match(text) else escaped.replace("\\", "", 1)
+        escaped
+        if isinstance(text, Markdown) or not _BEGINNING.match(visible_line(text))
+        else escaped.replace("\\", "", 1)
     )
 
 
