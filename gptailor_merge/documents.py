@@ -11,7 +11,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from gptailor_merge.errors import InputError, KeyPath, Problem
+from gptailor_merge.bounded_files import MOST_TEXT, read_bounded
+from gptailor_merge.errors import MOST_SHOWN, InputError, KeyPath, Problem
+from gptailor_merge.visible_text import shortened
+from gptailor_merge.yaml_nodes import DEEPEST, MOST_VALUES, compose_all, load
 
 
 class Frozen(BaseModel):
@@ -56,56 +59,97 @@ def write_yaml(*documents: Mapping[str, Any]) -> str:
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=160)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice, of which YAML's readers keep the last without a word."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        marks: dict[tuple[str, Any], yaml.Mark] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
-                first = marks.setdefault((key.tag, key.value), key.start_mark)
-                if first is not key.start_mark:
-                    text = f"the key {key.value!r} is there already, in line {first.line + 1}"
-                    raise yaml.composer.ComposerError(None, None, text, key.start_mark)
-        return node
-
-
-def refuse_repeated_keys(file: Path, error: type[InputError]) -> None:
-    """Looks for mappings with a key twice in the documents of a YAML file that somebody else has read.
+def refuse_excess(file: Path, error: type[InputError]) -> None:
+    """Looks at the documents of a YAML file that somebody else has read, as `read_yaml` does at one.
 
     Raises:
-        error: there is one.
+        error: a mapping has a key twice, or a document holds more than any of ours.
     """
     try:
-        for _ in yaml.compose_all(file.read_text(encoding="utf-8"), Loader=_Loader):
-            pass
-    except (OSError, UnicodeDecodeError):
+        text = read_bounded(file).decode("utf-8")
+    except (OSError, UnicodeDecodeError):  # e.g. a pipe, which has been read
         return
-    except yaml.composer.ComposerError as cause:
-        raise error(_yaml_problem(cause), file=file) from None
+    try:
+        compose_all(text)
+    except yaml.YAMLError as cause:
+        raise error(_yaml_problem(cause, text), file=file) from None
 
 
 def read_yaml(file: Path, error: type[InputError]) -> Any:
     """Loads a YAML file.
 
     Raises:
-        error: the file is absent, cannot be read, is not YAML, or has a key twice in one mapping.
+        error: the file is absent, cannot be read, is not YAML, or is larger than any document of ours.
+    """
+    return parse_yaml(read_text(file, error), error, file=file)
+
+
+def parse_yaml(text: str, error: type[InputError], *, file: Path | str | None = None) -> Any:
+    """Loads a YAML text.
+
+    Raises:
+        error: the text is not YAML, or holds more than any document of ours.
     """
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        return load(text)
+    except yaml.YAMLError as cause:
+        raise error(_yaml_problem(cause, text), file=file) from None
+
+
+def _yaml_problem(cause: yaml.YAMLError, text: str) -> str:
+    mark = getattr(cause, "problem_mark", None)
+    # The end of a text counts as a line of its own.
+    place = f" in line {min(mark.line, text.count(chr(10))) + 1}" if mark else ""
+    reason = " ".join(str(getattr(cause, "problem", None) or cause).split())
+    return f"not valid YAML{place}: {reason}"
+
+
+def read_text(file: Path, error: type[InputError], most: int = MOST_TEXT) -> str:
+    """Reads a text file in UTF-8.
+
+    Raises:
+        error: the file is absent, is none, has more than `most` bytes, or cannot be read.
+    """
+    try:
+        return read_bounded(file, most).decode("utf-8-sig")
     except FileNotFoundError:
         raise error("no such file", file=file) from None
-    except (OSError, UnicodeDecodeError) as cause:
+    except OSError as cause:
+        raise error(f"cannot be read: {cause.strerror or cause}", file=file) from None
+    except UnicodeDecodeError as cause:
         raise error(f"cannot be read: {cause}", file=file) from None
-    except yaml.YAMLError as cause:
-        raise error(_yaml_problem(cause), file=file) from None
 
 
-def _yaml_problem(cause: yaml.YAMLError) -> str:
-    mark = getattr(cause, "problem_mark", None)
-    place = f" in line {mark.line + 1}" if mark else ""
-    return f"not valid YAML{place}: {getattr(cause, 'problem', cause)}"
+LARGEST = 10**18
+"""Integers of a document lie between this and its negative."""
+
+
+def excess(document: Any) -> str | None:
+    """Returns why a value that YAML gave is no document of ours, or None: what YAML's aliases repeat counts.
+
+    >>> endless = []
+    >>> endless.append(endless)
+    >>> excess({"slices": endless})
+    'expected at most 40 levels of lists and mappings, found more'
+    """
+    left = [MOST_VALUES]
+
+    def walk(value: Any, level: int) -> str | None:
+        left[0] -= 1
+        if left[0] < 0:
+            return f"expected at most {MOST_VALUES:,} values, found more"
+        if level > DEEPEST:
+            return f"expected at most {DEEPEST} levels of lists and mappings, found more"
+        if isinstance(value, int):
+            return None if abs(value) < LARGEST else "expected numbers of at most 18 digits, found a longer"
+        children: Iterable[Any] = ()
+        if isinstance(value, Mapping):
+            children = (child for pair in value.items() for child in pair)
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            children = value
+        return next((text for child in children if (text := walk(child, level + 1))), None)
+
+    return walk(document, 0)
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
@@ -114,7 +158,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     Args:
         model: the class that was validated; its fields are suggested for unknown keys.
     """
-    problems = []
+    problems: list[Problem] = []
     findings = error.errors(include_url=False)
     places = {finding["loc"] for finding in findings}
     for finding in findings:
@@ -126,13 +170,14 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
         )
         if finding["type"] == "extra_forbidden":
             known = finding.get("ctx", {}).get("known") or _keys_at(model, finding["loc"][:-1])
-            message = f"unknown key{suggest(str(path[-1]), known)}"
+            # To compare names takes time, and an error lists few problems.
+            message = "unknown key" + (suggest(str(path[-1]), known) if len(problems) < MOST_SHOWN else "")
         elif finding["type"] == "missing":
             message = "is missing"
         else:
             text = finding["msg"].removeprefix("Value error, ")
             text = _EXPECTED.get(finding["type"], text)
-            value = "" if "found" in text else f", found {finding['input']!r}"
+            value = "" if "found" in text else f", found {shortened(repr(finding['input']), 300)}"
             message = text[0].lower() + text[1:] + value
         problems.append(Problem(path, message))
     return problems

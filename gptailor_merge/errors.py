@@ -16,6 +16,7 @@ TailorError
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,13 +24,32 @@ from pathlib import Path
 
 import yaml
 
+from gptailor_merge.bounded_files import read_bounded
+from gptailor_merge.visible_text import shortened, visible_line
+from gptailor_merge.yaml_nodes import compose, line_of
+
 KeyPath = tuple[str | int, ...]
 
 
+MOST_SHOWN = 20
+"""Problems of one input that its error lists."""
+
+
+_BREAKS = re.compile(r"\s*[\r\n]\s*")
+
+
 class TailorError(Exception):
-    """The base of all errors of this package."""
+    """The base of all errors of this package.
+
+    Args:
+        lines: what happened, mostly in one sentence. Names in it may come from strangers, so that breaks
+            inside a line are taken away, and control characters are escaped.
+    """
 
     exit_code = 1
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(visible_line(" ".join(_BREAKS.split(line))) for line in lines))
 
 
 @dataclass(frozen=True)
@@ -73,14 +93,19 @@ class InputError(TailorError):
             problems = [problems]
         self.problems: Sequence[Problem] = tuple(problems)
         self.file = file
-        super().__init__("\n".join(self._line(problem) for problem in self.problems))
+        shown = self.problems[:MOST_SHOWN]
+        root = _root_of(file) if file is not None and any(problem.path for problem in shown) else None
+        lines = [self._line(problem, root) for problem in shown]
+        if len(self.problems) > MOST_SHOWN:
+            lines.append(f"and {len(self.problems) - MOST_SHOWN:,} more")
+        super().__init__(*lines)
 
-    def _line(self, problem: Problem) -> str:
+    def _line(self, problem: Problem, root: yaml.Node | None) -> str:
         place = ""
         if self.file is not None:
-            line = _line_number(self.file, problem.path) if problem.path else None
+            line = line_of(root, problem.path) if problem.path else None
             place = f"{self.file}:{line}: " if line else f"{self.file}: "
-        return place + (f"{problem.where}: " if problem.path else "") + problem.message
+        return shortened(place + (f"{problem.where}: " if problem.path else "") + problem.message)
 
 
 class RecipeError(InputError):
@@ -119,27 +144,12 @@ class SearchError(RunError):
     """The journal is unusable, or too many candidates failed."""
 
 
-def _line_number(file: Path | str, path: KeyPath) -> int | None:
-    """Returns the 1-based line of a key path in a YAML file; an absent key has its nearest parent's line."""
+def _root_of(file: Path | str) -> yaml.Node | None:
+    """Returns the nodes of a YAML file, or None if it cannot be read."""
     try:
-        node = yaml.compose(Path(file).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        return compose(read_bounded(file).decode("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
-    if node is None:
-        return None
-    line = node.start_mark.line
-    for key in path:
-        if isinstance(node, yaml.MappingNode):
-            pairs = [pair for pair in node.value if pair[0].value == str(key)]
-            if not pairs:
-                break
-            line, node = pairs[0][0].start_mark.line, pairs[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            line = node.start_mark.line
-        else:
-            break
-    return int(line) + 1
 
 
 @contextmanager

@@ -42,6 +42,9 @@ ORDER = (
     "digests",
     "documents",
     "errors",
+    "yaml_nodes",
+    "bounded_files",
+    "visible_text",
 )
 """The rooms from top to bottom; a module imports from its own room and those below."""
 

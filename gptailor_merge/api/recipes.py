@@ -47,7 +47,13 @@ def lint(recipe: AnyPath | Recipe, *, on_warning: OnWarning = log_warning) -> Pl
 
 
 def import_recipe(
-    file: AnyPath, out: AnyPath | None = None, *, base: str | None = None, candidates: Sequence[str] = ()
+    file: AnyPath,
+    out: AnyPath | None = None,
+    *,
+    base: str | None = None,
+    candidates: Sequence[str] = (),
+    embeddings: str | None = None,
+    head: str | None = None,
 ) -> Imported:
     """Reads a mergekit configuration, or one that the paper's authors published, as a recipe.
 
@@ -58,6 +64,7 @@ def import_recipe(
         out: the recipe file to write, if any.
         base: the base model; overrides the file's.
         candidates: the models that the paper's configurations call candidates 0, 1, …
+        embeddings, head: members to take these from, instead of what the file says.
 
     Raises:
         RecipeError: what cannot be said in a recipe, with its key.
@@ -65,7 +72,7 @@ def import_recipe(
     """
     if out is not None and Path(out).exists():
         raise ConfigError(f"{out} exists; choose another name or remove it")
-    imported = load(Path(file), base=base, candidates=candidates)
+    imported = load(Path(file), base=base, candidates=candidates, embeddings=embeddings, head=head)
     if out is not None:
         write_beside(Path(out), imported.recipe.to_yaml())
     return imported

@@ -80,7 +80,7 @@ def check_config(config: ConfigFile, weights: StoredWeights) -> Finding:
     indices = sorted(weights.layers)
     if not config.depths:
         problems.append("num_hidden_layers is missing; expected a text model that is a list of layers")
-    elif indices not in [list(range(depth)) for depth in config.depths]:
+    elif len(indices) not in config.depths or indices != list(range(len(indices))):
         problems.append(
             f"num_hidden_layers is {config.depths[0]}, the safetensors files hold {_layers(indices)}"
         )

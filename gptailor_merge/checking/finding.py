@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptailor_merge.errors import TailorError
+from gptailor_merge.models.remote_code import REFUSAL, words_of
 
 SENTENCE = "THE MODEL WAS PRUNED FROM 24 LAYERS TO 18."
 """The text that tokenizers and models are tried on."""
@@ -35,5 +36,7 @@ def reason(error: Exception) -> str:
     """Returns the first lines of an error that say something; transformers' messages go on for pages."""
     if isinstance(error, TailorError):
         return str(error)
+    if (text := words_of(error)) == REFUSAL:
+        return text
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join([f"{type(error).__name__}:", *lines[:2]])

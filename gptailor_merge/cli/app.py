@@ -7,10 +7,9 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from gptailor_merge import __version__
-from gptailor_merge.cli import hub, models, reports, searches
+from gptailor_merge.cli import hub, models, reports, searches, terminal
 from gptailor_merge.cli.lists import spread
 from gptailor_merge.cli.recipes import recipe_app
 from gptailor_merge.errors import TailorError
@@ -40,19 +39,18 @@ def evolve_main() -> None:
 
 def _run(command: typer.Typer) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # for lm-eval's bars; read when tqdm is imported
+    terminal.guard_logs()
     sys.argv[1:] = spread(command, sys.argv[1:])
     try:
         command()
     except TailorError as error:
-        Console(stderr=True).print(
-            f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True
-        )
+        terminal.error(str(error))
         raise SystemExit(error.exit_code) from None
 
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(__version__)
+        terminal.line(__version__)
         raise typer.Exit
 
 

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from gptailor_merge.cli import printing
-from gptailor_merge.cli.options import License, RunDirectory, say
+from gptailor_merge.cli.options import License, RunDirectory
+from gptailor_merge.cli.terminal import say
 
 
 def register(app: typer.Typer) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gptailor_merge.cli import printing
+from gptailor_merge.cli import printing, terminal
 from gptailor_merge.cli.options import (
     Device,
     Json,
@@ -17,8 +17,8 @@ from gptailor_merge.cli.options import (
     SequenceLength,
     Texts,
     Tokens,
-    say,
 )
+from gptailor_merge.cli.terminal import say
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +41,7 @@ def merge(
 
     quiet_libraries()
     plan = materialize(recipe, out, on_warning=printing.warning)
-    typer.echo(f"{out}: {len(plan.slots)} layers, reloaded, every tensor in place")
+    terminal.line(f"{out}: {len(plan.slots)} layers, reloaded, every tensor in place")
 
 
 def score(
@@ -74,7 +74,7 @@ def score(
         device=device,
     )
     if as_json:
-        typer.echo(json.dumps(scores.to_json()))
+        terminal.line(json.dumps(scores.to_json()))
     else:
         printing.text_scores(scores)
 
@@ -108,10 +108,10 @@ def repair(
         on_step=say,
     )
     if as_json:
-        typer.echo(json.dumps(result.to_json()))
+        terminal.line(json.dumps(result.to_json()))
     else:
         printing.repairs(result)
-        typer.echo(f"recipe  {out / RECIPE}")
+        terminal.line(f"recipe  {out / RECIPE}")
 
 
 def tune(
@@ -211,7 +211,7 @@ def evaluate(
         on_step=say,
     )
     if as_json:
-        typer.echo(json.dumps(evaluation.to_json()))
+        terminal.line(json.dumps(evaluation.to_json()))
     else:
         printing.evaluation(evaluation)
 
@@ -233,7 +233,7 @@ def check(
     quiet_libraries()
     report = examine(model, gguf=gguf)
     if as_json:
-        typer.echo(json.dumps(report.to_json()))
+        terminal.line(json.dumps(report.to_json()))
     else:
         printing.report(report)
     if not report.sound:

@@ -1,4 +1,4 @@
-"""Declares the options that several commands share, and prints their steps."""
+"""Declares the arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
@@ -47,8 +46,3 @@ ModelOrRecipe = Annotated[
 ]
 
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory of gptailor-evolve.")]
-
-
-def say(step: str) -> None:
-    """Prints a step of the work to the terminal, apart from the results."""
-    Console(stderr=True).print(step, markup=False, highlight=False)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
 from rich import box
-from rich.console import Console, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
+
+from gptailor_merge.cli import terminal
+from gptailor_merge.cli.terminal import PlainTable, show
 
 if TYPE_CHECKING:
     from gptailor_merge import (
@@ -26,11 +25,6 @@ if TYPE_CHECKING:
     )
 
 TOTAL = "total"
-
-
-def show(drawing: RenderableType) -> None:
-    """Prints a table to the terminal; a file has room for all of it."""
-    Console(width=None if sys.stdout.isatty() else 160).print(drawing)
 
 
 def numbers(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float]]) -> None:
@@ -57,9 +51,9 @@ def summary(summary: Summary) -> None:
     """Prints what a run has found."""
     counts = summary.counts
     if summary.baseline is not None:
-        typer.echo(f"baseline  {summary.baseline}")
+        terminal.line(f"baseline  {summary.baseline}")
     loss = "" if summary.front else f"  loss {summary.loss:.4f}"
-    typer.echo(
+    terminal.line(
         f"{'picked' if summary.front else 'best  '}  {summary.digest}{loss}  "
         f"({counts.candidates} candidates, {counts.failures} failed, {counts.gated} kept out, "
         f"{counts.duplicates} duplicates, {counts.dropped} dropped early, {counts.repaired} repaired, "
@@ -79,14 +73,14 @@ def summary(summary: Summary) -> None:
     _gaps(summary)
     if summary.front:
         sizes = len({row.layers for row in summary.front})
-        typer.echo(f"front   {len(summary.front)} recipes of {sizes} sizes")
+        terminal.line(f"front   {len(summary.front)} recipes of {sizes} sizes")
     _warnings(summary)
 
 
 def front(summary: Summary) -> None:
     """Prints the front of a run: scores on the calibration set, and beside them on the held-out set."""
     if not summary.front:
-        typer.echo("this run sought one recipe, and no front")
+        terminal.line("this run sought one recipe, and no front")
         return
     axes = list(summary.front[0].scores)
     stems = [row.recipe.stem for row in summary.front if row.recipe.stem in summary.held_out]
@@ -99,29 +93,29 @@ def front(summary: Summary) -> None:
         name = f"{row.recipe.name} *" if is_picked else row.recipe.name
         table.add_row(name, str(row.layers), *(_number(row.scores[axis]) for axis in axes), *held_out)
     show(table)
-    typer.echo(f"* picked; the recipes are in {summary.front[0].recipe.parent}")
+    terminal.line(f"* picked; the recipes are in {summary.front[0].recipe.parent}")
     _warnings(summary)
 
 
 def report(report: SoundnessReport) -> None:
     """Prints the findings on a model directory."""
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-    table = Table(box=box.SIMPLE, show_header=False)
+    table = PlainTable(box=box.SIMPLE, show_header=False)
     for finding in report.findings:
-        verdict = f"[{colours[finding.verdict]}]{finding.verdict}[/]"
-        table.add_row(finding.name, verdict, escape(finding.sentence))
+        verdict = Text(finding.verdict, style=colours[finding.verdict])
+        table.add_row(finding.name, verdict, finding.sentence)
     show(table)
     totals = report.totals
     layer = f"{totals.smallest_layer:,}"
     if totals.largest_layer != totals.smallest_layer:
         layer += f" to {totals.largest_layer:,}"
-    typer.echo(
+    terminal.line(
         f"{totals.layers} layers of {layer} parameters, {totals.embeddings:,} in embeddings and head, "
         f"{totals.parameters:,} in all"
     )
     for file, dtypes in totals.dtypes.items():
-        typer.echo(f"{file}  {', '.join(dtypes)}")
-    typer.echo(f"{report.directory}: {'sound' if report.sound else 'not sound'}")
+        terminal.line(f"{file}  {', '.join(dtypes)}")
+    terminal.line(f"{report.directory}: {'sound' if report.sound else 'not sound'}")
 
 
 def evaluation(evaluation: TaskScores) -> None:
@@ -155,8 +149,8 @@ def repairs(result: RepairedRecipe) -> None:
     show(table)
     for cut in result.cuts:
         if cut.note:
-            typer.echo(f"slot {cut.slot} is not repaired: {cut.note}")
-    typer.echo(f"fitted to {result.tokens:,} tokens; every fourth sequence chose the ridge")
+            terminal.line(f"slot {cut.slot} is not repaired: {cut.note}")
+    terminal.line(f"fitted to {result.tokens:,} tokens; every fourth sequence chose the ridge")
 
 
 def tuning(result: TunedRecipe) -> None:
@@ -166,8 +160,8 @@ def tuning(result: TunedRecipe) -> None:
     table.add_row("loss", _number(tuning.before), _number(tuning.after))
     show(table)
     if not tuning.helps:
-        typer.echo("tuning does not help; the recipe stays as it was")
-    typer.echo(
+        echo("tuning does not help; the recipe stays as it was")
+    echo(
         f"fitted to {result.fitted_tokens:,} tokens, best after {tuning.fit.steps} steps; "
         f"{tuning.fit.tokens:,} tokens went through the model (differentiated ones count three times)"
     )
@@ -176,29 +170,29 @@ def tuning(result: TunedRecipe) -> None:
 def pushed(pushed: Pushed) -> None:
     """Prints where a model was published, or that nothing had changed."""
     if not pushed.changed:
-        typer.echo(f"unchanged  {pushed.url}  (everything is there already, no commit was made)")
+        terminal.line(f"unchanged  {pushed.url}  (everything is there already, no commit was made)")
         return
     tag = f"  (tag {pushed.tag})" if pushed.tag else ""
-    typer.echo(f"published  {pushed.url}{tag}")
+    terminal.line(f"published  {pushed.url}{tag}")
 
 
 def files(directory: Path) -> None:
     """Lists the files that a push would upload, with their sizes."""
     uploads = [file for file in sorted(directory.rglob("*")) if file.is_file()]
     for file in uploads:
-        typer.echo(f"{file.stat().st_size:>14,}  {file.relative_to(directory)}")
+        terminal.line(f"{file.stat().st_size:>14,}  {file.relative_to(directory)}")
     total = sum(file.stat().st_size for file in uploads)
-    typer.echo(f"{total:>14,}  bytes in {directory}; nothing was uploaded")
+    terminal.line(f"{total:>14,}  bytes in {directory}; nothing was uploaded")
 
 
 def comparison(repo: str, comparison: Comparison) -> None:
     """Prints how a published model and the one built again differ."""
     for difference in comparison.differences:
-        typer.echo(difference)
+        terminal.line(difference)
     if comparison.equal:
-        typer.echo(f"{repo}: equal, {comparison.tensors} tensors and the config")
+        terminal.line(f"{repo}: equal, {comparison.tensors} tensors and the config")
     else:
-        typer.echo(f"{repo}: not equal, {len(comparison.differences)} differences")
+        terminal.line(f"{repo}: not equal, {len(comparison.differences)} differences")
 
 
 def _gaps(summary: Summary) -> None:
@@ -218,7 +212,7 @@ def _gaps(summary: Summary) -> None:
 
 def warning(sentence: str) -> None:
     """Prints what is sound and may surprise."""
-    typer.echo(f"warning: {sentence}")
+    terminal.line(f"warning: {sentence}")
 
 
 def _warnings(summary: Summary) -> None:
@@ -226,14 +220,16 @@ def _warnings(summary: Summary) -> None:
         warning(sentence)
 
 
-def _table(*columns: str, title: str = "", left: int = 1) -> Table:
+def _table(*columns: str, title: str = "", left: int = 1) -> PlainTable:
     """Returns an empty table whose first columns are aligned to the left, the others to the right.
 
     The title is printed at once, so that it is not broken to the width of the table.
     """
     if title:
-        typer.echo(title)
-    table = Table(*columns, box=box.SIMPLE)
+        terminal.line(title)
+    table = PlainTable(box=box.SIMPLE)
+    for heading in columns:
+        table.add_column(heading)
     for column in table.columns[left:]:
         column.justify = "right"
     return table

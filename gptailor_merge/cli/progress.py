@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gptailor_merge.cli.terminal import PlainConsole
+from gptailor_merge.visible_text import visible_line
+
 if TYPE_CHECKING:
     from gptailor_merge import Candidate
 
@@ -64,10 +67,10 @@ class Bar:
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[tally]}"),
+            TextColumn("{task.fields[tally]}", markup=False),
             TimeRemainingColumn(),
             console=console,
         )
@@ -82,9 +85,9 @@ class Bar:
     def step(self, step: str) -> None:
         """Writes the step before the bar, and a warning above it, where it stays."""
         if step.startswith("warning: "):
-            self._bar.console.print(step, markup=False, highlight=False)
+            self._bar.console.print(visible_line(step))
             return
-        self._bar.update(self._task, description=step)
+        self._bar.update(self._task, description=visible_line(step))
 
     def candidate(self, candidate: Candidate) -> None:
         """Moves the bar on."""
@@ -120,13 +123,13 @@ class Lines:
             self._print(f"{count}/{self._candidates}: {self._tally}")
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(visible_line(text))
 
 
 @contextmanager
 def progress() -> Iterator[Reporter]:
     """Yields a bar on a terminal, and plain lines elsewhere."""
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     if not console.is_terminal:
         yield Lines(console)
         return

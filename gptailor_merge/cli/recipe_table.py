@@ -8,10 +8,9 @@ from difflib import SequenceMatcher
 from pathlib import Path, PurePath
 
 from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from gptailor_merge import Recipe, Slot, plan
+from gptailor_merge.cli.terminal import PlainTable
 from gptailor_merge.errors import errors_in
 from gptailor_merge.recipe.grouping import runs
 from gptailor_merge.recipe.plan import Component, Edit
@@ -46,14 +45,14 @@ class Row:
     other: str = ""
 
 
-def of_file(file: Path) -> Table:
+def of_file(file: Path) -> PlainTable:
     """Draws the recipe in a file."""
     recipe = Recipe.load(file)
     with errors_in(file):
         return table(rows(recipe), recipe.models, recipe.base_model)
 
 
-def compare_files(first: Path, second: Path) -> tuple[list[str], Table | None]:
+def compare_files(first: Path, second: Path) -> tuple[list[str], PlainTable | None]:
     """Compares two recipe files.
 
     Returns:
@@ -127,7 +126,7 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
     return [f"{name}: {a or 'not given'} -> {b or 'not given'}" for name, a, b in pairs if a != b]
 
 
-def table(listed: Sequence[Row], models: Sequence[str], base: str, *, compared: bool = False) -> Table:
+def table(listed: Sequence[Row], models: Sequence[str], base: str, *, compared: bool = False) -> PlainTable:
     """Draws rows as a table with a column for each model.
 
     Args:
@@ -140,18 +139,18 @@ def table(listed: Sequence[Row], models: Sequence[str], base: str, *, compared: 
     ]
     numbers = ["", "first", "second"] if compared else ["slots"]
     # A terminal has 80 columns: little space between cells, and what is too long is broken, never cut.
-    drawing = Table(box=box.SIMPLE, collapse_padding=True, show_edge=False, pad_edge=False)
+    drawing = PlainTable(box=box.SIMPLE, collapse_padding=True, show_edge=False, pad_edge=False)
     for number in numbers:
         drawing.add_column(number, no_wrap=True)
     for heading in headings:
-        drawing.add_column(escape(heading), overflow="fold")
+        drawing.add_column(heading, overflow="fold")
     longest = max((len(row.how) for row in listed), default=0)
     drawing.add_column("how", overflow="fold", no_wrap=longest <= _SHORT)
     for row in listed:
         style = "dim" if row.how == REMOVED else _STYLES[row.mark]
         start = [row.mark, row.label, row.other] if compared else [row.label]
-        cells = [escape(row.cells.get(model, "")) for model in models]
-        drawing.add_row(*start, *cells, escape(row.how), style=style)
+        cells = [row.cells.get(model, "") for model in models]
+        drawing.add_row(*start, *cells, row.how, style=style)
     return drawing
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gptailor_merge.cli import printing
+from gptailor_merge.cli import printing, terminal
 from gptailor_merge.cli.options import RecipeFile
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.host.names_and_commands import FOREIGN, PLAIN
@@ -21,7 +21,7 @@ def lint(recipe: RecipeFile) -> None:
     from gptailor_merge.api.recipes import lint as check
 
     plan = check(recipe, on_warning=printing.warning)
-    typer.echo(f"{recipe}: sound; {len(plan.slots)} layers, digest {plan.digest}")
+    terminal.line(f"{recipe}: sound; {len(plan.slots)} layers, digest {plan.digest}")
 
 
 @recipe_app.command(name="show")
@@ -29,7 +29,7 @@ def show_recipe(recipe: RecipeFile) -> None:
     """Draw a recipe as a table of slots and models."""
     from gptailor_merge.cli.recipe_table import of_file
 
-    printing.show(of_file(recipe))
+    terminal.show(of_file(recipe))
 
 
 @recipe_app.command()
@@ -42,9 +42,9 @@ def diff(
 
     lines, table = compare_files(first, second)
     for line in lines:
-        typer.echo(line)
+        terminal.line(line)
     if table is not None:
-        printing.show(table)
+        terminal.show(table)
 
 
 @recipe_app.command(name="import")
@@ -64,16 +64,26 @@ def import_(
             help="For the paper's configurations: the models that they call candidate 0, 1, …",
         ),
     ] = None,
+    embeddings: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Where the embeddings come from, if not as the file says."),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Where final norm and head come from, if not as the file says."),
+    ] = None,
 ) -> None:
-    """Make a recipe of a stack of layers that somebody else wrote."""
+    """Make a recipe of a merge or a stack of layers that somebody else wrote."""
     from gptailor_merge import plan
     from gptailor_merge.api.recipes import import_recipe
 
-    imported = import_recipe(file, out, base=base, candidates=candidates or ())
+    imported = import_recipe(
+        file, out, base=base, candidates=candidates or (), embeddings=embeddings, head=head
+    )
     for note in imported.notes:
-        typer.echo(f"note: {note}")
+        terminal.line(f"note: {note}")
     layers = len(plan(imported.recipe).slots)
-    typer.echo(f"{out}: {layers} layers; check it with  gptailor recipe lint {out}")
+    terminal.line(f"{out}: {layers} layers; check it with  gptailor recipe lint {out}")
 
 
 @recipe_app.command()
@@ -93,4 +103,4 @@ def export(
         raise ConfigError(f"say what to export the recipe as: --plain, for {PLAIN}")
     quiet_libraries()
     exported = export_recipe(recipe, out)
-    typer.echo(f"{out}: run  cd {out} && {exported.command}")
+    terminal.line(f"{out}: run  cd {out} && {exported.command}")

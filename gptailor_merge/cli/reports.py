@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gptailor_merge.cli import terminal
 from gptailor_merge.cli.options import RunDirectory
 
 Baselines = Annotated[
@@ -33,7 +34,7 @@ def report(run: RunDirectory, baselines: Baselines = None, opens: Open = False) 
     from gptailor_merge.api.reports import report as write_report
 
     page = write_report(run, baselines=baselines or ())
-    typer.echo(f"report  {page}")
+    terminal.line(f"report  {page}")
     if opens:
         webbrowser.open(page.resolve().as_uri())
 
@@ -50,10 +51,10 @@ def watch(
     from gptailor_merge.api.reports import watch as serve
 
     with serve(run, port=port, baselines=baselines or ()) as server:
-        typer.echo(f"{server.url}  (end with Ctrl-C)")
+        terminal.line(f"{server.url}  (end with Ctrl-C)")
         if opens:
             webbrowser.open(server.url)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            typer.echo("")
+            terminal.line()

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from gptailor_merge.cli import printing
-from gptailor_merge.cli.options import Device, Json, License, Resume, RunDirectory, TestSplit, say
+from gptailor_merge.cli import printing, terminal
+from gptailor_merge.cli.options import Device, Json, License, Resume, RunDirectory, TestSplit
 from gptailor_merge.cli.progress import progress
+from gptailor_merge.cli.terminal import say
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.host.names_and_commands import WRITTEN
 
@@ -133,10 +134,10 @@ def evolve(
             on_candidate=shown.candidate,
         )
     printing.summary(run.summary())
-    typer.echo(f"recipe  {run.best}")
+    terminal.line(f"recipe  {run.best}")
     if not no_model:
-        typer.echo(f"model   {run.model}  ({WRITTEN})")
-    typer.echo(f"report  {run.report}")
+        terminal.line(f"model   {run.model}  ({WRITTEN})")
+    terminal.line(f"report  {run.report}")
     if publication is not None:
         printing.pushed(publication.publish(run, say))
 
@@ -192,7 +193,7 @@ def baseline(
             on_candidate=shown.candidate,
         )
     printing.summary(run.summary())
-    typer.echo(f"recipe  {run.best}")
+    terminal.line(f"recipe  {run.best}")
 
 
 def show(
@@ -208,12 +209,12 @@ def show(
 
     summary = Run(run).summary(pick)
     if as_json:
-        typer.echo(json.dumps(summary.to_json()))
+        terminal.line(json.dumps(summary.to_json()))
     elif pareto:
         printing.front(summary)
     else:
         printing.summary(summary)
-        typer.echo(f"recipe  {summary.recipe}")
+        terminal.line(f"recipe  {summary.recipe}")
 
 
 def _publication(

@@ -17,12 +17,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from gptailor_merge.bounded_files import read_bounded
 from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import RecipeError
 from gptailor_merge.recipe.plan import NORMS, Edit
 
 _MAP = "map"
 """The name of the only tensor in the file of a repair map."""
+
+
+MOST_BYTES = 2 * 1024**3
+"""Bytes of the largest file of an edit; a map of 23,000 dimensions has as many."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +142,11 @@ def save_gains(gains: Mapping[str, torch.Tensor], directory: Path, name: str) ->
 def _content(file: str, digest: str) -> bytes:
     """Reads a file that a recipe names with its digest."""
     try:
-        content = Path(file).read_bytes()
-    except (OSError, ValueError):  # a path with a null byte is a ValueError
+        content = read_bounded(file, MOST_BYTES)
+    except FileNotFoundError:
         raise RecipeError(f"no such file, found {file!r}") from None
+    except OSError as error:
+        raise RecipeError(f"{file} cannot be read: {error.strerror or error}") from None
     if (actual := digest_of_bytes(content)) != digest:
         raise RecipeError(f"{file} has the digest {actual}, and the recipe was made with {digest}")
     return content

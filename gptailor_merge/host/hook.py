@@ -44,7 +44,7 @@ def _lower_in_place(document: dict[str, object]) -> None:
 
     import click
 
-    from gptailor_merge.documents import refuse_repeated_keys
+    from gptailor_merge.documents import refuse_excess
     from gptailor_merge.errors import FamilyError, InputError, RecipeError
     from gptailor_merge.host.lowering import is_lowered, lower
     from gptailor_merge.host.registration import refuse, register
@@ -58,7 +58,7 @@ def _lower_in_place(document: dict[str, object]) -> None:
     file = context.params.get("config_file") if context else None
     try:
         if file:
-            refuse_repeated_keys(Path(file), RecipeError)
+            refuse_excess(Path(file), RecipeError)
         recipe = Recipe.from_mapping(document, file=file)
         plan = check(recipe, file=file)
         if not is_local(recipe):

@@ -10,7 +10,7 @@ from gptailor_merge.errors import KeyPath, Problem, RecipeError
 from gptailor_merge.models.checkpoint import depth_on_disk
 from gptailor_merge.planning.resolve import problems
 from gptailor_merge.planning.writing import with_removals
-from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.recipe.recipe import MOST_LAYERS, Recipe
 
 Document = dict[str, Any]
 
@@ -39,7 +39,7 @@ def complete(document: Document, notes: Sequence[str]) -> Imported:
         raise RecipeError(mistakes)
     base = recipe.base_model
     ends = [source.layer_range[1] for part in recipe.slices for source in part.sources]
-    slices = with_removals(recipe.slices, base, depth_on_disk(base) or max(ends))
+    slices = with_removals(recipe.slices, base, min(depth_on_disk(base) or max(ends), MOST_LAYERS))
     return Imported(recipe.model_copy(update={"slices": slices}), tuple(notes))
 
 

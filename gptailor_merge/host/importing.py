@@ -5,34 +5,57 @@ A key that a recipe cannot express, or that mergekit itself would silently ignor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from gptailor_merge.documents import read_yaml, suggest
-from gptailor_merge.errors import KeyPath, Problem, RecipeError, errors_in
+from gptailor_merge.documents import read_json, read_yaml, suggest
+from gptailor_merge.errors import FamilyError, KeyPath, Problem, RecipeError, errors_in
 from gptailor_merge.host.imported_recipe import Document, Imported, complete
+from gptailor_merge.host.outer_origins import outer_origins
 from gptailor_merge.host.paper_configs import from_paper_config, is_paper_config
 from gptailor_merge.methods.specs import ParameterScope, method_names, method_spec
-from gptailor_merge.models.checkpoint import depth_on_disk
+from gptailor_merge.models.checkpoint import ModelId, config_on_disk, depth_of
 from gptailor_merge.recipe.plan import SELECT
-from gptailor_merge.recipe.recipe import TAILOR
+from gptailor_merge.recipe.recipe import BASE, TAILOR
 
 _COPIED = ("dtype", "out_dtype", "chat_template")
 
 
-_KEYS = {"merge_method", "base_model", "parameters", "slices", "models", *_COPIED}
+_KEYS = {
+    *(
+        "merge_method",
+        "base_model",
+        "parameters",
+        "slices",
+        "models",
+        "tokenizer_source",
+        "tokenizer",
+        "name",
+    ),
+    *_COPIED,
+}
 
 
-_OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+RANDOM = ("dare", "della")
+"""Prefixes of methods that draw random numbers, which mergekit draws anew in every run."""
 
 
-def load(file: Path, *, base: str | None = None, candidates: Sequence[str] = ()) -> Imported:
+def load(
+    file: Path,
+    *,
+    base: str | None = None,
+    candidates: Sequence[str] = (),
+    embeddings: str | None = None,
+    head: str | None = None,
+) -> Imported:
     """Imports a file: a mergekit configuration, or one that the paper's authors published.
 
     Args:
         base: the base model; overrides the file's.
         candidates: the models that the paper's configurations call candidates 0, 1, …
+        embeddings, head: members to take these from, instead of what mergekit takes.
 
     Raises:
         RecipeError: a key cannot be imported.
@@ -41,21 +64,28 @@ def load(file: Path, *, base: str | None = None, candidates: Sequence[str] = ())
     if not isinstance(document, Mapping):
         raise RecipeError(f"expected a mapping, found {type(document).__name__}", file=file)
     with errors_in(file):
-        if is_paper_config(document):
+        if is_paper_config(document) and not (embeddings or head):
             return from_paper_config(document, base=base, candidates=candidates)
         if candidates:
             raise RecipeError("candidates are for the paper's configurations, whose keys are remove_idx_*")
-        return from_mergekit(document, base=base)
+        return from_mergekit(document, base=base, embeddings=embeddings, head=head)
 
 
-def from_mergekit(document: Mapping[str, Any], *, base: str | None = None) -> Imported:
-    """Imports a mergekit configuration that stacks layers.
+def from_mergekit(
+    document: Mapping[str, Any],
+    *,
+    base: str | None = None,
+    embeddings: str | None = None,
+    head: str | None = None,
+) -> Imported:
+    """Imports a mergekit configuration: models that are merged whole, or a stack of layers.
 
-    mergekit takes the embeddings from the sources of the first slice, and final norm and head from those
-    of the last, both at the start of gradients; the recipe states this explicitly.
+    The recipe states where embeddings and head come from, see outer_origins.
     """
-    notes: list[str] = []
+    options = {"embeddings": embeddings, "head": head}
+    chosen = {name: model for name, model in options.items() if model is not None}
     method = _method(document)
+    notes = ["name is left out; a recipe has none"] if "name" in document else []
     slices = _slices(document)
     models = [source["model"] for part in slices for source in part["sources"]]
     base = base or document.get("base_model")
@@ -66,19 +96,33 @@ def from_mergekit(document: Mapping[str, Any], *, base: str | None = None) -> Im
             raise RecipeError(Problem(("base_model",), f"is missing; {method} calculates with a base"))
         base = models[0]
         notes.append(f"base_model is missing; {base} gives config and tokenizer")
-    defaults = dict(document.get("parameters") or {})
+    tokenizer = _tokenizer(document, notes)
+    known = {parameter.name: parameter.scope for parameter in spec.parameters}
+    defaults = _heeded(document, (), method, known, notes)
+    of_inputs = [name for name, scope in known.items() if scope is not ParameterScope.SHARED]
+    for index, part in enumerate(slices):
+        path: KeyPath = ("slices", index) if "slices" in document else ()
+        part["parameters"] = _heeded(part, path, method, known, notes)
+        list_path = (*path, "sources") if path else ("models",)
+        part["sources"] = [
+            {**source, "parameters": _heeded(source, (*list_path, place), method, of_inputs, notes)}
+            for place, source in enumerate(part["sources"])
+        ]
+    notes += [f"{name} comes from {model}, as --{name} says" for name, model in chosen.items()]
+    if method.startswith(RANDOM):
+        notes.append(
+            f"{method} draws random numbers; a recipe draws the same ones every time, mergekit others"
+        )
     layers = [part for part in slices if _length(part)]
     if not layers:
         raise RecipeError(Problem(("slices",), "hold no layers"))
     recipe: Document = {"merge_method": TAILOR, "base_model": base}
     recipe |= {key: document[key] for key in _COPIED if document.get(key) is not None}
-    ends = {
-        "embeddings": _origin(slices[0], method, base, defaults),
-        "head": _origin(slices[-1], method, base, defaults),
-    }
-    origins = {name: origin for name, origin in ends.items() if origin != base}
-    if method == SELECT:
-        _check_scale(slices, defaults)
+    ends = outer_origins(slices, method, base, defaults, chosen)
+    _check_tied(base, ends)
+    origins = {name: origin for name, origin in ends.items() if origin not in (base, BASE)}
+    if tokenizer not in (base, BASE):
+        origins["tokenizer"] = tokenizer
     if defaults | origins:
         recipe["parameters"] = {**origins, **defaults}
     return complete({**recipe, "slices": [_slice(part, method) for part in layers]}, notes)
@@ -114,15 +158,13 @@ def _slices(document: Mapping[str, Any]) -> list[Document]:
     sources = []
     for index, entry in enumerate(document["models"] or []):
         model = entry.get("model") if isinstance(entry, Mapping) else None
-        depth = depth_on_disk(model) if isinstance(model, str) else None
+        depth = depth_of(model) if isinstance(model, str) else None
         if depth is None:
-            raise RecipeError(
-                Problem(
-                    ("models", index, "model"),
-                    f"the number of layers of {model!r} is not known on this machine; write slices with "
-                    "layer_range instead",
-                )
+            text = (
+                f"the number of layers of {model!r} is not known: neither this machine nor the "
+                "Hub has its config; write slices with layer_range instead"
             )
+            raise RecipeError(Problem(("models", index, "model"), text))
         sources.append({**entry, "layer_range": [0, depth]})
     base = document.get("base_model")
     if base is not None and base not in [source["model"] for source in sources]:
@@ -165,82 +207,75 @@ def _slice(part: Document, method: str) -> Document:
     return {**part, "parameters": {"op": "merge", "method": method, **parameters}}
 
 
-def _origin(part: Document, method: str, base: str, defaults: Mapping[str, Any]) -> Any:
-    """Returns the origin of embeddings or head, which mergekit takes from the slice at their end."""
-    sources = part["sources"]
-    if method == SELECT:
-        return sources[0]["model"]
-    spec = method_spec(method)
-    assert spec is not None
-    slice_base = part.get("base_model", base)
-    spared = [p.name for p in spec.input_parameters if p.scope is ParameterScope.NON_BASE]
-    members = [s for s in sources if not (spared and s["model"] == slice_base)]
-    source_parameters = [dict(source.get("parameters") or {}) for source in members]
-    weights = [_at_start(parameters.pop("weight", None)) for parameters in source_parameters]
-    if any(source_parameters) or (
-        any(w is not None for w in weights) and not all(type(w) in (int, float) for w in weights)
-    ):
-        raise RecipeError(
-            "mergekit merges embeddings and head with the parameters of single sources of the first and the "
-            "last slice, and a recipe knows only plain weights there; set embeddings and head by hand"
+def _heeded(
+    scope: Mapping[str, Any], path: KeyPath, method: str, known: Collection[str], notes: list[str]
+) -> Document:
+    """Returns the parameters of a scope that mergekit heeds, and notes those that it ignores.
+
+    Args:
+        known: the parameters that the method takes there.
+    """
+    parameters = scope.get("parameters")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise RecipeError(Problem((*path, "parameters"), f"expected a mapping, found {parameters!r}"))
+    heeded: Document = {}
+    for name, value in (parameters or {}).items():
+        if name in known:
+            heeded[name] = value
+            continue
+        if close := get_close_matches(str(name), known, n=1):
+            text = f"is no parameter, and mergekit ignores it; did you mean '{close[0]}'?"
+            raise RecipeError(Problem((*path, "parameters", str(name)), text))
+        note = f"{name} is left out: {method} does not take it there, and mergekit ignores it"
+        if note not in notes:
+            notes.append(note)
+    return heeded
+
+
+def _tokenizer(document: Mapping[str, Any], notes: list[str]) -> str:
+    """Returns the model that gives the tokenizer, or "base".
+
+    Raises:
+        RecipeError: the configuration makes a new vocabulary.
+    """
+    source, key = document.get("tokenizer_source"), "tokenizer_source"
+    section = document.get("tokenizer")
+    if section is not None:
+        key = "tokenizer"
+        if not isinstance(section, Mapping):
+            raise RecipeError(Problem((key,), f"expected a mapping, found {section!r}"))
+        changes = [name for name, value in section.items() if name != "source" and value]
+        if changes:
+            text = "changes the embeddings, which a recipe cannot; take it away, and add tokens afterwards"
+            raise RecipeError(Problem((key, str(changes[0])), text))
+        source = section.get("source", "union")
+    if source is None:
+        return BASE
+    if source == "union" or not isinstance(source, str):
+        text = (
+            f"{source!r} makes a vocabulary of its own, which a recipe cannot; expected base or one of the "
+            "models, whose tokenizer and vocabulary the model then has"
         )
-    names = [source["model"] for source in members]
-    origin: Document = {"method": method}
-    weighted = dict(zip(names, weights, strict=True))
-    origin |= {"weights": weighted} if None not in weights else {"members": names}
-    if slice_base != base:
-        origin["base_model"] = slice_base
-    known = {parameter.name for parameter in spec.parameters}
-    shared: Document = {}
-    for scope in (part.get("parameters") or {}, defaults):
-        for name, value in scope.items():
-            if name in known:
-                shared[name] = _join(shared[name], value) if name in shared else value
-    if shared:
-        origin["parameters"] = {name: _at_start(value) for name, value in shared.items()}
-    return origin
+        raise RecipeError(Problem((key,), text))
+    notes.append(
+        f"the tokenizer is that of {source}; rows of the embeddings that it has no tokens for are kept, "
+        "where mergekit drops them"
+    )
+    return source
 
 
-def _join(first: Any, second: Any) -> Any:
-    """Joins two settings by falling precedence: the second counts where no filter of the first matches."""
-    first, second = (_conditions(value) for value in (first, second))
-    catches_all = any(condition.get("filter") in (None, "*") for condition in first)
-    return first if catches_all else [*first, *second]
-
-
-def _conditions(value: Any) -> list[Document]:
-    """Returns a setting as a list of conditional settings."""
-    if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        return value
-    return [dict(value) if isinstance(value, Mapping) else {"value": value}]
-
-
-def _at_start(value: Any) -> Any:
-    """Returns the first value of gradients, which mergekit takes for embeddings and head."""
-    if isinstance(value, Mapping):
-        return {**value, "value": _at_start(value["value"])}
-    if isinstance(value, list) and value:
-        if isinstance(value[0], Mapping):
-            return [_at_start(item) for item in value]
-        return value[0]
-    return value
-
-
-def _check_scale(slices: Sequence[Document], defaults: Mapping[str, Any]) -> None:
-    """Refuses scales that mergekit would apply to embeddings and head; a recipe's select does not."""
-    for part in (slices[0], slices[-1]):
-        scopes = (part["sources"][0].get("parameters") or {}, part.get("parameters") or {}, defaults)
-        scales = [_at_start(scope["scale"]) for scope in scopes if "scale" in scope]
-        conditions = [condition for scale in scales for condition in _conditions(scale)]
-        for name in _OUTER:
-            fitting = (condition["value"] for condition in conditions if _fits(condition, name))
-            if next(fitting, 1.0) != 1.0:
-                raise RecipeError(
-                    "mergekit applies the scale of the first and the last slice to embeddings and head, and "
-                    "a recipe does not; give it filters that leave them alone"
-                )
-
-
-def _fits(condition: Mapping[str, Any], name: str) -> bool:
-    text = condition.get("filter")
-    return text in (None, "*") or text in name
+def _check_tied(base: str, ends: Mapping[str, Any]) -> None:
+    """Refuses ends that differ where the head is the embedding matrix, but the final norm is not."""
+    if ends["embeddings"] == ends["head"]:
+        return
+    config = config_on_disk(ModelId.parse(base))
+    try:
+        document = read_json(config, FamilyError) if config is not None else {}
+    except FamilyError:
+        return
+    if isinstance(document, Mapping) and document.get("tie_word_embeddings"):
+        raise RecipeError(
+            f"the head of {base} is its embedding matrix (tie_word_embeddings), which mergekit takes from "
+            "the first slice, and the final norm from the last; a recipe takes both from one place: say from "
+            "which with --embeddings MODEL --head MODEL"
+        )

@@ -19,10 +19,10 @@ from typing import Any
 
 from gptailor_merge.errors import Problem, RecipeError
 from gptailor_merge.host.imported_recipe import Document, Imported, complete
-from gptailor_merge.recipe.recipe import TAILOR
+from gptailor_merge.recipe.recipe import MOST_LAYERS, TAILOR
 
 _KEY = re.compile(
-    r"remove_idx_\d+|layer_(?P<layer>\d+)_(candidate_(?P<candidate>\d+)|(?P<scale>\w+_scale\w*))"
+    r"remove_idx_\d{1,4}|layer_(?P<layer>\d{1,4})_(candidate_(?P<candidate>\d{1,4})|(?P<scale>\w+_scale\w*))"
 )
 
 
@@ -107,7 +107,7 @@ def _read(document: Mapping[str, Any], candidates: int) -> _Keys:
         if not isinstance(value, (bool, int, float)):
             raise RecipeError(Problem((str(key),), f"expected a number, found {value!r}"))
         if match["layer"] is None:
-            if value in keys.removed or int(value) != value:
+            if value in keys.removed or value not in range(MOST_LAYERS):
                 raise RecipeError(Problem((str(key),), f"expected a layer of its own, found {value}"))
             keys.removed.add(int(value))
             continue

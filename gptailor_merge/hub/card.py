@@ -6,10 +6,11 @@ leaves out what is not known.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import ModelCard
 
@@ -28,6 +29,7 @@ from gptailor_merge.hub.card_tables import (
     slots_table,
 )
 from gptailor_merge.hub.citations import CITATIONS
+from gptailor_merge.hub.markdown import code, fence, plain_text
 from gptailor_merge.hub.model_size import size_of
 from gptailor_merge.hub.objective_sentences import calibration_texts, described
 from gptailor_merge.hub.release import GAINS, MAPS, Release
@@ -38,6 +40,7 @@ from gptailor_merge.report.formatting import plain
 from gptailor_merge.report.pictures import Picture
 from gptailor_merge.runs.record import FOUND
 from gptailor_merge.scoring.measures import reported
+from gptailor_merge.visible_text import visible_line
 
 TEMPLATE = "model_card_template.md"
 
@@ -72,7 +75,8 @@ def _by_section(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
     """Groups pictures by the section of the card that shows them."""
     placed: dict[str, list[Picture]] = {"removed": [], "held_out": [], "search": []}
     for picture in pictures:
-        placed[PLACES.get(Path(picture.file).stem, "search")].append(picture)
+        shown = picture._replace(title=plain_text(picture.title), alt=plain_text(picture.alt))
+        placed[PLACES.get(Path(picture.file).stem, "search")].append(shown)
     return placed
 
 
@@ -82,13 +86,14 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
     summary = release.summary
     sizes = {"before": size_of(settings.family.base), "after": size_of(str(release.run.model))}
     tables = held_out_tables(release.source)
+    recipe, commands = release.recipe.to_yaml().rstrip(), _commands(release, repo_id)
     config = load_config(release.run.model)
     return {
         "title": repo_id.split("/")[-1],
         "repo_id": repo_id,
-        "result": _headline(release),
-        "warnings": list(map(_as_text, summary.warnings)),
-        "members": [f"`{parent.name}`" for parent in release.parents],
+        "result": plain_text(_headline(release)),
+        "warnings": _plain_texts(summary.warnings),
+        "members": [code(parent.name) for parent in release.parents],
         "removed": removed_sentence(release),
         "slots_table": slots_table(release.plan),
         "outer": outer_sentence(release.plan),
@@ -98,24 +103,26 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
         "kv_note": "" if sizes["after"].kv_cache is None else _KV_NOTE,
         "latency_table": latency_table(release),
         "held_out": tables,
-        "held_out_settings": described("held_out", _quality(settings), release.items, versions),
+        "held_out_settings": _plain_texts(described("held_out", _quality(settings), release.items, versions)),
         "has_errors": any(table.has_errors for table in tables),
-        "gaps": list(_gaps(release)),
-        "search": _search(release),
-        "baseline": plain(release.summary.baseline or ""),
-        "searched_on": described("objectives", settings.objectives, release.items, versions),
-        "gates": described("gates", settings.gates, release.items, versions),
-        "hazards": hazards(config.get_text_config().to_dict()),
+        "gaps": _plain_texts(_gaps(release)),
+        "search": plain_text(_search(release)),
+        "baseline": plain_text(plain(release.summary.baseline or "")),
+        "searched_on": _plain_texts(described("objectives", settings.objectives, release.items, versions)),
+        "gates": _plain_texts(described("gates", settings.gates, release.items, versions)),
+        "hazards": _plain_texts(hazards(config.get_text_config().to_dict())),
         "has_chat_template": _has_chat_template(release.run.model),
         "digest": release.digest,
         "repairs": _repairs(release),
         "fitted_norms": _fitted_norms(release),
-        "recipe": release.recipe.to_yaml().rstrip(),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "commands": _commands(release, repo_id),
+        "recipe": recipe,
+        "recipe_fence": fence(recipe),
+        "versions": plain_text(", ".join(f"{name} {version}" for name, version in versions.items())),
+        "commands": commands,
+        "commands_fence": fence(commands),
         "citations": CITATIONS,
         "member_links": [
-            f"[{part.hub_id}](https://huggingface.co/{part.hub_id})"
+            f"[{plain_text(part.hub_id)}](https://huggingface.co/{quote(part.hub_id)})"
             for parent in release.parents
             for part in parent.parts
             if part.hub_id
@@ -123,9 +130,8 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
     }
 
 
-def _as_text(sentence: str) -> str:
-    """Returns a sentence in which settings and tokens of strangers are no HTML, links or code."""
-    return re.sub(r"[\[\]`]", r"\\\g<0>", sentence.replace("&", "&amp;").replace("<", "&lt;"))
+def _plain_texts(sentences: Iterable[str]) -> list[str]:
+    return [plain_text(sentence) for sentence in sentences]
 
 
 def _quality(settings: SearchConfig) -> list[ObjectiveConfig]:
@@ -182,7 +188,7 @@ def _repairs(release: Release) -> str:
     return (
         f"In {layers} of this model, the last weight of the MLP is multiplied by a linear map that makes up "
         f"for the removed layers behind it. The maps (`{MAPS}/`) solve a regression on the calibration texts "
-        f"({', '.join(data)}) without gradients, as in [ReplaceMe](https://arxiv.org/abs/2505.02819)."
+        f"({plain_text(', '.join(data))}) without gradients, as in [ReplaceMe](https://arxiv.org/abs/2505.02819)."
     )
 
 
@@ -212,17 +218,21 @@ def _licence_note(release: Release) -> str:
     stated = {part.licence for parent in release.parents for part in parent.parts}
     if stated == {release.licence}:
         return ""
-    return f"The licence of this model, {release.licence.key}, was chosen by whoever published it."
+    return (
+        f"The licence of this model, {plain_text(release.licence.key)}, was chosen by whoever published it."
+    )
 
 
 def _commands(release: Release, repo_id: str) -> str:
     local = [part.name for parent in release.parents for part in parent.parts if part.hub_id is None]
-    members = "".join(f" --member {name}=PATH" for name in local)
+    members = "".join(f" --member {shlex.quote(visible_line(name))}=PATH" for name in local)
     lines = [f"gptailor reproduce {repo_id}{members}"]
     if not local:
         lines.append(STOCK_COMMAND)
     baseline = release.summary.baseline
-    lines.append(f"# baseline: {baseline}" if baseline else "gptailor-evolve search.yml --out RUN")
+    lines.append(
+        f"# baseline: {visible_line(baseline)}" if baseline else "gptailor-evolve search.yml --out RUN"
+    )
     return "\n".join(lines)
 
 

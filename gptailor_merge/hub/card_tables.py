@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from gptailor_merge.hub.markdown import Markdown, cell, plain_text
 from gptailor_merge.hub.model_size import ModelSize
 from gptailor_merge.hub.parents import LOCAL
 from gptailor_merge.hub.release import Release
@@ -15,7 +16,7 @@ from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.wording import component_text, operation_text, range_text, source_text
 from gptailor_merge.runs.record import FOUND, Record
 
-THIS = "**this model**"
+THIS = Markdown("**this model**")
 
 
 HELD_OUT = "held_out"
@@ -27,7 +28,7 @@ class HeldOutTable:
     """The held-out scores of one objective.
 
     Attributes:
-        name: the objective.
+        name: the objective, in Markdown.
         direction: "lower" or "higher", whichever is better.
         table: Markdown.
         has_errors: whether the table holds standard errors.
@@ -51,7 +52,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
     | base | 3.2 |
     """
     rule = ["---" if place < left else "---:" for place in range(len(header))]
-    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in (header, rule, *rows))
+    return "\n".join("| " + " | ".join(map(cell, row)) + " |" for row in (header, rule, *rows))
 
 
 def removed_sentence(release: Release) -> str:
@@ -88,7 +89,7 @@ def outer_sentence(plan: Plan) -> str:
     embeddings = component_text(plan.embeddings, shown_name)
     head = component_text(plan.head, shown_name, plan.outer_edits)
     text = f"embeddings: {embeddings}; final norm and head: {head}; tokenizer: {shown_name(plan.tokenizer)}."
-    return text[0].upper() + text[1:]
+    return plain_text(text[0].upper() + text[1:])
 
 
 def members_table(release: Release) -> str:
@@ -167,7 +168,7 @@ def _held_out(record: Record, name: str, sets: Sequence[str]) -> HeldOutTable:
     several = [TOTAL] if len(sets) > 1 else []
     unit = best[sets[0]].unit
     direction = "higher" if unit == "negated" else "lower"
-    return HeldOutTable(name, direction, markdown(["model", *sets, *several], rows), errors)
+    return HeldOutTable(plain_text(name), direction, markdown(["model", *sets, *several], rows), errors)
 
 
 def _columns(by_set: Mapping[str, Score], sets: Sequence[str]) -> Iterator[Score]:
@@ -202,7 +203,9 @@ def _count_label(record: Record, name: str, sets: Sequence[str]) -> str:
 
 def _model_label(model: str, record: Record) -> str:
     layers = record.sizes.get(model, record.sizes.get("base"))
-    return f"{_model(model)} ({layers[0]} layers)" if layers else _model(model)
+    name = _model(model)
+    # What is made of Markdown is a plain str again.
+    return type(name)(f"{name} ({layers[0]} layers)") if layers else name
 
 
 def _model(name: str) -> str:
@@ -216,8 +219,3 @@ def shown_name(model: str) -> str:
     'org/math+lora'
     """
     return "+".join(part.removeprefix(LOCAL).split("@")[0] for part in model.split("+"))
-
-
-def _cell(text: str) -> str:
-    """Escapes what would end a cell or a row."""
-    return " ".join(text.replace("|", "\\|").split())

@@ -21,11 +21,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._validators import validate_repo_id
 
 from gptailor_merge import __version__
-from gptailor_merge.errors import ConfigError, HubError
+from gptailor_merge.errors import ConfigError, FamilyError, HubError
 from gptailor_merge.hub.bundle import PICTURES
 from gptailor_merge.hub.client_errors import explained
 from gptailor_merge.hub.release import RECORD
 from gptailor_merge.models.chosen_weights import INDEX
+from gptailor_merge.models.stranger_files import read_object
 from gptailor_merge.runs.redaction import WEIGHTS
 
 ATTRIBUTES = ".gitattributes"
@@ -221,8 +222,8 @@ class Hub:
                 self._destination.repo_id, RECORD, revision=commit, local_dir=scratch
             )
             try:
-                digest = json.loads(Path(file).read_text(encoding="utf-8"))["search"]
-            except (ValueError, KeyError, TypeError):
+                digest = read_object(Path(file))["search"]
+            except (FamilyError, KeyError):
                 return None
         return digest if isinstance(digest, str) else None
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
-from gptailor_merge.errors import ConfigError
+from gptailor_merge.documents import parse_yaml, read_text
+from gptailor_merge.errors import ConfigError, FamilyError
 from gptailor_merge.models.checkpoint import ModelId
 
 CARD = "README.md"
@@ -190,9 +190,12 @@ def _metadata(card: Path | None) -> Mapping[str, Any]:
     if card is None or not card.is_file():
         return {}
     try:
-        return metadata_load(card) or {}
-    except (OSError, ValueError, yaml.YAMLError):
+        text = read_text(card, FamilyError)
+        block = REGEX_YAML_BLOCK.search(text)
+        stated = parse_yaml(block[2], FamilyError) if block else None
+    except FamilyError:
         return {}
+    return stated if isinstance(stated, Mapping) else {}
 
 
 def _licence(stated: Mapping[str, Any]) -> Licence | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,14 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from gptailor_merge import __version__
-from gptailor_merge.errors import ConfigError
+from gptailor_merge.errors import ConfigError, FamilyError
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.host.names_and_commands import RECIPE
 from gptailor_merge.hub.client import check_name
 from gptailor_merge.hub.client_errors import explained
-from gptailor_merge.hub.parents import LOCAL
+from gptailor_merge.hub.published_recipe import with_places
 from gptailor_merge.models.checkpoint import headers_in
-from gptailor_merge.recipe.edits import edit_files
-from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.models.stranger_files import read_object
 
 FILES = [RECIPE, "config.json", "*.safetensors", "*.safetensors.index.json"]
 """The files of a published model that are downloaded."""
@@ -54,7 +52,7 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
     """Downloads the recipe, config and weights of a published model and returns their directory.
 
     Raises:
-        ConfigError: the repository holds no recipe of ours.
+        ConfigError: the repository holds no recipe of ours, or no model.
         HubError: the model cannot be downloaded.
     """
     check_name(repo_id)
@@ -69,6 +67,12 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
     directory = Path(snapshot)
     if not (directory / RECIPE).is_file():
         raise ConfigError(f"{repo_id} holds no {RECIPE}; expected a model that gptailor push has published")
+    try:
+        _config(directory)
+        headers_in(directory)
+    except FamilyError as error:
+        text = str(error).replace(f"{directory}/", "")
+        raise ConfigError(f"{repo_id} is no whole model, and cannot be compared: {text}") from None
     return directory
 
 
@@ -81,41 +85,10 @@ def rebuild(published: Path, members: Mapping[str, str], out: Path) -> None:
         out: the directory to make.
 
     Raises:
-        ConfigError: `members` lacks a local member, or has one that the recipe does not name.
-        RecipeError, FamilyError, MergeFailedError: see materialize.
+        ConfigError, RecipeError, FamilyError: see published_recipe.with_places.
+        MergeFailedError: see materialize.
     """
-    file = published / RECIPE
-    recipe = Recipe.load(file)
-    parts = [part for model in recipe.models for part in _local_parts(model)]
-    missing = [name for name in dict.fromkeys(parts) if name not in members]
-    if missing:
-        options = " ".join(f"--member {name}=PATH" for name in missing)
-        raise ConfigError(f"{', '.join(missing)}: members that are on no Hub; say where they are: {options}")
-    unknown = [name for name in members if name not in parts]
-    if unknown:
-        known = f"expected one of {', '.join(dict.fromkeys(parts))}" if parts else "it needs none"
-        raise ConfigError(f"--member {unknown[0]}: the recipe names no such local member; {known}")
-    names = {model: _with_paths(model, members) for model in recipe.models}
-    names |= {file: str(published / file) for file in edit_files(recipe)}
-    materialize(renamed(recipe, names), out)
-
-
-def renamed(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
-    """Returns a recipe whose models and files have other names.
-
-    Args:
-        names: model, or file of an edit -> its new name; all others stay.
-    """
-    return Recipe.from_mapping(_renamed(recipe.to_mapping(), names))
-
-
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, Mapping):
-        # Keys are models in `weights` only.
-        return {names.get(key, key): _renamed(inner, names) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_renamed(item, names) for item in value]
-    return names.get(value, value) if isinstance(value, str) else value
+    materialize(with_places(published, members), out)
 
 
 def compare(published: Path, rebuilt: Path) -> Comparison:
@@ -157,20 +130,12 @@ def _digests(directory: Path) -> dict[str, str]:
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    document = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    file = directory / "config.json"
+    try:
+        document = read_object(file)
+    except FileNotFoundError:
+        raise FamilyError(f"{file}: no such file") from None
     return {key: value for key, value in document.items() if key not in IGNORED}
-
-
-def _local_parts(model: str) -> list[str]:
-    return [part.removeprefix(LOCAL) for part in model.split("+") if part.startswith(LOCAL)]
-
-
-def _with_paths(model: str, members: Mapping[str, str]) -> str:
-    """Puts the paths of local members in the place of their names."""
-    return "+".join(
-        str(Path(members[part.removeprefix(LOCAL)]).resolve()) if part.startswith(LOCAL) else part
-        for part in model.split("+")
-    )
 
 
 def members_given(options: Iterable[str]) -> dict[str, str]:

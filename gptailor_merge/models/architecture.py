@@ -22,6 +22,7 @@ from transformers.initialization import no_init_weights
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.configs import build
 from gptailor_merge.models.depth import DEPTH, PERIODS, changes, choose, per_layer_lists
+from gptailor_merge.models.remote_code import words_of
 
 Shape = tuple[int, ...]
 
@@ -255,8 +256,7 @@ def on_meta(text: str) -> PreTrainedModel:
     except FamilyError:
         raise
     except Exception as error:  # a model's code may raise anything
-        reason = " ".join(str(error).split())
-        raise FamilyError(f"transformers cannot build this model: {reason}") from None
+        raise FamilyError(f"transformers cannot build this model: {words_of(error)}") from None
     return model
 
 

@@ -57,11 +57,12 @@ class ModelId:
         >>> model.path, model.adapter.path, model.repo, model.revision
         ('org/name@main', 'org/adapter', 'org/name', 'main')
         """
-        if not Path(text).exists() and text.count("+") == 1:
+        # os.path, unlike Path, says of a name that no file can have that there is no such file.
+        if not os.path.exists(text) and text.count("+") == 1:
             model, adapter = (cls.parse(part) for part in text.split("+"))
             return cls(text, model.path, model.is_local and adapter.is_local, adapter)
         looks_like_path = text.startswith(("/", "./", "../", "~")) or text.split("@")[0].count("/") > 1
-        return cls(text, text, Path(text).exists() or looks_like_path)
+        return cls(text, text, os.path.exists(text) or looks_like_path)
 
     @property
     def model(self) -> ModelId:
@@ -114,6 +115,17 @@ def depth_on_disk(model: str) -> int | None:
     except (OSError, FamilyError):
         return None
     return depth if isinstance(depth, int) else None
+
+
+def depth_of(model: str) -> int | None:
+    """Returns a model's number of layers, or None if neither this machine nor the Hub tells its config."""
+    parsed = ModelId.parse(model).model
+    if not parsed.is_local and config_on_disk(parsed) is None:
+        try:
+            huggingface_hub.hf_hub_download(parsed.repo, "config.json", revision=parsed.revision)
+        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError):
+            return None
+    return depth_on_disk(model)
 
 
 def read(model: ModelId) -> tuple[Path, dict[str, Header]]:

@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from gptailor_merge.errors import FamilyError
+from gptailor_merge.models.remote_code import words_of
 from gptailor_merge.models.stranger_files import check_entries, read_object
 
 CONFIG = "config.json"
@@ -72,8 +73,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
             directory, trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # transformers' refusals share no base class
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FamilyError(f"{directory / CONFIG}: cannot be read: {reason}") from error
+        raise FamilyError(f"{directory / CONFIG}: cannot be read: {words_of(error)}") from error
     return without_kernels(config)
 
 

@@ -12,6 +12,7 @@ from gptailor_merge.digests import digest
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.chosen_weights import choose
 from gptailor_merge.models.configs import load_config
+from gptailor_merge.models.remote_code import words_of
 from gptailor_merge.models.stranger_files import check_entries
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json", "special_tokens_map.json")
@@ -34,8 +35,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # neither transformers' nor tokenizers' refusals share a base class
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FamilyError(f"{directory}: its tokenizer cannot be read: {first_line}") from None
+        raise FamilyError(f"{directory}: its tokenizer cannot be read: {words_of(error)}") from None
     return tokenizer
 
 
@@ -52,8 +52,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Pre
             directory, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
     except Exception as error:  # neither transformers' nor tokenizers' refusals share a base class
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FamilyError(f"{directory}: cannot be loaded: {first_line}") from None
+        raise FamilyError(f"{directory}: cannot be loaded: {words_of(error)}") from None
     return model.to(device).eval().requires_grad_(False)
 
 

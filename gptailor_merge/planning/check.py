@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -172,5 +173,5 @@ def _missing_directories(recipe: Recipe) -> Iterator[Problem]:
     for path, model in models:
         parsed = ModelId.parse(model)
         for part_id in (parsed.model, parsed.adapter):
-            if part_id and part_id.is_local and not Path(part_id.path).is_dir():
+            if part_id and part_id.is_local and not os.path.isdir(part_id.path):
                 yield Problem(path, f"no such directory, found {part_id.path!r}")

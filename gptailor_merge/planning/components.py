@@ -67,9 +67,9 @@ def _as_slice(recipe: Recipe, origin: Origin) -> Slice:
         Source(
             model=recipe.resolve(member),
             layer_range=(0, 1),
-            parameters=() if weight is None else (("weight", weight),),
+            parameters=origin.settings_of(position),
         )
-        for member, weight in origin.weights
+        for position, (member, _) in enumerate(origin.weights)
     )
     parameters = (("op", "merge"), ("method", origin.method), *origin.parameters)
     base = None if origin.base_model is None else recipe.resolve(origin.base_model)

@@ -170,6 +170,15 @@ def _origin(component: Component, base_model: str) -> Origin:
     if operation.base == 0 and _is_implied(models, operation, base_model):
         members = members[1:]
     weights = _weights(members, base)
+    members_with_settings = [settings for model, settings in members if settings or model != base]
+    if len({_beside_weights(settings, weights) for settings in members_with_settings}) > 1:
+        return Origin(
+            weights=tuple((_member(model, base_model), None) for model, _ in members),
+            method=operation.method,
+            base_model=None if base is None or base == base_model else base,
+            parameters=_parameters(operation.shared),
+            settings=tuple(_parameters(tuple(settings.items())) for _, settings in members),
+        )
     # Only weights differ between the members of a component: what else they have is that of all.
     of_members = {
         name: value
@@ -185,6 +194,13 @@ def _origin(component: Component, base_model: str) -> Origin:
         base_model=None if base is None or base == base_model else base,
         parameters=_parameters((*of_members.items(), *operation.shared)),
     )
+
+
+def _beside_weights(
+    settings: Mapping[str, Scalar | Filtered], weights: Sequence[float | None]
+) -> frozenset[tuple[str, Scalar | Filtered]]:
+    """Returns the settings of a member that no number for each member says."""
+    return frozenset(pair for pair in settings.items() if pair[0] != "weight" or None in weights)
 
 
 def _weights(

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer
 
 from gptailor_merge.documents import Frozen
 
-ModelName = Annotated[str, Field(min_length=1)]
+ModelName = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 def _checked_text(value: Any) -> Any:
@@ -33,6 +33,10 @@ Parameters = tuple[tuple[str, Any], ...]
 """(name, value) pairs; lists are tuples, conditional settings are `Conditional`."""
 
 
+MOST_SETTINGS = 1024
+"""Entries that a list of settings may have; a list over layers has one for each."""
+
+
 def _freeze(value: Any) -> Any:
     if isinstance(value, Mapping):
         if "value" not in value or not set(value) <= {"value", "filter"}:
@@ -41,6 +45,8 @@ def _freeze(value: Any) -> Any:
             raise ValueError(f"expected a text as filter, found {value['filter']!r}")
         return Conditional(value=_freeze(value["value"]), filter=value.get("filter"))
     if isinstance(value, (list, tuple)):
+        if len(value) > MOST_SETTINGS:
+            raise ValueError(f"expected at most {MOST_SETTINGS:,} entries, found {len(value):,}")
         return tuple(_freeze(item) for item in value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"expected a finite number, found {value}")
@@ -97,12 +103,21 @@ class Origin(Frozen):
         method: a mergekit method; None for a single member.
         base_model: the method's base if it is not the recipe's.
         parameters: parameters of the method as a whole.
+        settings: the parameters of each member, where they are more than weights; else empty.
     """
 
     weights: tuple[tuple[str, float | None], ...]
     method: str | None = None
     base_model: ModelName | None = None
     parameters: ParametersField = ()
+    settings: tuple[ParametersField, ...] = ()
+
+    def settings_of(self, position: int) -> Parameters:
+        """Returns the parameters of one member."""
+        if self.settings:
+            return self.settings[position]
+        weight = self.weights[position][1]
+        return () if weight is None else (("weight", weight),)
 
 
 def _read_origin(document: Any) -> Any:
@@ -120,7 +135,14 @@ def _read_origin(document: Any) -> Any:
             f"members: [member, …], parameters: {{…}}}}, found the keys {sorted(map(str, document))}"
         )
     rest = {key: document[key] for key in ("method", "base_model", "parameters") if key in document}
-    return {"weights": _read_weights(document), **rest}
+    settings = _read_settings(document)
+    return {"weights": _read_weights(document), **rest, **({"settings": settings} if any(settings) else {})}
+
+
+def _read_settings(document: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Returns the parameters of each entry of `members`; an entry is a name, or a mapping that has some."""
+    members = document.get("members", ())
+    return tuple(m.get("parameters") if isinstance(m, Mapping) else None for m in as_tuple(members))
 
 
 def _read_weights(document: Mapping[str, Any]) -> tuple[tuple[str, float | None], ...]:
@@ -128,7 +150,7 @@ def _read_weights(document: Mapping[str, Any]) -> tuple[tuple[str, float | None]
         members = document["members"]
         if not isinstance(members, (list, tuple)):
             raise ValueError(f"members: expected a list, found {members!r}")
-        return tuple((str(member), None) for member in members)
+        return tuple((_name(member), None) for member in members)
     weights = document["weights"]
     if not isinstance(weights, Mapping):
         raise ValueError(f"weights: expected a mapping, found {weights!r}")
@@ -138,12 +160,26 @@ def _read_weights(document: Mapping[str, Any]) -> tuple[tuple[str, float | None]
     return tuple((str(member), float(weight)) for member, weight in weights.items())
 
 
+def _name(member: Any) -> str:
+    if not isinstance(member, Mapping):
+        return str(member)
+    if "model" not in member or set(member) - {"model", "parameters"}:
+        raise ValueError(
+            f"members: expected a name or {{model: …, parameters: {{…}}}}, found {dict(member)!r}"
+        )
+    return str(member["model"])
+
+
 def _write_origin(origin: Origin) -> Any:
     if origin.method is None:
         return origin.weights[0][0]
     weights = dict(origin.weights)
     document: dict[str, Any] = {"method": origin.method}
-    document |= {"members": list(weights)} if None in weights.values() else {"weights": weights}
+    members = [
+        {"model": name, "parameters": _thaw_parameters(settings)} if settings else name
+        for (name, _), settings in zip(origin.weights, origin.settings or ((),) * len(weights), strict=True)
+    ]
+    document |= {"members": members} if None in weights.values() else {"weights": weights}
     if origin.base_model is not None:
         document["base_model"] = origin.base_model
     if origin.parameters:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, ValidationError
 
-from gptailor_merge.documents import Frozen, explain, read_yaml, write_yaml
+from gptailor_merge.documents import Frozen, excess, explain, read_yaml, write_yaml
 from gptailor_merge.errors import RecipeError
 from gptailor_merge.recipe.fields import (
     ModelName,
@@ -46,11 +46,33 @@ BASE = "base"
 """The name that `embeddings`, `head` and `tokenizer` use for the recipe's base_model."""
 
 
+MOST_LAYERS = 4096
+"""Layers that a model may have."""
+
+
+MOST_SOURCES = 4 * MOST_LAYERS
+"""Layers that the sources of a recipe may have in all."""
+
+
+def _read_range(value: Any) -> Any:
+    bounds = as_tuple(value)
+    if any(isinstance(bound, int) and abs(bound) > MOST_LAYERS for bound in bounds):
+        raise ValueError(f"expected numbers of at most {MOST_LAYERS:,}, found {list(bounds)}")
+    return bounds
+
+
+def _bounded(slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
+    layers = sum(abs(source.length) for part in slices for source in part.sources)
+    if layers > MOST_SOURCES:
+        raise ValueError(f"expected sources of at most {MOST_SOURCES:,} layers in all, found {layers:,}")
+    return slices
+
+
 class Source(Frozen):
     """Consecutive layers of one model; `layer_range` is [first, past the last]."""
 
     model: ModelName
-    layer_range: Annotated[tuple[int, int], BeforeValidator(as_tuple)]
+    layer_range: Annotated[tuple[int, int], BeforeValidator(_read_range)]
     parameters: ParametersField = ()
 
     @property
@@ -123,7 +145,7 @@ class Recipe(Frozen):
     parameters: Annotated[
         GlobalParameters, BeforeValidator(_read_globals), PlainSerializer(_write_globals)
     ] = GlobalParameters()
-    slices: Annotated[tuple[Slice, ...], BeforeValidator(as_tuple)]
+    slices: Annotated[tuple[Slice, ...], BeforeValidator(as_tuple), AfterValidator(_bounded)]
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -155,6 +177,8 @@ class Recipe(Frozen):
         """
         if not isinstance(document, Mapping):
             raise RecipeError(f"expected a mapping, found {type(document).__name__}", file=file)
+        if (text := excess(document)) is not None:
+            raise RecipeError(text, file=file)
         try:
             return cls.model_validate(document)
         except ValidationError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from gptailor_merge.visible_text import visible_line
+
 
 def plain(objective: str) -> str:
     """Returns the metric of an objective, without the number that tells several of one metric apart.
@@ -81,7 +83,7 @@ def wrapped(name: str, width: int = 20) -> list[str]:
     ['gptailor_blimp_left_', 'branch']
     """
     lines = [""]
-    for word in re.findall(r"[^_\s/-]+[_\s/-]*|[_\s/-]+", name):
+    for word in re.findall(r"[^_\s/-]+[_\s/-]*|[_\s/-]+", visible_line(name)):
         if lines[-1] and len(lines[-1]) + len(word) > width:
             lines.append("")
         lines[-1] += word

@@ -16,7 +16,7 @@ from gptailor_merge.files import write_beside
 from gptailor_merge.host.names_and_commands import RECIPE_TITLE
 from gptailor_merge.report.formatting import duration, number, plain, short, signed
 from gptailor_merge.report.interactive.charts import figures
-from gptailor_merge.report.interactive.figure_style import FONT
+from gptailor_merge.report.interactive.figure_style import FONT, figure_json
 from gptailor_merge.report.palette import DARK, LIGHT
 from gptailor_merge.report.sections import headline, sections, total
 from gptailor_merge.report.tables import number_tables
@@ -85,7 +85,7 @@ def content(run_view: RunView) -> PageContent:
     )
     themes = {"light": figures(run_view, LIGHT), "dark": figures(run_view, DARK)}
     by_theme = {
-        theme: ",".join(f'"{key}":{figure.to_json()}' for key, figure in by_key.items())
+        theme: ",".join(f'"{key}":{figure_json(figure)}' for key, figure in by_key.items())
         for theme, by_key in themes.items()
     }
     text = ",".join(f'"{theme}":{{{drawn}}}' for theme, drawn in by_theme.items())

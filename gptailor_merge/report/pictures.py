@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ from gptailor_merge.report.sections import (
 )
 from gptailor_merge.report.view import BASE, HeldOut, RunView
 from gptailor_merge.runs.record import FOUND
+from gptailor_merge.visible_text import visible_line
 
 
 class Picture(NamedTuple):
@@ -73,7 +75,9 @@ def draw_pictures(run_view: RunView, directory: Path) -> tuple[Picture, ...]:
     for section in sections(run_view):
         if section.key in draw:
             file = f"{section.key}.png"
-            _save(draw[section.key](run_view), directory / file)
+            # A name with dollar signs is a name, and no mathematics.
+            with rc_context({"text.parse_math": False, "text.usetex": False}):
+                _save(draw[section.key](run_view), directory / file)
             pictures.append(Picture(file, section.title, _alt(section)))
     return tuple(pictures)
 
@@ -102,6 +106,11 @@ def _figure(height: float, rows: int = 1, columns: int = 1, **options: object) -
         plot.grid(color=THEME.line, linewidth=0.8)
         plot.set_axisbelow(True)
     return figure, list(axes.flat)
+
+
+def _label(name: str) -> str:
+    """Returns a name as legends show it; matplotlib leaves out those that begin with an underscore."""
+    return visible_line(f"\u2009{name}" if name.startswith("_") else name)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -187,12 +196,12 @@ def _draw_scores(axes: Axes, run_view: RunView, rows: Sequence[HeldOut]) -> None
         at = [position + (-ASIDE if name in members else ASIDE) for position in range(len(rows))]
         colour = THEME.accent if name == FOUND else colours[name]
         if name not in (BASE, FOUND):
-            axes.plot(values, at, "|", color=colour, markersize=9, markeredgewidth=2, label=name)
+            axes.plot(values, at, "|", color=colour, markersize=9, markeredgewidth=2, label=_label(name))
             continue
         for row, height in zip(rows, at, strict=True):
             axes.plot(row.interval(name) or (), [height] * 2 if row.interval(name) else (), color=colour)
         filled = colour if name == FOUND else THEME.surface
-        axes.plot(values, at, "o", color=colour, markerfacecolor=filled, markersize=7, label=name)
+        axes.plot(values, at, "o", color=colour, markerfacecolor=filled, markersize=7, label=_label(name))
     labels = ["\n".join(wrapped("all together" if row.name == TOTAL else row.name)) for row in rows]
     axes.set_yticks(range(len(rows)), labels)
     axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-import yaml
-
+from gptailor_merge.documents import parse_yaml
+from gptailor_merge.errors import RecipeError
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
@@ -69,7 +69,7 @@ class Candidate:
     @cached_property
     def parsed(self) -> Recipe:
         """The recipe as a value."""
-        return Recipe.from_mapping(yaml.safe_load(self.recipe))
+        return Recipe.from_mapping(parse_yaml(self.recipe, RecipeError))
 
     @cached_property
     def plan(self) -> Plan:

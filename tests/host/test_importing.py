@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
@@ -17,8 +18,10 @@ from safetensors.torch import load_file
 from gptailor_merge.errors import RecipeError
 from gptailor_merge.host.importing import from_mergekit, load
 from gptailor_merge.host.materialize import materialize
+from gptailor_merge.planning.check import check
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
+from tests.conftest import MakeFamily
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 PUBLISHED = {
@@ -109,6 +112,89 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
             {"sources": [layers("base", 3, 5), layers("code", 3, 5)], "parameters": {"weight": [0.9, 0.1]}},
         ],
     },
+    "ties by model": {
+        "merge_method": "ties",
+        "base_model": "base",
+        "name": "a name",
+        "tokenizer_source": "base",
+        "models": [
+            {"model": "base"},
+            {
+                "model": "math",
+                "parameters": {
+                    "density": [1, 0.7, 0.1],
+                    "weight": [{"filter": "mlp", "value": 0.5}, {"value": 0.2}],
+                },
+            },
+            {"model": "code", "parameters": {"density": 0.33, "weight": [0, 0.3, 0.7, 1]}},
+        ],
+        "parameters": {"normalize": True, "int8_mask": True},
+    },
+    "ties of one density": {
+        "merge_method": "ties",
+        "base_model": "base",
+        "tokenizer": {"source": "base"},
+        "models": [
+            {"model": "math", "parameters": {"density": 0.5, "weight": 0.6}},
+            {"model": "code", "parameters": {"weight": 0.3}},
+        ],
+        "parameters": {"density": [0.4, 0.9], "lambda": 1.1},
+    },
+    "dare that draws nothing": {
+        "merge_method": "dare_ties",
+        "base_model": "base",
+        "models": [
+            {"model": "math", "parameters": {"density": 1.0, "weight": 0.6}},
+            {
+                "model": "code",
+                "parameters": {
+                    "density": 1,
+                    "weight": [{"filter": "embed_tokens", "value": 0.1}, {"value": 0.3}],
+                },
+            },
+        ],
+    },
+    "breadcrumbs": {
+        "merge_method": "breadcrumbs",
+        "base_model": "base",
+        "slices": [
+            {
+                "sources": [
+                    layers("math", 0, 5, weight=0.5, gamma=0.02, density=0.9),
+                    layers("base", 0, 5),
+                    layers("code", 0, 5, weight=0.4, gamma=[0.01, 0.1], density=0.8),
+                ]
+            }
+        ],
+    },
+    "fewer sources at the beginning": {
+        "merge_method": "linear",
+        "base_model": "base",
+        "slices": [
+            {"sources": [layers("math", 0, 2, weight=0.2), layers("base", 0, 2, weight=0.5)]},
+            {
+                "sources": [
+                    layers("base", 2, 5, weight=0.5),
+                    layers("code", 2, 5, weight=[{"filter": "norm", "value": 0.9}, {"value": 0.1}]),
+                    layers("math", 2, 5, weight=0.3),
+                ]
+            },
+        ],
+    },
+    "what mergekit ignores": {
+        "merge_method": "slerp",
+        "base_model": "base",
+        "slices": [{"sources": [layers("base", 0, 5, weight=1), layers("math", 0, 5)]}],
+        "parameters": {"t": 0.4, "int8_mask": True, "normalize": False},
+    },
+    "repeated layers": {
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [layers("base", 0, 4)]},
+            {"sources": [layers("math", 2, 4)]},
+            {"sources": [layers("base", 2, 5)]},
+        ],
+    },
     "pinned": {
         "merge_method": "passthrough",
         "base_model": "base",
@@ -144,6 +230,44 @@ def test_the_same_model(name: str, dtype: str, family: dict[str, str], tmp_path:
         assert torch.equal(ours[tensor], stock[tensor]), tensor
 
 
+def test_what_mergekit_ignores_is_told(family: dict[str, str]) -> None:
+    notes = from_mergekit(named(CONFIGURATIONS["what mergekit ignores"], family)).notes
+    assert [note.split(" is left out")[0] for note in notes] == ["int8_mask", "normalize", "weight"]
+    notes = from_mergekit(named(CONFIGURATIONS["ties by model"], family)).notes
+    assert notes[0].startswith("name is left out")
+    assert notes[1].startswith("the tokenizer is that of base; rows of the embeddings")
+    (note,) = from_mergekit(named(CONFIGURATIONS["dare that draws nothing"], family)).notes
+    assert note.startswith("dare_ties draws random numbers")
+
+
+def test_an_option_says_where_embeddings_and_head_come_from(family: dict[str, str]) -> None:
+    scaled = {
+        "merge_method": "passthrough",
+        "base_model": family["base"],
+        "slices": [{"sources": [layers(family["math"], 0, 5, scale=0.5)]}],
+    }
+    with pytest.raises(RecipeError, match="say where they come from, unscaled, with --embeddings MODEL"):
+        from_mergekit(scaled)
+    with pytest.raises(RecipeError, match="with --head MODEL"):
+        from_mergekit(scaled, embeddings="base")
+    imported = from_mergekit(scaled, embeddings="base", head=family["math"])
+    assert imported.recipe.parameters.embeddings.weights == (("base", 1.0),)
+    assert imported.recipe.parameters.head.weights == ((family["math"], 1.0),)
+    assert f"head comes from {family['math']}, as --head says" in imported.notes
+    with pytest.raises(RecipeError, match=r"parameters\.head: unknown member, found 'nobody'"):
+        from_mergekit(scaled, embeddings="base", head="nobody")
+
+
+def test_a_tied_head_has_the_final_norm_with_it(make_family: MakeFamily) -> None:
+    family = make_family(tied=True)
+    document = named(CONFIGURATIONS["pruned"], family)
+    with pytest.raises(RecipeError, match=r"is its embedding matrix .* --embeddings MODEL --head MODEL"):
+        from_mergekit(document)
+    recipe = from_mergekit(document, embeddings="base", head="base").recipe
+    assert recipe.parameters.embeddings == recipe.parameters.head
+    assert check(recipe).head.models == (family["base"],)
+
+
 def test_what_was_removed_is_written_down(family: dict[str, str]) -> None:
     recipe = from_mergekit(named(CONFIGURATIONS["pruned"], family)).recipe
     removed = [s for s in recipe.slices if s.parameter("op") == "remove"]
@@ -166,7 +290,7 @@ STACK = {"slices": [{"sources": [layers("a", 0, 2)]}]}
         ({"merge_method": "pasthrough", **STACK}, "did you mean 'passthrough'?"),
         (
             {"merge_method": "passthrough", "tokenizer_source": "union", **STACK},
-            "tokenizer_source: cannot be",
+            "tokenizer_source: 'union' makes a vocabulary of its own",
         ),
         (
             {"merge_method": "passthrough", "modules": {}},
@@ -199,18 +323,27 @@ STACK = {"slices": [{"sources": [layers("a", 0, 2)]}]}
             "the filter '3' means whole layers",
         ),
         (
-            {
-                "merge_method": "ties",
-                "base_model": "a",
-                "slices": [
-                    {"sources": [layers("b", 0, 2, weight=1, density=0.5), layers("c", 0, 2, weight=1)]}
-                ],
-            },
-            "set embeddings and head by hand",
+            {"merge_method": "slerp", "base_model": "a", "tokenizer": {"pad_to_multiple_of": 8}, **STACK},
+            "tokenizer.pad_to_m",
+        ),
+        (
+            {"merge_method": "slerp", "base_model": "a", "tokenizer": {}, **STACK},
+            "tokenizer: 'union' makes a vocabulary",
+        ),
+        (
+            {"merge_method": "linear", "base_model": "a", "models": [{"model": "a", "parameters": 1}]},
+            "the number of layers of 'a' is not known",
+        ),
+        (
+            {"merge_method": "slerp", "base_model": "a", "parameters": {"tt": 1}, **STACK},
+            "parameters.tt: is no parameter, and mergekit ignores it; did you mean 't'?",
         ),
     ],
 )
-def test_what_cannot_be_imported_is_named(document: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_imported_is_named(
+    document: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     file = tmp_path / "config.yml"
     file.write_text(yaml.safe_dump(document))
     with pytest.raises(RecipeError) as caught:

@@ -19,4 +19,4 @@ def test_digits_are_those_that_the_standard_error_allows() -> None:
 
 
 def test_no_text_ends_a_cell_or_a_row() -> None:
-    assert markdown(["a"], [["x | y\nz"]]).splitlines()[-1] == "| x \\| y z |"
+    assert markdown(["a"], [["x | y\nz"]]).splitlines()[-1] == r"| x \| y\\nz |"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptailor_merge.errors import RecipeError
 from gptailor_merge.methods.specs import method_names, method_spec
 from gptailor_merge.planning.resolve import plan, problems
 from gptailor_merge.planning.writing import recipe_of, with_removals
@@ -179,3 +180,53 @@ def test_removals_stand_where_the_layers_would(
     ]
     whole = with_removals(slices, "org/base", DEPTH)
     assert [(part.parameter("op"), part.sources[0].layer_range[0]) for part in whole] == places
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [{"density": 0.3, "weight": 1.0}, {"density": 0.6, "weight": 0.5}],
+        [{"density": 0.3, "weight": 1.0}, {"weight": 0.5}],
+        [{"weight": FILTERED}, {"weight": 0.5, "density": 0.2}],
+        [{"weight": 0.5, "density": 0.2}, {"weight": 0.1, "density": 0.2}],
+        [{"weight": FILTERED}, {"weight": FILTERED}],
+    ],
+)
+@pytest.mark.parametrize("base", [[], ["base"]])
+def test_members_of_embeddings_have_parameters_of_their_own(
+    settings: list[dict[str, Any]], base: list[str]
+) -> None:
+    members = [*base, *({"model": m, "parameters": s} for m, s in zip(MODELS[1:3], settings, strict=True))]
+    recipe = Recipe.from_mapping(
+        {
+            "merge_method": "tailor",
+            "base_model": MODELS[0],
+            "parameters": {
+                "embeddings": {"method": "ties", "members": members, "parameters": {"lambda": 0.9}}
+            },
+            "slices": [
+                {"sources": [{"model": MODELS[0], "layer_range": [0, DEPTH]}], "parameters": {"op": "select"}}
+            ],
+        }
+    )
+    assert problems(recipe) == []
+    models, operation = plan(recipe).embeddings
+    inputs = {model: dict(of_model) for model, of_model in zip(models, operation.inputs, strict=True)}
+    assert [inputs[model].keys() for model in MODELS[1:3]] == [s.keys() for s in settings]
+    written = recipe_of(plan(recipe), depth=DEPTH)
+    assert plan(Recipe.from_mapping(written.to_mapping())) == plan(recipe)
+    assert Recipe.from_mapping(recipe.to_mapping()) == recipe
+
+
+@pytest.mark.parametrize(
+    "entry", [{"parameters": {}}, {"model": "org/a", "weight": 1}, {"model": "org/a", "parameters": 3}]
+)
+def test_an_entry_of_members_is_a_name_or_has_parameters(entry: dict[str, Any]) -> None:
+    document = {
+        "merge_method": "tailor",
+        "base_model": MODELS[0],
+        "parameters": {"head": {"method": "ties", "members": [entry]}},
+        "slices": [],
+    }
+    with pytest.raises(RecipeError, match=r"parameters\.head.*expected a"):
+        Recipe.from_mapping(document)

@@ -19,7 +19,7 @@ from gptailor_merge.report.sections import sections
 from gptailor_merge.report.view import view
 from gptailor_merge.runs.run import Run
 from tests.report.browser import look, opened
-from tests.report.runs import deep, one_recipe, perplexities, write
+from tests.report.runs import FAMILY, deep, one_recipe, perplexities, write
 
 Runs = dict[str, Run]
 Box = list[float]
@@ -122,6 +122,25 @@ def test_what_a_run_says_cannot_become_script(tmp_path: Path) -> None:
     text = write_report(run).read_text(encoding="utf-8")
     assert "document.title = 'evil'</script>" not in text
     assert "&lt;/script&gt;&lt;script&gt;" in text
+
+
+def test_plotly_reads_no_tag_in_a_name(tmp_path: Path) -> None:
+    evil = "<a href='https://evil'>x</a> & <b>y</b>\x1b[2J"
+    variants = {evil: FAMILY["math"], "code": FAMILY["code"]}
+    held_out = perplexities(**{"base": 1.0, evil: 1.1, "found": 1.5})
+    run = write(
+        tmp_path / "run",
+        one_recipe(),
+        held_out=held_out,
+        family={"base": FAMILY["base"], "variants": variants},
+    )
+    shown = content(view(run.record()))
+    figures = shown.figures.replace("\\u003c", "<")
+    assert set(re.findall(r"<[^>]*>", figures)) <= {"<br>"}
+    assert "&lt;a href='https://evil'>x&lt;/a> &amp; &lt;b>y&lt;/b>" in figures
+    assert "x1b" in figures
+    assert "\\u001b" not in figures
+    assert "<a href" not in shown.main
 
 
 def test_a_directory_without_a_run_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from gptailor_merge.report.palette import LIGHT
 from gptailor_merge.report.pictures import DPI, WIDTH, draw_pictures
 from gptailor_merge.report.view import view
 from gptailor_merge.runs.run import Run
-from tests.report.runs import one_recipe, perplexities, write
+from tests.report.runs import FAMILY, one_recipe, perplexities, write
 
 Runs = dict[str, Run]
 
@@ -48,6 +48,33 @@ def test_the_same_run_gives_the_same_bytes(runs: Runs, tmp_path: Path) -> None:
     assert first == second
     for picture in first:
         assert (tmp_path / "a" / picture.file).read_bytes() == (tmp_path / "b" / picture.file).read_bytes()
+
+
+def test_names_are_no_mathematics_and_stay_in_the_legend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dollar sign begins a formula in matplotlib, which may even be wrong; an underscore hides a label."""
+    figures: dict[str, Figure] = {}
+    save = pictures._save
+
+    def keep(figure: Figure, file: Path) -> None:
+        save(figure, file)
+        figures[file.name] = figure
+
+    monkeypatch.setattr(pictures, "_save", keep)
+    odd, hidden = "$\\frac$", "_x\x1b[2J"
+    variants = {odd: FAMILY["math"], hidden: FAMILY["code"]}
+    scores = perplexities(**{"base": 1.0, odd: 1.1, hidden: 1.2, "found": 1.5})
+    for by_name in scores.values():
+        by_name["perplexity"] = {f"{odd} {n}": score for n, score in by_name["perplexity"].items()}  # type: ignore[index]
+    run = write(
+        tmp_path / "run", one_recipe(), held_out=scores, family={"base": FAMILY["base"], "variants": variants}
+    )
+    draw_pictures(view(run.record()), tmp_path / "pictures")
+    for file in ("held-out.png", "map.png"):
+        texts = [text.get_text() for text in figures[file].findobj(Text)]
+        assert any(odd in text for text in texts), texts
+        assert any("_x\\x1b[2J" in text.replace("\n", "") for text in texts), texts
 
 
 def test_a_picture_tells_of_no_path(tmp_path: Path) -> None:

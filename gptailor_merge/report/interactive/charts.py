@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from gptailor_merge.objectives.scores import TOTAL
 from gptailor_merge.report.formatting import direction, number, plain, wrapped
-from gptailor_merge.report.interactive.figure_style import FRAME, ROW, empty_figure
+from gptailor_merge.report.interactive.figure_style import BREAK, FRAME, ROW, empty_figure
 from gptailor_merge.report.interactive.heatmaps import agreement_heatmap, recipe_heatmap
 from gptailor_merge.report.palette import Theme
 from gptailor_merge.report.search_history import span
@@ -74,7 +74,7 @@ def _held_out(
     figure.update_xaxes(title_text=f"{plain(objective)} ({better})", showline=False)
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
-        ticktext=["<br>".join(lines) for lines in labels],
+        ticktext=[BREAK.join(lines) for lines in labels],
         range=[len(rows) - 0.5, -0.5],
         showgrid=False,
         ticklabelstandoff=6,
@@ -142,7 +142,7 @@ def _front(view: RunView, pair: tuple[str, str], theme: Theme) -> go.Figure:
             marker={"color": theme.accent, "size": 9},
             name="the front",
             hovertext=[
-                f"{point.name}<br>" + "<br>".join(f"{n}: {number(v)}" for n, v in point.scores.items())
+                f"{point.name}<br>" + BREAK.join(f"{n}: {number(v)}" for n, v in point.scores.items())
                 for point in view.front
             ],
             hoverinfo="text",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import plotly.graph_objects as go
 
 from gptailor_merge.report.palette import Theme
+from gptailor_merge.visible_text import visible_line
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+BREAK = "<br>"
+"""The tag that breaks the lines of a label."""
 
 
 SIZE = 13
@@ -17,6 +23,22 @@ SIZE = 13
 
 ROW, FRAME = 34, 64
 """Pixels of a row, and of the space around all rows."""
+
+
+def figure_json(figure: go.Figure) -> str:
+    """Returns a figure as JSON, in which names are text: plotly reads tags and entities in every label."""
+    return json.dumps(_without_tags(json.loads(figure.to_json())))
+
+
+def _without_tags(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_tags(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_tags(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    lines = (visible_line(line) for line in value.split(BREAK))
+    return BREAK.join(line.replace("&", "&amp;").replace("<", "&lt;") for line in lines)
 
 
 def empty_figure(theme: Theme, height: int, **layout: Any) -> go.Figure:

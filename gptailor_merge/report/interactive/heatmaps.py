@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
-from gptailor_merge.report.interactive.figure_style import FRAME, ROW, empty_figure
+from gptailor_merge.report.interactive.figure_style import BREAK, FRAME, ROW, empty_figure
 from gptailor_merge.report.palette import Theme, mixed, readable
 from gptailor_merge.report.recipe_map import PALEST, Place, Take, cell, slot_number
 from gptailor_merge.report.sections import MOST_NUMBERED, map_labels
@@ -164,7 +164,7 @@ def _label_axes(figure: go.Figure, columns: Sequence[str], rows: Sequence[str]) 
     )
     figure.update_yaxes(
         tickvals=list(range(len(rows))),
-        ticktext=["<br>".join(lines) for lines in map_labels(rows)],
+        ticktext=[BREAK.join(lines) for lines in map_labels(rows)],
         range=[len(rows) - 0.5, -0.5],
         showgrid=False,
         ticklabelstandoff=6,
