@@ -168,7 +168,7 @@ def tune(
         typer.echo(json.dumps(result.to_json()))
     else:
         printing.tuning(result)
-        typer.echo(f"recipe  {out / RECIPE}")
+        terminal.line(f"recipe  {out / RECIPE}")
 
 
 def evaluate(

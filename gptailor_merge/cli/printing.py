@@ -160,8 +160,8 @@ def tuning(result: TunedRecipe) -> None:
     table.add_row("loss", _number(tuning.before), _number(tuning.after))
     show(table)
     if not tuning.helps:
-        echo("tuning does not help; the recipe stays as it was")
-    echo(
+        terminal.line("tuning does not help; the recipe stays as it was")
+    terminal.line(
         f"fitted to {result.fitted_tokens:,} tokens, best after {tuning.fit.steps} steps; "
         f"{tuning.fit.tokens:,} tokens went through the model (differentiated ones count three times)"
     )
