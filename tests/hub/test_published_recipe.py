@@ -183,10 +183,14 @@ def test_gains_are_files_of_the_repository(published: Path, tmp_path: Path) -> N
         ("config.json", "[" * 100_000, "config.json: lists and objects are nested more than 64 deep"),
         ("config.json", None, "config.json: no such file"),
         ("model.safetensors.index.json", "[]", "model.safetensors.index.json: "),
-        ("model.safetensors.index.json", '{"weight_map": {"x": 5}}', "model.safetensors.index.json: "),
         (
             "model.safetensors.index.json",
-            '{"weight_map": {"x": "../y.safetensors"}}',
+            '{"metadata": {}, "weight_map": {"x": 5}}',
+            "model.safetensors.index.json: ",
+        ),
+        (
+            "model.safetensors.index.json",
+            '{"metadata": {}, "weight_map": {"x": "../y.safetensors"}}',
             "model.safetensors.index.json: ",
         ),
         ("model.safetensors.index.json", '{"weight_map": ["x"]}', "model.safetensors.index.json: "),
