@@ -10,13 +10,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from gptailor_merge.documents import read_json, read_yaml, suggest
+from gptailor_merge.documents import read_yaml, suggest
 from gptailor_merge.errors import FamilyError, KeyPath, Problem, RecipeError, errors_in
 from gptailor_merge.host.imported_recipe import Document, Imported, complete
 from gptailor_merge.host.outer_origins import outer_origins
 from gptailor_merge.host.paper_configs import from_paper_config, is_paper_config
 from gptailor_merge.methods.specs import ParameterScope, method_names, method_spec
 from gptailor_merge.models.checkpoint import ModelId, config_on_disk, depth_of
+from gptailor_merge.models.stranger_files import read_object
 from gptailor_merge.recipe.plan import SELECT
 from gptailor_merge.recipe.recipe import BASE, TAILOR
 
@@ -270,10 +271,10 @@ def _check_tied(base: str, ends: Mapping[str, Any]) -> None:
         return
     config = config_on_disk(ModelId.parse(base))
     try:
-        document = read_json(config, FamilyError) if config is not None else {}
-    except FamilyError:
+        document = read_object(config) if config is not None else {}
+    except (FamilyError, FileNotFoundError):
         return
-    if isinstance(document, Mapping) and document.get("tie_word_embeddings"):
+    if document.get("tie_word_embeddings"):
         raise RecipeError(
             f"the head of {base} is its embedding matrix (tie_word_embeddings), which mergekit takes from "
             "the first slice, and the final norm from the last; a recipe takes both from one place: say from "

@@ -22,9 +22,10 @@ from gptailor_merge.hub.release import GAINS, MAPS
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.models.directories import directory_of
 from gptailor_merge.planning.resolve import problems
+from gptailor_merge.recipe.edit_names import with_files
 from gptailor_merge.recipe.edits import edit_files
-from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.recipe.renaming import renamed
+from gptailor_merge.recipe.model_names import renamed
+from gptailor_merge.recipe.recipe import BASE, Recipe
 
 _FILE = re.compile(rf"({MAPS}|{GAINS})/[^/\\\0.][^/\\\0]*")
 
@@ -51,7 +52,7 @@ def with_places(published: Path, members: Mapping[str, str]) -> Recipe:
         raise RecipeError(mistakes, file=published / RECIPE)
     files = {name: str(_file(published, name)) for name in edit_files(recipe)}
     models = {model: _place(model, parts[model], members) for model in parts}
-    return renamed(recipe, models, files)
+    return with_files(renamed(recipe, lambda name: name if name == BASE else models[name]), files)
 
 
 def _parts(model: str) -> list[str]:

@@ -71,7 +71,7 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
         _config(directory)
         headers_in(directory)
     except FamilyError as error:
-        text = str(error).replace(f"{directory}/", "")
+        text = str(error).replace(f"{directory}/", "").replace(f"{directory}: ", "")
         raise ConfigError(f"{repo_id} is no whole model, and cannot be compared: {text}") from None
     return directory
 
