@@ -165,7 +165,7 @@ def tune(
         on_step=say,
     )
     if as_json:
-        typer.echo(json.dumps(result.to_json()))
+        terminal.line(json.dumps(result.to_json()))
     else:
         printing.tuning(result)
         terminal.line(f"recipe  {out / RECIPE}")
