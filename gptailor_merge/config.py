@@ -361,7 +361,7 @@ class SearchConfig(Section):
         family["base"] = _absolute(family["base"], directory)
         family["variants"] = {n: _absolute(m, directory) for n, m in family["variants"].items()}
         document["search"]["start"] = [
-            _start(directory / start).model_dump() if isinstance(start, str) else start
+            _start(directory / os.path.expanduser(start)).model_dump() if isinstance(start, str) else start
             for start in document["search"]["start"]
         ]
         if self.target.is_range and not any(objective.is_cost for objective in self.objectives):

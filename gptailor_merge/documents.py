@@ -170,6 +170,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
         )
         if finding["type"] == "extra_forbidden":
             known = finding.get("ctx", {}).get("known") or _keys_at(model, finding["loc"][:-1])
+            if _is_internal(finding["loc"][-1]):  # a key may look like what pydantic adds
+                path = (*path, finding["loc"][-1])
             # To compare names takes time, and an error lists few problems.
             message = "unknown key" + (suggest(str(path[-1]), known) if len(problems) < MOST_SHOWN else "")
         elif finding["type"] == "missing":

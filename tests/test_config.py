@@ -10,6 +10,7 @@ import yaml
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
+from gptailor_merge.objectives.config_types import DatasetConfig, FileConfig
 
 
 @pytest.fixture
@@ -48,6 +49,37 @@ def test_paths_are_relative_to_the_file(write, tmp_path: Path) -> None:  # type:
     assert config.objectives[0].data == {"stories": str(tmp_path / "cal" / "stories.jsonl")}
 
 
+def test_every_form_of_data_is_found_beside_the_file_or_at_home(  # type: ignore[no-untyped-def]
+    write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "cal"))
+    data = {
+        "column": {"file": "cal/stories.jsonl", "column": "content"},
+        "home": "~/stories.jsonl",
+        "directory": "cal",
+        "set": {"dataset": "cal", "split": "train"},
+        "set_at_home": {"dataset": "~", "column": "content"},
+        "hub": {"dataset": "org/texts"},
+    }
+    objective = {"kind": "kl", "data": data}
+    config = SearchConfig.load(
+        write(objectives=[objective], repair={"data": {"a": {"file": "~/stories.jsonl"}}})
+    )
+    stories, cal = str(tmp_path / "cal" / "stories.jsonl"), str(tmp_path / "cal")
+    assert config.objectives[0].data == {
+        "column": FileConfig(file=stories, column="content"),
+        "home": stories,
+        "directory": cal,
+        "set": DatasetConfig(dataset=cal, split="train"),
+        "set_at_home": DatasetConfig(dataset=cal, column="content"),
+        "hub": DatasetConfig(dataset="org/texts"),
+    }
+    assert config.repair.data == {"a": FileConfig(file=stories)}
+    (tmp_path / "config.yml").write_text(config.to_yaml())
+    assert SearchConfig.load(tmp_path / "config.yml") == config
+    assert str(tmp_path) not in config.objectives[0].sentence()
+
+
 def test_what_a_run_records_is_read_back(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     config = SearchConfig.load(write()).override(budget=7, seed=3)
     (tmp_path / "config.yml").write_text(config.to_yaml())
@@ -63,6 +95,7 @@ def test_what_a_run_records_is_read_back(write, tmp_path: Path) -> None:  # type
     ("changes", "message"),
     [
         ({"famly": {}}, "famly: unknown key; did you mean 'family'?"),
+        ({"[one]": {}}, "[one]: unknown key; known are allow_test_split, batch_tokens"),
         ({"target": {"layers": 9, "remove": 3}}, "target: expected one of layers, remove, parameters, found"),
         ({"target": {}}, "target: expected one of layers, remove, parameters, found none"),
         ({"target": {"layers": 0}}, "target.layers: input should be greater than or equal to 1, found 0"),
@@ -115,6 +148,26 @@ def test_what_a_run_records_is_read_back(write, tmp_path: Path) -> None:  # type
         (
             {"objectives": [{"kind": "kl", "data": {"a": "cal/none.jsonl"}}]},
             "objectives[0].data.a: no such file, found 'cal/none.jsonl'; looked for",
+        ),
+        (
+            {"objectives": [{"kind": "kl", "data": {"a": {"file": "~/none.jsonl", "column": "b"}}}]},
+            "objectives[0].data.a: no such file, found '~/none.jsonl'; looked for /",
+        ),
+        (
+            {"objectives": [{"kind": "kl", "data": {"a": {"file": "a", "colum": "b"}}}]},
+            "objectives[0].data.a: colum: unknown key; did you mean 'column'?",
+        ),
+        (
+            {"objectives": [{"kind": "kl", "data": {"a": {"dataset": "./none"}}}]},
+            "objectives[0].data.a.dataset: no such directory, found './none'; looked for",
+        ),
+        (
+            {"objectives": [{"kind": "kl", "data": {"a": "models/base"}}]},
+            "models/base: the directory holds no texts; expected a .jsonl, .json or .txt file",
+        ),
+        (
+            {"objectives": [{"kind": "kl", "data": {"a": "search.yml"}}]},
+            "search.yml: expected a .jsonl, .json or .txt file, any of them also as .gz, or a .parquet file, or a dir",
         ),
         (
             {"objectives": [{"kind": "kl", "data": {"a": "cal/stories.jsonl"}, "teacher": {"a": "maths"}}]},

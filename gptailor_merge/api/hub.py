@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from gptailor_merge.api.arguments import AnyPath, ignore, run_in
+from gptailor_merge.api.arguments import AnyPath, ignore, path_of, run_in
 from gptailor_merge.files import refuse_existing
 from gptailor_merge.hub.client import Destination, Pushed
 from gptailor_merge.hub.publication import Publication
@@ -126,11 +126,11 @@ def reproduce(
     texts = (f"{name}={path}" for name, path in members.items()) if isinstance(members, Mapping) else members
     directories = members_given(texts)
     if out is not None:
-        refuse_existing(Path(out))
+        refuse_existing(path_of(out))
     on_step(f"downloading {repo}")
     published = fetch(repo, revision)
     with tempfile.TemporaryDirectory() as scratch:
-        rebuilt = Path(out) if out is not None else Path(scratch) / "model"
+        rebuilt = path_of(out) if out is not None else Path(scratch) / "model"
         on_step("building it again")
         rebuild(published, directories, rebuilt)
         return compare(published, rebuilt)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from transformers import PreTrainedModel
 
-from gptailor_merge.api.arguments import AnyPath, read_recipe
+from gptailor_merge.api.arguments import AnyPath, path_of, read_recipe
 from gptailor_merge.checking.soundness import SoundnessReport, examine
 from gptailor_merge.errors import log_warning
 from gptailor_merge.host import materialize as host
@@ -34,7 +32,7 @@ def materialize(recipe: AnyPath | Recipe, out: AnyPath, *, on_warning: OnWarning
         MergeFailedError: mergekit failed, or the model does not load back as it should.
     """
     whole, file = read_recipe(recipe)
-    return host.materialize(whole, Path(out), file=file, on_warning=on_warning)
+    return host.materialize(whole, path_of(out), file=file, on_warning=on_warning)
 
 
 def compose(model: AnyPath | Recipe, *, device: str = "auto") -> PreTrainedModel:
@@ -53,7 +51,7 @@ def compose(model: AnyPath | Recipe, *, device: str = "auto") -> PreTrainedModel
     torch_device = pick_device(device)
     if isinstance(model, Recipe):
         return open_recipe(model, torch_device).model
-    return open_model(Path(model), torch_device).model
+    return open_model(path_of(model), torch_device).model
 
 
 def check(directory: AnyPath, *, gguf: bool = False) -> SoundnessReport:
@@ -69,4 +67,4 @@ def check(directory: AnyPath, *, gguf: bool = False) -> SoundnessReport:
         FamilyError: this is no model directory.
         ConfigError: `gguf` is asked for, and the converter is not there.
     """
-    return examine(Path(directory), gguf=gguf)
+    return examine(path_of(directory), gguf=gguf)

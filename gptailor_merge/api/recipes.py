@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptailor_merge.api.arguments import AnyPath, read_recipe
+from gptailor_merge.api.arguments import AnyPath, path_of, read_recipe
 from gptailor_merge.errors import ConfigError, log_warning
 from gptailor_merge.files import refuse_existing, staging, write_beside
 from gptailor_merge.host.exporting import RECIPE, export
@@ -70,11 +70,11 @@ def import_recipe(
         RecipeError: what cannot be said in a recipe, with its key.
         ConfigError: `out` exists.
     """
-    if out is not None and Path(out).exists():
+    if out is not None and path_of(out).exists():
         raise ConfigError(f"{out} exists; choose another name or remove it")
-    imported = load(Path(file), base=base, candidates=candidates, embeddings=embeddings, head=head)
+    imported = load(path_of(file), base=base, candidates=candidates, embeddings=embeddings, head=head)
     if out is not None:
-        write_beside(Path(out), imported.recipe.to_yaml())
+        write_beside(path_of(out), imported.recipe.to_yaml())
     return imported
 
 
@@ -93,7 +93,7 @@ def export_recipe(recipe: AnyPath | Recipe, out: AnyPath) -> ExportedRecipe:
     """
     whole, file = read_recipe(recipe)
     resolved, family = check_with_family(whole, file=file)
-    directory = Path(out)
+    directory = path_of(out)
     refuse_existing(directory)
     with staging(directory) as staged:
         in_parts = export(resolved, family, staged, chat_template=whole.chat_template)

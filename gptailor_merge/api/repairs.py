@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from gptailor_merge.api.arguments import AnyPath, ignore, read_recipe
+from gptailor_merge.api.arguments import AnyPath, ignore, path_of, read_recipe
 from gptailor_merge.files import refuse_existing, staging
 from gptailor_merge.models.devices import pick_device
 from gptailor_merge.recipe.recipe import Recipe
@@ -19,6 +18,7 @@ def repair(
     data: Sequence[str],
     out: AnyPath,
     *,
+    column: str = "text",
     everywhere: bool = False,
     tokens: int = 32768,
     sequence_length: int = 512,
@@ -32,7 +32,9 @@ def repair(
 
     Args:
         recipe: a recipe, or its file.
-        data: .jsonl or .txt files to fit to, each PATH or NAME=PATH.
+        data: files or directories of texts to fit to, each PATH or NAME=PATH.
+        column: field or column that holds the text or messages; `text` also stands for those that chat
+            data usually have.
         out: the directory to make, with recipe.yml and the maps; it appears whole or not at all.
         everywhere: also fits maps behind slots where no layer is missing.
         tokens: total number of tokens, shared evenly by the files.
@@ -45,13 +47,13 @@ def repair(
         DataError: too few sequences to choose a ridge on.
         ConfigError: `out` exists and is not an empty directory.
     """
-    directory = Path(out)
+    directory = path_of(out)
     refuse_existing(directory)
     whole, file = read_recipe(recipe)
     with staging(directory) as staged:
         result = repair_recipe(
             whole,
-            named_files(data),
+            named_files(data, column),
             directory,
             file=file,
             staged=staged,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from gptailor_merge.api.arguments import AnyPath, file_of, ignore
+from gptailor_merge.api.arguments import AnyPath, file_of, ignore, path_of
 from gptailor_merge.models.devices import pick_device
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.task_scores import LmEvalSettings, TaskScores, score_on_tasks
@@ -16,6 +15,7 @@ def score(
     model: AnyPath | Recipe,
     data: Sequence[str],
     *,
+    column: str = "text",
     tokens: int = 32768,
     sequence_length: int = 512,
     reference: str | None = None,
@@ -29,7 +29,9 @@ def score(
 
     Args:
         model: a recipe, its file, or a model directory.
-        data: .jsonl or .txt files, each PATH or NAME=PATH.
+        data: files or directories of texts, each PATH or NAME=PATH.
+        column: field or column that holds the text or messages; `text` also stands for those that chat
+            data usually have.
         tokens: total number of tokens, shared evenly by the files.
         sequence_length: tokens in a sequence.
         reference: directory or Hub id of a model; adds KL(reference || model).
@@ -43,6 +45,7 @@ def score(
         return score_on_texts(
             path,
             data,
+            column=column,
             tokens=tokens,
             sequence_length=sequence_length,
             reference=reference,
@@ -80,7 +83,7 @@ def evaluate(
         ConfigError: an unknown task.
         ScoringError: lm-eval could not run a task.
     """
-    directory = None if include_path is None else Path(include_path)
+    directory = None if include_path is None else path_of(include_path)
     settings = LmEvalSettings(tuple(tasks), directory, limit, few_shot, chat_template, batch_size)
     with file_of(model) as path:
         return score_on_tasks(path, settings, pick_device(device), progress=on_step)

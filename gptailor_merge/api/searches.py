@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from gptailor_merge.api.arguments import AnyPath, ignore, read_config
+from gptailor_merge.api.arguments import AnyPath, ignore, path_of, read_config
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import errors_in
 from gptailor_merge.host.materialize import is_of, materialize
@@ -83,12 +82,12 @@ def search(
         budget=budget,
         seed=seed,
         racing=racing,
-        start=[Path(recipe) for recipe in start],
+        start=[path_of(recipe) for recipe in start],
         pick=pick,
         allow_test_split=allow_test_split,
         repair=repair,
     )
-    run, torch_device = Run(Path(out)), pick_device(device)
+    run, torch_device = Run(path_of(out)), pick_device(device)
     if publication is not None:
         publication.check(settings)
     on_begin(settings.search.budget)
@@ -152,7 +151,7 @@ def baseline(
     settings = whole.override(budget=budget, seed=seed, allow_test_split=allow_test_split)
     with errors_in(file):
         space = prepare(settings).space
-    run, torch_device = Run(Path(out)), pick_device(device)
+    run, torch_device = Run(path_of(out)), pick_device(device)
     on_begin(method.candidates(space, settings.search.budget))
     execute(
         settings,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
-from gptailor_merge.api.arguments import AnyPath, ignore, read_recipe
+from gptailor_merge.api.arguments import AnyPath, ignore, path_of, read_recipe
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.files import refuse_existing, staging
 from gptailor_merge.models.devices import pick_device
@@ -25,6 +24,7 @@ def tune(
     data: Sequence[str],
     out: AnyPath,
     *,
+    column: str = "text",
     members: Mapping[str, str] | Iterable[str] = (),
     teachers: Mapping[str, str] | Iterable[str] = (),
     steps: int = 60,
@@ -44,6 +44,7 @@ def tune(
     Args:
         recipe: a recipe, or its file; each of its layers becomes a merge of all members.
         data: text files, each PATH or NAME=PATH.
+        column: field or column that holds the text or messages; see score.
         out: the directory to make, with recipe.yml and the gains; it appears whole or not at all.
         members: name -> model, of variants that the recipe does not name; or texts NAME=MODEL.
         teachers: name of the data -> name of the member whose predictions are the aim, or texts
@@ -63,13 +64,13 @@ def tune(
         ConfigError: `out` exists and is not an empty directory, or an option has another form.
     """
     options = TuneOptions(steps, _sharing(weights), norms, rate, tokens)
-    directory = Path(out)
+    directory = path_of(out)
     refuse_existing(directory)
     whole, file = read_recipe(recipe)
     with staging(directory) as staged:
         result = tune_recipe(
             whole,
-            named_files(data),
+            named_files(data, column),
             directory,
             members=_pairs("--member", "MODEL", members),
             teachers=_pairs("--teacher", "MEMBER", teachers),

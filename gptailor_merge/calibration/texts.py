@@ -2,77 +2,94 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from gptailor_merge.calibration.conversations import KNOWN, TEXT, TextDocument, document_of
+from gptailor_merge.calibration.text_files import FileRow, rows_in
 from gptailor_merge.digests import digest
-from gptailor_merge.errors import DataError
+from gptailor_merge.errors import DataError, FamilyError
+from gptailor_merge.models.chat_renderer import ChatRenderer
+
+MOST_EMPTY = 10_000
+"""Texts without a character that may follow one another."""
+
+
+PIECE = 2**16
+"""Characters of a text that are tokenised at first; longer texts are tokenised as far as they are needed."""
+
+
+_CHARACTERS_PER_TOKEN = 6
+
+
+_MARGIN = 64
+"""Tokens before a place where a text was cut that may have come out otherwise without the cut."""
+
+
+_IDENTITY = 2**16
+"""Characters by which a text is known; longer ones that begin alike count as the same."""
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """A source of texts: a .jsonl or .txt file, or a data set of the `datasets` library.
+    """A source of texts: a file, a directory of files, or a data set of the `datasets` library.
 
     Attributes:
-        location: path of the file, or name of the data set.
+        location: path of the file or directory, or name of the data set.
         is_dataset: tells the two apart.
         config: configuration of a data set.
         split: of a data set.
-        column: of a data set; also the field of a .jsonl file.
+        column: field or column that holds the text, or messages; see conversations.document_of.
     """
 
     location: str
     is_dataset: bool = False
     config: str | None = None
     split: str = "test"
-    column: str = "text"
+    column: str = TEXT
 
-    def texts(self) -> Iterator[str]:
-        """Yields the documents in their order.
+    def documents(self, tokenizer: PreTrainedTokenizerBase) -> Generator[TextDocument, None, None]:
+        """Yields the texts in their order.
+
+        Args:
+            tokenizer: its chat template renders conversations.
 
         Raises:
-            DataError: names the file, the line and what was expected there.
+            DataError: names the file, the line, what stands there and what was expected.
         """
+        empty = 0
+        key = "dataset" if self.is_dataset else "file"
+        with ChatRenderer(tokenizer) as renderer:
+            for row in self._rows():
+                name = f"{key}: {PurePath(self.location).name}"
+                document = document_of(row, self.column, renderer, name)
+                # A piece of a file that is all white space counts as many.
+                empty = 0 if document.text.strip() else empty + 1 + len(document.text) // 1000
+                if empty > MOST_EMPTY:
+                    raise DataError(f"{row.place}: more than {MOST_EMPTY:,} empty texts in a row")
+                yield document
+
+    def _rows(self) -> Iterator[FileRow]:
         if self.is_dataset:
             return self._from_dataset()
-        path = Path(self.location)
-        if path.suffix not in (".jsonl", ".txt"):
-            raise DataError(f"{path}: expected a .jsonl or .txt file")
-        if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        return self._from_jsonl(path) if path.suffix == ".jsonl" else self._from_txt(path)
+        return rows_in(Path(self.location), {self.column, *KNOWN} if self.column == TEXT else {self.column})
 
-    def _from_jsonl(self, path: Path) -> Iterator[str]:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    text = json.loads(line)[self.column]
-                except (ValueError, KeyError, TypeError):
-                    text = None
-                if not isinstance(text, str):
-                    raise DataError(f'{path}:{number}: expected an object with "{self.column}": "…"')
-                yield text
-
-    def _from_txt(self, path: Path) -> Iterator[str]:
-        yield path.read_text(encoding="utf-8")
-
-    def _from_dataset(self) -> Iterator[str]:
+    def _from_dataset(self) -> Iterator[FileRow]:
         import datasets  # takes seconds; most runs read files
 
+        name = f"data set {self.location}"
         try:
             rows = datasets.load_dataset(self.location, self.config, split=self.split, streaming=True)
-            for row in rows:
-                yield row[self.column]
+            for number, row in enumerate(rows, start=1):
+                yield FileRow(f"{name}: row {number}", row)
         except Exception as error:  # the library raises what its back ends raise
-            raise DataError(f"data set {self.location}: {type(error).__name__}: {error}") from error
+            raise DataError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +100,7 @@ class TokenSet:
         name: the user's name for the source.
         sequences: tensors of token ids, shape [length], all of one length.
         digest: of the ids; equal for equal content.
-        documents: the texts that were taken, whole or in part, white space evened out.
+        documents: the texts that were taken, whole or in part, each by its identity.
     """
 
     name: str
@@ -117,7 +134,8 @@ def tokenize(
     """Cuts a source's first tokens into sequences.
 
     Documents are tokenised as the tokenizer does by default (with its BOS, where it adds one),
-    followed by EOS where the next document does not begin with BOS, joined, and cut.
+    followed by EOS where the next document does not begin with BOS, joined, and cut. A conversation has the
+    special tokens of its chat template and no others. No more is read than is taken.
 
     Args:
         tokens: most tokens taken.
@@ -129,19 +147,52 @@ def tokenize(
     """
     wanted = max(tokens, 2)
     stream: list[int] = []
-    documents = set()
-    for text in source.texts():
-        documents.add(" ".join(text.split()))
-        ids = tokenizer(text, verbose=False)["input_ids"]
-        if stream and tokenizer.eos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
-            stream.append(tokenizer.eos_token_id)
-        stream += ids
-        if len(stream) >= wanted:
-            break
+    known = set()
+    ended = True
+    with closing(source.documents(tokenizer)) as documents:
+        for document in documents:
+            known.add(identity(document.text))
+            ids = first_tokens(tokenizer, document, wanted - len(stream))
+            if not ended and tokenizer.eos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
+                stream.append(tokenizer.eos_token_id)
+            stream += ids
+            ended = not stream or document.is_chat
+            if len(stream) >= wanted:
+                break
     stream = stream[:wanted]
     length = min(sequence_length, len(stream))
     if length < 2:
         raise DataError(f"{source.location}: fewer than two tokens; nothing can be scored")
     starts = range(0, len(stream) - length + 1, length)
     sequences = tuple(torch.tensor(stream[at : at + length]) for at in starts)
-    return TokenSet(name, sequences, digest([length, stream]), frozenset(documents - {""}))
+    return TokenSet(name, sequences, digest([length, stream]), frozenset(known - {""}))
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, document: TextDocument, wanted: int) -> list[int]:
+    """Returns the token ids that a text begins with: at least as many as are wanted, or all."""
+    size = max(PIECE, _CHARACTERS_PER_TOKEN * wanted)
+    while size < len(document.text):
+        ids = _ids(tokenizer, replace(document, text=document.text[:size]))[:-_MARGIN]
+        if len(ids) >= wanted:
+            return ids
+        size *= 2
+    return _ids(tokenizer, document)
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, document: TextDocument) -> list[int]:
+    try:
+        encoded = tokenizer(document.text, add_special_tokens=not document.is_chat, verbose=False)
+    except Exception as error:  # a tokenizer's files may say anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise FamilyError(f"the tokenizer cannot encode a text: {reason[:200]}") from None
+    ids: list[int] = encoded["input_ids"]
+    return ids
+
+
+def identity(text: str) -> str:
+    """Returns what two texts have in common that count as the same: their beginning, white space evened out.
+
+    >>> identity("Once  upon\\na time ")
+    'Once upon a time'
+    """
+    return " ".join(text[: 16 * _IDENTITY].split())[:_IDENTITY]

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gptailor_merge.checking.finding import SENTENCE, Finding, not_tried, reason
 from gptailor_merge.errors import FamilyError
+from gptailor_merge.models.chat_renderer import ChatRenderer
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.models.stranger_files import read_object
 
@@ -92,10 +93,11 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase | None) -> Finding:
     if not tokenizer.chat_template:
         return Finding("chat template", "ok", "there is none; the model completes texts")
     try:
-        text = tokenizer.apply_chat_template(_CONVERSATION, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # templates are programs
-        return Finding("chat template", "fail", f"cannot be rendered: {reason(error)}")
-    lost = [turn["content"] for turn in _CONVERSATION if turn["content"] not in str(text)]
+        with ChatRenderer(tokenizer) as renderer:
+            text = renderer.render(_CONVERSATION, add_generation_prompt=True)
+    except FamilyError as error:
+        return Finding("chat template", "fail", str(error).removeprefix("the chat template "))
+    lost = [turn["content"] for turn in _CONVERSATION if turn["content"] not in text]
     if lost:
         return Finding("chat template", "fail", f"renders a conversation of two turns without {lost[0]!r}")
     return Finding("chat template", "ok", "renders a conversation of two turns")

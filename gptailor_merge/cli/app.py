@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -40,12 +41,24 @@ def evolve_main() -> None:
 def _run(command: typer.Typer) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # for lm-eval's bars; read when tqdm is imported
     terminal.guard_logs()
-    sys.argv[1:] = spread(command, sys.argv[1:])
+    sys.argv[1:] = spread(command, [at_home(argument) for argument in sys.argv[1:]])
     try:
         command()
     except TailorError as error:
         terminal.error(str(error))
         raise SystemExit(error.exit_code) from None
+
+
+def at_home(argument: str) -> str:
+    """Returns an argument with its `~` replaced; shells do so at the beginning of an argument only.
+
+    >>> at_home("--out=~/run").endswith("~/run")
+    False
+    >>> at_home("stories.txt~")
+    'stories.txt~'
+    """
+    parts = re.split(r"(?<=[=+])", argument)
+    return "".join(os.path.expanduser(part) for part in parts)
 
 
 def _print_version(asked: bool) -> None:

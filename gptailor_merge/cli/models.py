@@ -10,6 +10,7 @@ import typer
 
 from gptailor_merge.cli import printing, terminal
 from gptailor_merge.cli.options import (
+    Column,
     Device,
     Json,
     ModelOrRecipe,
@@ -47,6 +48,7 @@ def merge(
 def score(
     model: ModelOrRecipe,
     data: Texts,
+    column: Column = "text",
     tokens: Tokens = 32768,
     sequence_length: SequenceLength = 512,
     reference: Annotated[
@@ -67,6 +69,7 @@ def score(
     scores = score_on_texts(
         model,
         data,
+        column=column,
         tokens=tokens,
         sequence_length=sequence_length,
         reference=reference,
@@ -86,6 +89,7 @@ def repair(
     everywhere: Annotated[
         bool, typer.Option("--everywhere", help="Also repair slots behind which no layer is missing.")
     ] = False,
+    column: Column = "text",
     tokens: Tokens = 32768,
     sequence_length: SequenceLength = 512,
     device: Device = "auto",
@@ -101,6 +105,7 @@ def repair(
         recipe,
         data,
         out,
+        column=column,
         everywhere=everywhere,
         tokens=tokens,
         sequence_length=sequence_length,
@@ -138,6 +143,7 @@ def tune(
     ] = "part",
     norms: Annotated[bool, typer.Option(help="Fit the gains of the norms, too.")] = True,
     rate: Annotated[float, typer.Option(min=0.0, help="Adam's rate of the merge weights.")] = 0.03,
+    column: Column = "text",
     tokens: Tokens = 65536,
     sequence_length: SequenceLength = 512,
     device: Device = "auto",
@@ -153,6 +159,7 @@ def tune(
         recipe,
         data,
         out,
+        column=column,
         members=member or (),
         teachers=teacher or (),
         steps=steps,

@@ -22,7 +22,15 @@ Texts = Annotated[
     list[str],
     typer.Option(
         metavar="FILE...",
-        help="Text files, .jsonl or .txt; write [bold]NAME=FILE[/] to give a file a name of its own.",
+        help="Texts: .jsonl, .json, .txt, also with .gz, .parquet, or a directory of these; write "
+        "[bold]NAME=FILE[/] to give one a name of its own.",
+    ),
+]
+
+Column = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Field or column that holds the text, or the messages of a conversation."
     ),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-from gptailor_merge.objectives.config_types import DatasetConfig, source_in_words
+from gptailor_merge.objectives.config_types import DatasetConfig, is_path, source_in_words
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.scoring.measures import Items
 
@@ -44,7 +44,9 @@ def source_of(configs: Sequence[ObjectiveConfig], name: str) -> str | DatasetCon
     for config in configs:
         source = config.sources().get(name)
         if source is not None:
-            return source_in_words(source) if isinstance(source, str) else source
+            if isinstance(source, DatasetConfig) and not is_path(source.dataset):
+                return source
+            return source_in_words(source)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Literal
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gptailor_merge.calibration.texts import TextSource
+from gptailor_merge.calibration.texts import TextSource, first_tokens, identity
 from gptailor_merge.composing.memory import BatchSize
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import DataError
@@ -137,13 +138,14 @@ def repetition(
     """
     sets, prompts_of = [], {}
     for source_name, source in sources.items():
-        encoded = ((text, tuple(tokenizer(text, verbose=False)["input_ids"])) for text in source.texts())
-        filled = ((text, ids) for text, ids in encoded if ids)
-        beginnings = {text: ids[:prompt_tokens] for text, ids in islice(filled, prompts)}
+        with closing(source.documents(tokenizer)) as texts:
+            encoded = ((text, first_tokens(tokenizer, text, prompt_tokens)[:prompt_tokens]) for text in texts)
+            filled = ((document.text, tuple(ids)) for document, ids in encoded if ids)
+            beginnings = dict(islice(filled, prompts))
         if not beginnings:
             raise DataError(f"{source.location}: no documents; nothing can be continued")
         ids = tuple(beginnings.values())
-        documents = frozenset(" ".join(text.split()) for text in beginnings)
+        documents = frozenset(map(identity, beginnings))
         sets.append(UnitSet(source_name, digest(ids), len(ids), documents, batch_size))
         prompts_of[source_name] = ids
     return Repetition(name, tuple(sets), prompts_of, new_tokens, BatchSize(batch_size))

@@ -17,6 +17,7 @@ from gptailor_merge.errors import KeyPath, Problem
 from gptailor_merge.objectives.config_types import (
     Data,
     DataSource,
+    FileConfig,
     Positive,
     absolute_files,
     missing_files,
@@ -30,7 +31,7 @@ class DataConfig(ObjectiveConfig):
     """An objective whose data are texts.
 
     Attributes:
-        data: name -> file (.jsonl, .txt) or data set.
+        data: name -> file, directory of files, or data set.
     """
 
     data: Data
@@ -138,9 +139,11 @@ def token_sets(
 
 
 def text_source(source: DataSource) -> TextSource:
-    """Returns the documents of a file or a data set."""
+    """Returns the texts of a file or a data set."""
     if isinstance(source, str):
         return TextSource(source)
+    if isinstance(source, FileConfig):
+        return TextSource(source.file, column=source.column)
     return TextSource(
         source.dataset, is_dataset=True, config=source.config, split=source.split, column=source.column
     )

@@ -11,6 +11,7 @@ import torch
 
 from gptailor_merge.errors import RecipeError
 from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.objectives.config_types import DataSource
 from gptailor_merge.objectives.text_kinds import token_sets
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.planning.slot_replacement import rewritten
@@ -45,7 +46,7 @@ class RepairedRecipe:
 
 def repair_recipe(
     recipe: Recipe,
-    data: Mapping[str, str],
+    data: Mapping[str, DataSource],
     out: Path,
     *,
     file: Path | None = None,
@@ -59,7 +60,7 @@ def repair_recipe(
     """Fits a map at each cut, the first cut first, and keeps those that help.
 
     Args:
-        data: name -> .jsonl or .txt file.
+        data: name -> texts.
         out: the directory of the maps, as the repaired recipe names it.
         file: the recipe's file, for messages.
         staged: the directory that the maps are written to, if it is to be renamed to `out` later.
@@ -76,9 +77,9 @@ def repair_recipe(
         raise RecipeError("no layer is missing behind another; there is nothing to repair", file=file)
     if plan.repaired:
         raise RecipeError("is repaired already; repair the recipe that it was made of", file=file)
-    composer = composer_of(recipe, family, device)
     tokenizer = load_tokenizer(family.by_model(plan.tokenizer).directory)
     sets = token_sets(data, tokenizer, tokens, sequence_length)
+    composer = composer_of(recipe, family, device)
     repairer = Repairer(composer, family, sets, everywhere=everywhere)
     repaired, cuts = repairer.repair(plan, staged or out, progress)
     slots = [replace(slot, edits=tuple(_moved(edit, out) for edit in slot.edits)) for slot in repaired.slots]

@@ -30,6 +30,20 @@ class LiveModel:
         return load_tokenizer(self.tokenizer_directory)
 
 
+def tokenizer_of(path: Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a model directory, or of the model of a recipe file, and no weights.
+
+    It warns of nothing; open_model does, which follows.
+
+    Raises:
+        RecipeError, FamilyError: see open_model.
+    """
+    if path.is_dir():
+        return load_tokenizer(Family.load(str(path), {}).base.directory)
+    plan, family = check_with_family(Recipe.load(path), file=path, on_warning=lambda sentence: None)
+    return load_tokenizer(family.by_model(plan.tokenizer).directory)
+
+
 def open_model(path: Path, device: torch.device) -> LiveModel:
     """Loads a model directory, or composes the model of a recipe file.
 

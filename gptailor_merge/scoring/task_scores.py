@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from gptailor_merge.errors import ConfigError, ScoringError
+from gptailor_merge.errors import ConfigError, InputError, ScoringError
 from gptailor_merge.models.family import Family
-from gptailor_merge.objectives.tasks.harness import task_manager
+from gptailor_merge.objectives.tasks.harness import harness_model_class, task_manager
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.live_models import LiveModel, open_member, open_model
 
@@ -149,9 +149,8 @@ def score_on_tasks(
 
 def _run_tasks(live: LiveModel, settings: LmEvalSettings, manager: Any) -> MetricsByTask:
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
-    harness_model = HFLM(
+    harness_model = harness_model_class()(
         pretrained=live.model, tokenizer=live.load_tokenizer(), batch_size=settings.batch_size
     )
     try:
@@ -164,6 +163,8 @@ def _run_tasks(live: LiveModel, settings: LmEvalSettings, manager: Any) -> Metri
             task_manager=manager,
             log_samples=False,
         )
+    except InputError:  # a chat template that cannot be rendered
+        raise
     except Exception as error:  # tasks raise what their data and their code raise
         raise ScoringError(f"lm-eval: {type(error).__name__}: {error}") from error
     return _metrics_by_task(results)

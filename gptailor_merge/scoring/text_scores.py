@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,20 @@ from typing import Any
 import torch
 
 from gptailor_merge.calibration.batches import Batch, layout
+from gptailor_merge.calibration.conversations import TEXT
+from gptailor_merge.calibration.text_files import bare_name
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.errors import ConfigError, FamilyError
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import member_digest
 from gptailor_merge.models.vocabulary import tokens_of_model
+from gptailor_merge.objectives.config_types import DataSource, FileConfig
 from gptailor_merge.objectives.kl import build_kl
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.protocols import Forward, Objective, Prediction
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.objectives.text_kinds import token_sets
-from gptailor_merge.scoring.live_models import LiveModel, open_member, open_model
+from gptailor_merge.scoring.live_models import LiveModel, open_member, open_model, tokenizer_of
 from gptailor_merge.scoring.passes import Passes, predictions_alone
 from gptailor_merge.scoring.teachers import finite, refuse_other_tokens
 
@@ -76,6 +80,7 @@ def score_on_texts(
     path: Path,
     data: Sequence[str],
     *,
+    column: str,
     tokens: int,
     sequence_length: int,
     reference: str | None,
@@ -85,7 +90,8 @@ def score_on_texts(
     """Scores a recipe file or a model directory.
 
     Args:
-        data: files, each `path` or `name=path`; see named_files.
+        data: files or directories, each `path` or `name=path`; see named_files.
+        column: the one that holds texts or messages.
         tokens: the number of tokens in all, shared evenly by the files.
         reference: directory or Hub id of the model that KL is measured against.
         top_k: how many of the reference's likeliest tokens are kept for each position.
@@ -93,9 +99,9 @@ def score_on_texts(
     Raises:
         InputError: a recipe, model or file that is wrong; two files of one name.
     """
-    files = named_files(data)
+    files = named_files(data, column)
+    sets = token_sets(files, tokenizer_of(path), tokens, sequence_length)  # before any weight is loaded
     live = open_model(path, device)
-    sets = token_sets(files, live.load_tokenizer(), tokens, sequence_length)
     rungs = layout(sets, BATCH_TOKENS, device=device)
     objectives: list[Objective] = [Perplexity("nll", sets)]
     if reference is not None:
@@ -107,24 +113,28 @@ def score_on_texts(
     return _text_scores(sets, scores["nll"], scores.get("kl"))
 
 
-def named_files(data: Sequence[str]) -> dict[str, str]:
+def named_files(data: Sequence[str], column: str = TEXT) -> dict[str, DataSource]:
     """Returns name -> file, from values of `--data`: `path` or `name=path`.
 
     A file without a name is called by its own, without the ending.
 
+    Args:
+        column: of all files.
+
     Raises:
         ConfigError: two files have one name.
 
-    >>> named_files(["texts/stories.jsonl", "sums=more/stories.jsonl"])
-    {'stories': 'texts/stories.jsonl', 'sums': 'more/stories.jsonl'}
+    >>> named_files(["texts/stories.jsonl", "sums=more/stories.jsonl.gz"])
+    {'stories': 'texts/stories.jsonl', 'sums': 'more/stories.jsonl.gz'}
     """
-    files: dict[str, str] = {}
+    files: dict[str, DataSource] = {}
     for item in data:
         has_name = "=" in item and not Path(item).exists()
-        name, path = item.split("=", 1) if has_name else (Path(item).stem, item)
+        name, path = item.split("=", 1) if has_name else (bare_name(item), item)
         if name in files:
             raise ConfigError(f"two files are called {name!r}; name them: --data NAME={path}")
-        files[name] = path
+        file = os.path.expanduser(path)
+        files[name] = file if column == TEXT else FileConfig(file=file, column=column)
     return files
 
 

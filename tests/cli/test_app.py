@@ -434,3 +434,20 @@ def test_a_baseline_leaves_a_run_as_a_search_does(run: Run, config: Path, tmp_pa
     code, _, error = run("baseline", "slab", config, "--out", tmp_path / "other")
     assert (code, "unknown baseline, found 'slab'; did you mean 'sleb'?" in error) == (2, True)
     assert not (tmp_path / "other").exists()
+
+
+def test_texts_are_found_at_home_and_in_any_column(
+    run: Run, family: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shells replace `~` at the beginning of an argument only."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, key in (("a", "text"), ("b", "content")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({key: "ONCE UPON A TIME"}) + "\n")
+    plain = run("score", family["base"], "--data", "x=~/a.jsonl", "--tokens", "9", "--json")
+    named = run("score", family["base"], "--data=x=~/b.jsonl", "--column", "content", "--tokens=9", "--json")
+    assert plain == named
+    assert plain[0] == 0
+    code, _, error = run("score", family["base"], "--data", "~/b.jsonl")
+    assert code == 2
+    assert "b.jsonl:1: found the keys content; expected text, messages" in error
+    assert "{file: b.jsonl, column: content}, or --column content" in error

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from gptailor_merge.errors import ConfigError, DataError, InputError
+from gptailor_merge.errors import ConfigError, DataError, FamilyError, InputError
+from gptailor_merge.models.chat_renderer import ChatRenderer
 from gptailor_merge.models.configs import build, load_config
+from gptailor_merge.objectives.tasks.task_paths import start_paths_at_files
 
 RANDOM_SEED, NUMPY_SEED = 0, 1234
 """lm-eval's defaults."""
@@ -65,7 +67,10 @@ def _manager(include_path: Path | None, state: _State, *, include_defaults: bool
     """Makes a task manager; reading the thousands of files that come with lm-eval takes seconds."""
     from lm_eval.tasks import TaskManager  # takes seconds, too
 
-    return TaskManager(include_path=include_path, include_defaults=include_defaults)
+    manager = TaskManager(include_path=include_path, include_defaults=include_defaults)
+    if include_path is not None:
+        start_paths_at_files(manager, include_path)
+    return manager
 
 
 def _are_all_in(index: Mapping[str, Any], names: Sequence[Any]) -> bool:
@@ -108,15 +113,40 @@ def copied(task: Any) -> Any:
     return duplicate
 
 
+@lru_cache(maxsize=1)
+def harness_model_class() -> Any:
+    """Returns lm-eval's class of language models, with chat templates rendered under limits."""
+    from lm_eval.models.huggingface import HFLM
+
+    class BoundedChats(HFLM):  # type: ignore[misc]
+        def apply_chat_template(self, chat_history: Any, add_generation_prompt: bool = True) -> str:
+            """Renders a conversation; like lm-eval, without the system's messages if these are refused."""
+            if not hasattr(self, "chat_renderer"):
+                self.chat_renderer = ChatRenderer(self.tokenizer)
+            options = {
+                "add_generation_prompt": add_generation_prompt,
+                "continue_final_message": not add_generation_prompt,
+                **self.chat_template_args,
+            }
+            try:
+                return self.chat_renderer.render(chat_history, **options)
+            except FamilyError:
+                others = [message for message in chat_history if message["role"] != "system"]
+                if len(others) == len(chat_history):
+                    raise
+                return self.chat_renderer.render(others, **options)
+
+    return BoundedChats
+
+
 def encoder(directory: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
     """Returns lm-eval's language model without weights, which turns requests into tokens as lm-eval does.
 
     Args:
         directory: of the model, for its config.
     """
-    from lm_eval.models.huggingface import HFLM
 
-    class Encoder(HFLM):  # type: ignore[misc]
+    class Encoder(harness_model_class()):  # type: ignore[misc]
         recorded: list[tuple[list[int], list[int]]]
 
         def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:

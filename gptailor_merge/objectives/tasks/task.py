@@ -11,7 +11,7 @@ from pydantic import Field
 from typing_extensions import Self
 
 from gptailor_merge.errors import ConfigError, KeyPath, Problem
-from gptailor_merge.objectives.config_types import Positive
+from gptailor_merge.objectives.config_types import Positive, located
 from gptailor_merge.objectives.kinds import (
     Context,
     ObjectiveConfig,
@@ -74,16 +74,16 @@ class TaskConfig(ObjectiveConfig):
     def problems(self, path: KeyPath, directory: Path, members: Sequence[str]) -> list[Problem]:
         """Returns a problem where include_path is no directory."""
         where = self.include_path
-        if where is None or (directory / where).is_dir():
+        if where is None or located(where, directory).is_dir():
             return []
-        message = f"no such directory, found {where!r}; looked for {directory / where}"
+        message = f"no such directory, found {where!r}; looked for {located(where, directory)}"
         return [Problem((*path, "include_path"), message)]
 
     def resolved(self, directory: Path) -> Self:
         """Returns the config with an absolute include_path."""
         if self.include_path is None:
             return self
-        return self.model_copy(update={"include_path": str(directory / self.include_path)})
+        return self.model_copy(update={"include_path": str(located(self.include_path, directory))})
 
     def splits(self, context: Context) -> Mapping[str, str]:
         """Returns task -> split.
