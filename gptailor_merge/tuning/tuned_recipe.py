@@ -13,6 +13,7 @@ from gptailor_merge.errors import RecipeError
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
 from gptailor_merge.models.family import BASE_NAME, Family
 from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.objectives.config_types import DataSource
 from gptailor_merge.objectives.kinds import Context
 from gptailor_merge.objectives.kl import KLConfig
 from gptailor_merge.planning.check import check_with_family
@@ -56,7 +57,7 @@ class TunedRecipe:
 
 def tune_recipe(
     recipe: Recipe,
-    data: Mapping[str, str],
+    data: Mapping[str, DataSource],
     out: Path,
     *,
     members: Mapping[str, str],
