@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,16 +13,16 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
-from gptailor_merge.host.names_and_commands import LIBRARY
 from gptailor_merge.objectives.config_types import Data, Positive, Section, absolute_files, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
 from gptailor_merge.recipe.fields import ModelName
 from gptailor_merge.recipe.model_names import renamed, tidy
 from gptailor_merge.recipe.recipe import BASE, Recipe
+from gptailor_merge.versions import environment
 
-VERSIONED = ("gptailor-merge", LIBRARY, "torch", "transformers", "nevergrad", "numpy", "lm-eval")
-"""Libraries that a result depends on."""
+SEEDS = 2**32
+"""The number of seeds that there are."""
 
 
 class FamilyConfig(Section):
@@ -217,7 +215,7 @@ class SearchConfig(Section):
     held_out: ObjectiveConfigs = Field(default=(), strict=False)
     search: SearchSection = SearchSection()
     repair: RepairSection = RepairSection()
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
     batch_tokens: Positive = 4096
@@ -277,8 +275,12 @@ class SearchConfig(Section):
 
         Raises:
             RecipeError: a start that is no recipe.
-            ConfigError: a pick that is no rule.
+            ConfigError: a pick that is no rule, or a number that is out of range.
         """
+        if seed is not None and not (type(seed) is int and 0 <= seed < SEEDS):
+            raise ConfigError(f"--seed: expected a whole number from 0 to {SEEDS - 1}, found {seed}")
+        if budget is not None and not (type(budget) is int and budget >= 1):
+            raise ConfigError(f"--budget: expected a whole number from 1, found {budget}")
         recipes = tuple(_start(file) for file in start) or None
         if pick is not None:
             try:
@@ -295,11 +297,15 @@ class SearchConfig(Section):
         }
         return self.model_copy(update=update)
 
-    def to_yaml(self) -> str:
-        """Returns the resolved config with the versions of the libraries; `load` reads it back."""
-        return yaml.safe_dump(
-            {**self._document(), "environment": environment()}, sort_keys=False, allow_unicode=True
-        )
+    def to_yaml(self, versions: Mapping[str, str] | None = None) -> str:
+        """Returns the resolved config with the versions of the libraries; `load` reads it back.
+
+        Args:
+            versions: library -> its version when the run was begun; default those that are installed.
+        """
+        recorded = dict(environment() if versions is None else versions)
+        document = {**self._document(), "environment": recorded}
+        return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
     def differences(self, other: SearchConfig) -> list[str]:
         """Returns the top-level keys that differ, except for budget and pick, which a resume may change."""
@@ -367,11 +373,6 @@ class SearchConfig(Section):
         if self.target.is_range and not any(objective.is_cost for objective in self.objectives):
             document["objectives"].append({"kind": "parameters"})
         return document
-
-
-def environment() -> dict[str, str]:
-    """Returns the versions of everything that a result depends on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
 
 
 def _start(file: Path) -> StartRecipe:

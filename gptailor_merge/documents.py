@@ -1,8 +1,10 @@
-"""Reads and writes YAML documents, and words what pydantic finds wrong in them."""
+"""Reads and writes YAML documents, writes JSON, and words what pydantic finds wrong in documents."""
 
 from __future__ import annotations
 
 import difflib
+import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -150,6 +152,26 @@ def excess(document: Any) -> str | None:
         return next((text for child in children if (text := walk(child, level + 1))), None)
 
     return walk(document, 0)
+
+
+def json_text(document: Any, **options: Any) -> str:
+    """Returns a document as JSON, which has no NaN and no infinity: they become null.
+
+    Args:
+        options: of json.dumps.
+
+    >>> json_text({"loss": float("nan"), "scores": (1.0, float("inf"))})
+    '{"loss": null, "scores": [1.0, null]}'
+    """
+    return json.dumps(_finite(document), allow_nan=False, **options)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[Problem]:

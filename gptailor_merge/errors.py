@@ -10,6 +10,7 @@ TailorError
     ├── MergeFailedError     mergekit could not merge, or the written model is not sound
     ├── ScoringError         a candidate could not be composed or scored
     ├── HubError             the Hub refused, failed, or could not be reached
+    ├── UnwritableError      the disk is full, or fails
     └── SearchError          the journal is unusable, or too many candidates failed
 """
 
@@ -138,6 +139,10 @@ class ScoringError(RunError):
 
 class HubError(RunError):
     """The Hub refused, failed, or could not be reached."""
+
+
+class UnwritableError(RunError):
+    """The disk is full, or fails."""
 
 
 class SearchError(RunError):

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import glob
+import itertools
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gptailor_merge.errors import ConfigError
+from gptailor_merge.errors import ConfigError, UnwritableError
+
+STAGED = "gptailor-staged"
+"""A part of the names of files and directories that are not whole yet."""
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def refuse_existing(out: Path) -> None:
@@ -20,27 +29,73 @@ def refuse_existing(out: Path) -> None:
 
 
 @contextmanager
-def staging(out: Path) -> Iterator[Path]:
+def writing(path: Path) -> Iterator[None]:
+    """Turns errors of the file system inside the block into sentences about a file or directory.
+
+    Raises:
+        UnwritableError: there is no room.
+        ConfigError: the place cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror or error}"
+        raise (UnwritableError if error.errno in _NO_ROOM else ConfigError)(message) from None
+
+
+def make_directory(directory: Path) -> None:
+    """Makes a directory and those above it; one that exists stays.
+
+    Raises:
+        ConfigError, UnwritableError: that is not possible.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{directory} cannot be made a directory: {error.strerror or error}"
+        raise (UnwritableError if error.errno in _NO_ROOM else ConfigError)(message) from None
+
+
+@contextmanager
+def staging(out: Path, *, marker: str | None = None, leftovers: Collection[str] = ()) -> Iterator[Path]:
     """Yields a directory beside `out`, which becomes `out` when the block ends without an error.
 
-    An existing `out` is replaced; after an error the new directory is removed and `out` is untouched. A
-    link, perhaps to a larger disk, stays, and the directory behind it is replaced.
+    An existing `out` is replaced; after an error the new directory is removed and `out` is untouched. Where
+    `out` is a link to a directory, e.g. on a larger disk, that directory is replaced and the link stays.
+
+    An old directory that lacks the marker, or has files that somebody has put there, is not deleted but kept
+    as `out.replaced-N`.
+
+    Args:
+        marker: the name of a file that every directory has that was written here; None where there is none.
+        leftovers: patterns of files that the writer of `out` may have left in it.
+
+    Raises:
+        ConfigError, UnwritableError: the place cannot be written.
     """
-    out = out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    if out.is_symlink():
+        out = out.resolve()
+    make_directory(out.parent)
+    with writing(out):
+        directory = Path(tempfile.mkdtemp(prefix=staged_prefix(out), dir=out.parent))
     try:
         yield directory
-        grant_ordinary_access(directory)
-        if out.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-            out.rename(old)
-            directory.rename(out)
-            shutil.rmtree(old)
-        else:
-            directory.rename(out)
-    except BaseException:
+        with writing(out):
+            grant_ordinary_access(directory)
+            if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+                directory.rename(out)
+            elif not (marker and (out / marker).is_file()) or any(_foreign(out, directory, leftovers)):
+                out.rename(_free_name(out))
+                directory.rename(out)
+            else:
+                old = Path(tempfile.mkdtemp(prefix=staged_prefix(out), dir=out.parent))
+                out.rename(old)
+                directory.rename(out)
+                shutil.rmtree(old)
+    except BaseException as error:
         shutil.rmtree(directory, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise UnwritableError(f"{out} cannot be written: {error.strerror}") from None
         raise
 
 
@@ -60,13 +115,51 @@ def grant_ordinary_access(directory: Path) -> None:
 
 
 def write_beside(file: Path, text: str) -> None:
-    """Writes a text file atomically: other processes see the old content or all of the new."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    """Writes a text file atomically: other processes see the old content or all of the new.
+
+    Raises:
+        ConfigError, UnwritableError: the place cannot be written.
+    """
+    beside = file.with_name(f"{staged_prefix(file)}{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(file)
+        with writing(file):
+            with beside.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            beside.replace(file)
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def staged_prefix(path: Path) -> str:
+    """Returns how the names of what is written beside a file or directory begin, until it is whole."""
+    return f".{path.name}.{STAGED}-"
+
+
+def sweep(path: Path) -> None:
+    """Removes what killed processes have left beside a file or directory that they were writing.
+
+    Call it where nobody else can be writing the same.
+    """
+    target = path.resolve() if path.is_symlink() else path
+    for staged in target.parent.glob(f"{glob.escape(staged_prefix(target))}*"):
+        if staged.is_dir() and not staged.is_symlink():
+            shutil.rmtree(staged, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                staged.unlink()
+
+
+def _foreign(old: Path, new: Path, leftovers: Collection[str]) -> Iterator[Path]:
+    """Yields the files of an old directory that neither the new one has nor the writer may have left."""
+    for file in old.rglob("*"):
+        name = file.relative_to(old)
+        if not file.is_dir() and not (new / name).exists() and not any(map(name.match, leftovers)):
+            yield file
+
+
+def _free_name(out: Path) -> Path:
+    names = (out.with_name(f"{out.name}.replaced-{number}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())

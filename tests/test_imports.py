@@ -29,6 +29,7 @@ ORDER = (
     "space",
     "scoring",
     "config",
+    "versions",
     "objectives",
     "calibration",
     "host",

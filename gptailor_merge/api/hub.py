@@ -11,6 +11,7 @@ from gptailor_merge.files import refuse_existing
 from gptailor_merge.hub.client import Destination, Pushed
 from gptailor_merge.hub.publication import Publication
 from gptailor_merge.hub.reproduce import Comparison, compare, fetch, members_given, rebuild
+from gptailor_merge.runs.lock import locked_around
 from gptailor_merge.runs.run import Run
 
 
@@ -132,5 +133,6 @@ def reproduce(
     with tempfile.TemporaryDirectory() as scratch:
         rebuilt = path_of(out) if out is not None else Path(scratch) / "model"
         on_step("building it again")
-        rebuild(published, directories, rebuilt)
+        with locked_around(rebuilt):
+            rebuild(published, directories, rebuilt)
         return compare(published, rebuilt)

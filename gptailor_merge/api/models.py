@@ -12,6 +12,7 @@ from gptailor_merge.models.devices import pick_device
 from gptailor_merge.planning.check import OnWarning
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.lock import locked_around
 from gptailor_merge.scoring.live_models import open_model, open_recipe
 
 
@@ -28,11 +29,14 @@ def materialize(recipe: AnyPath | Recipe, out: AnyPath, *, on_warning: OnWarning
 
     Raises:
         RecipeError, FamilyError: the recipe is wrong, or its models do not fit together.
-        ConfigError: `out` exists and is not an empty directory.
+        ConfigError: `out` exists and is not an empty directory, or lies in a run that another process is
+            writing.
         MergeFailedError: mergekit failed, or the model does not load back as it should.
     """
     whole, file = read_recipe(recipe)
-    return host.materialize(whole, path_of(out), file=file, on_warning=on_warning)
+    directory = path_of(out)
+    with locked_around(directory):
+        return host.materialize(whole, directory, file=file, on_warning=on_warning)
 
 
 def compose(model: AnyPath | Recipe, *, device: str = "auto") -> PreTrainedModel:

@@ -16,6 +16,7 @@ from gptailor_merge.host.names_and_commands import plain_command
 from gptailor_merge.planning.check import OnWarning, check, check_with_family
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.lock import locked_around
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ def import_recipe(
         raise ConfigError(f"{out} exists; choose another name or remove it")
     imported = load(path_of(file), base=base, candidates=candidates, embeddings=embeddings, head=head)
     if out is not None:
-        write_beside(path_of(out), imported.recipe.to_yaml())
+        with locked_around(path_of(out)):
+            write_beside(path_of(out), imported.recipe.to_yaml())
     return imported
 
 
@@ -95,7 +97,7 @@ def export_recipe(recipe: AnyPath | Recipe, out: AnyPath) -> ExportedRecipe:
     resolved, family = check_with_family(whole, file=file)
     directory = path_of(out)
     refuse_existing(directory)
-    with staging(directory) as staged:
+    with locked_around(directory), staging(directory) as staged:
         in_parts = export(resolved, family, staged, chat_template=whole.chat_template)
     command = plain_command(RECIPE, in_parts=in_parts)
     return ExportedRecipe(directory, command)

@@ -10,6 +10,7 @@ from gptailor_merge.models.devices import pick_device
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.repaired_recipe import RECIPE as RECIPE
 from gptailor_merge.repair.repaired_recipe import RepairedRecipe, repair_recipe
+from gptailor_merge.runs.lock import locked_around
 from gptailor_merge.scoring.text_scores import named_files
 
 
@@ -50,7 +51,7 @@ def repair(
     directory = path_of(out)
     refuse_existing(directory)
     whole, file = read_recipe(recipe)
-    with staging(directory) as staged:
+    with locked_around(directory), staging(directory) as staged:
         result = repair_recipe(
             whole,
             named_files(data, column),

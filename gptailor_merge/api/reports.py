@@ -8,6 +8,7 @@ from pathlib import Path
 from gptailor_merge.api.arguments import AnyPath, run_in
 from gptailor_merge.report.page import write_report
 from gptailor_merge.report.watch import Server, Watched
+from gptailor_merge.runs.lock import locked
 from gptailor_merge.runs.run import Run
 
 
@@ -21,9 +22,12 @@ def report(run: AnyPath | Run, *, baselines: Sequence[AnyPath | Run] = ()) -> Pa
         baselines: other runs of the same search config, drawn as lines.
 
     Raises:
-        InputError: a directory holds no run, or a run that was scored on something else.
+        InputError: a directory holds no run, or a run that was scored on something else, or another process
+            is writing the run.
     """
-    return write_report(run_in(run), [run_in(baseline) for baseline in baselines])
+    shown = run_in(run)
+    with locked(shown.path, advice="look at it with  gptailor watch  until it ends"):
+        return write_report(shown, [run_in(baseline) for baseline in baselines])
 
 
 def watch(run: AnyPath | Run, *, port: int = 0, baselines: Sequence[AnyPath | Run] = ()) -> Server:

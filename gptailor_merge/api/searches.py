@@ -91,6 +91,16 @@ def search(
     if publication is not None:
         publication.check(settings)
     on_begin(settings.search.budget)
+
+    def finish(run: Run) -> None:
+        feed.keep_results(run.summary())
+        if model and not is_of(run.model, run.best):
+            on_step("writing the model")
+            best = Recipe.load(run.best)
+            # The summary of the run has the warnings, with the names of the members.
+            materialize(best, run.model, file=run.best, replace=True, on_warning=ignore)
+        write_report(run)
+
     with tracker_feed(trackers, run.path, settings) as feed:
         execute(
             settings,
@@ -102,14 +112,8 @@ def search(
             file=file,
             on_step=on_step,
             on_candidate=feed.after(on_candidate),
+            finish=finish,
         )
-        feed.keep_results(run.summary())
-        if model and not is_of(run.model, run.best):
-            on_step("writing the model")
-            best = Recipe.load(run.best)
-            # The summary of the run has the warnings, with the names of the members.
-            materialize(best, run.model, file=run.best, replace=True, on_warning=ignore)
-    write_report(run)
     return run
 
 

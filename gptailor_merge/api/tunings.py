@@ -10,6 +10,7 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.files import refuse_existing, staging
 from gptailor_merge.models.devices import pick_device
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.lock import locked_around
 from gptailor_merge.scoring.text_scores import named_files
 from gptailor_merge.tuning.groups import SHARINGS, Sharing
 from gptailor_merge.tuning.tuned_recipe import TunedRecipe, tune_recipe
@@ -67,7 +68,7 @@ def tune(
     directory = path_of(out)
     refuse_existing(directory)
     whole, file = read_recipe(recipe)
-    with staging(directory) as staged:
+    with locked_around(directory), staging(directory) as staged:
         result = tune_recipe(
             whole,
             named_files(data, column),

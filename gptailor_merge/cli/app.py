@@ -13,7 +13,7 @@ from gptailor_merge import __version__
 from gptailor_merge.cli import hub, models, reports, searches, terminal
 from gptailor_merge.cli.lists import spread
 from gptailor_merge.cli.recipes import recipe_app
-from gptailor_merge.errors import TailorError
+from gptailor_merge.errors import RunError, TailorError
 
 app = typer.Typer(
     help="Prune a family of language models by removing, selecting and merging their layers.",
@@ -47,6 +47,10 @@ def _run(command: typer.Typer) -> None:
     except TailorError as error:
         terminal.error(str(error))
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        terminal.error(f"{what}{error.strerror or error}")
+        raise SystemExit(RunError.exit_code) from None
 
 
 def at_home(argument: str) -> str:

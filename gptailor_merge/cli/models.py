@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +19,7 @@ from gptailor_merge.cli.options import (
     Tokens,
 )
 from gptailor_merge.cli.terminal import say
+from gptailor_merge.documents import json_text
 
 
 def register(app: typer.Typer) -> None:
@@ -77,7 +77,7 @@ def score(
         device=device,
     )
     if as_json:
-        terminal.line(json.dumps(scores.to_json()))
+        terminal.line(json_text(scores.to_json()))
     else:
         printing.text_scores(scores)
 
@@ -113,7 +113,7 @@ def repair(
         on_step=say,
     )
     if as_json:
-        terminal.line(json.dumps(result.to_json()))
+        terminal.line(json_text(result.to_json()))
     else:
         printing.repairs(result)
         terminal.line(f"recipe  {out / RECIPE}")
@@ -172,7 +172,7 @@ def tune(
         on_step=say,
     )
     if as_json:
-        terminal.line(json.dumps(result.to_json()))
+        terminal.line(json_text(result.to_json()))
     else:
         printing.tuning(result)
         terminal.line(f"recipe  {out / RECIPE}")
@@ -218,7 +218,7 @@ def evaluate(
         on_step=say,
     )
     if as_json:
-        terminal.line(json.dumps(evaluation.to_json()))
+        terminal.line(json_text(evaluation.to_json()))
     else:
         printing.evaluation(evaluation)
 
@@ -240,7 +240,7 @@ def check(
     quiet_libraries()
     report = examine(model, gguf=gguf)
     if as_json:
-        terminal.line(json.dumps(report.to_json()))
+        terminal.line(json_text(report.to_json()))
     else:
         printing.report(report)
     if not report.sound:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from gptailor_merge.cli import printing, terminal
+from gptailor_merge.cli.interruption import resumable
 from gptailor_merge.cli.options import Device, Json, License, Resume, RunDirectory, TestSplit
 from gptailor_merge.cli.progress import progress
 from gptailor_merge.cli.terminal import say
+from gptailor_merge.documents import json_text
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.host.names_and_commands import WRITTEN
 
@@ -111,7 +112,7 @@ def evolve(
         license=license_,
         no_model=no_model,
     )
-    with progress() as shown:
+    with resumable(out), progress() as shown:
         run = search(
             config,
             out,
@@ -176,7 +177,7 @@ def baseline(
     from gptailor_merge.api.searches import baseline as prune
 
     quiet_libraries()
-    with progress() as shown:
+    with resumable(out), progress() as shown:
         run = prune(
             name,
             config,
@@ -209,7 +210,7 @@ def show(
 
     summary = Run(run).summary(pick)
     if as_json:
-        terminal.line(json.dumps(summary.to_json()))
+        terminal.line(json_text(summary.to_json()))
     elif pareto:
         printing.front(summary)
     else:

@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from gptailor_merge.bounded_files import read_bounded
 from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import RecipeError
+from gptailor_merge.files import writing
 from gptailor_merge.recipe.plan import NORMS, Edit
 
 _MAP = "map"
@@ -96,10 +97,15 @@ def load_map(file: str, digest: str) -> torch.Tensor:
 
 
 def save_map(matrix: torch.Tensor, directory: Path, name: str) -> tuple[Path, str]:
-    """Writes a repair map [width, width] in float32; returns its file and digest."""
+    """Writes a repair map [width, width] in float32; returns its file and digest.
+
+    Raises:
+        ConfigError, UnwritableError: the place cannot be written.
+    """
     content = save({_MAP: matrix.float().cpu().contiguous()})
     file = directory / name
-    file.write_bytes(content)
+    with writing(file):
+        file.write_bytes(content)
     return file, digest_of_bytes(content)
 
 
@@ -135,7 +141,8 @@ def save_gains(gains: Mapping[str, torch.Tensor], directory: Path, name: str) ->
     copies = {key: gain.detach().to("cpu", torch.float32, copy=True) for key, gain in sorted(gains.items())}
     content = save({key: gain.contiguous() for key, gain in copies.items()})
     file = directory / name
-    file.write_bytes(content)
+    with writing(file):
+        file.write_bytes(content)
     return file, digest_of_bytes(content)
 
 

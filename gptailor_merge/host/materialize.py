@@ -21,8 +21,20 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.models.reload import not_finite, reload
 from gptailor_merge.models.stored_values import stored_heads, value_problem
 from gptailor_merge.planning.check import OnWarning, check_with_family
+from gptailor_merge.recipe.edits import with_whole_paths
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
+
+WRITTEN_FILES = (
+    "model*.safetensors",
+    "*.safetensors.index.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""Patterns of files that a written model may have and another one may lack."""
+
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -42,7 +54,8 @@ def materialize(
 
     Args:
         file: the recipe's file, which is copied as it is.
-        replace: replaces an existing directory once the new one is whole.
+        replace: replaces an existing directory once the new one is whole; one that was not written here, or
+            that has other files in it, is kept as `out.replaced-N`.
         on_warning: is told what differs between the members, and what the result takes.
 
     Raises:
@@ -55,11 +68,9 @@ def materialize(
         refuse_existing(out)
     for sentence in stored_heads(family):
         on_warning(sentence)
-    with staging(out) as directory:
+    with staging(out, marker=RECIPE, leftovers=WRITTEN_FILES) as directory:
         _merge(plan, recipe, family, directory)
-        (directory / RECIPE).write_text(
-            file.read_text(encoding="utf-8") if file else recipe.to_yaml(), encoding="utf-8"
-        )
+        (directory / RECIPE).write_text(_recipe_text(recipe, file, out), encoding="utf-8")
         try:
             verify(directory, plan)
         except MergeFailedError as error:
@@ -67,6 +78,16 @@ def materialize(
             cause = value_problem(family)
             raise MergeFailedError(f"{error}; {cause}") if cause else error from None
     return plan
+
+
+def _recipe_text(recipe: Recipe, file: Path | None, out: Path) -> str:
+    """Returns the recipe's file as it is, or with whole paths where its maps are not found from `out`."""
+    if file is None:
+        return recipe.to_yaml()
+    whole = with_whole_paths(recipe, file.parent)
+    if with_whole_paths(recipe, out) != whole:
+        return whole.to_yaml()
+    return file.read_text(encoding="utf-8")
 
 
 def is_of(model: Path, recipe: Path) -> bool:

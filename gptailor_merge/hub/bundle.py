@@ -11,19 +11,15 @@ from huggingface_hub import get_token
 from gptailor_merge.checking.soundness import examine
 from gptailor_merge.errors import ConfigError, MergeFailedError
 from gptailor_merge.files import staging
-from gptailor_merge.host.materialize import is_of
+from gptailor_merge.host.materialize import WRITTEN_FILES, is_of
 from gptailor_merge.host.names_and_commands import RECIPE
 from gptailor_merge.hub.card import card_of
 from gptailor_merge.hub.parents import CARD
-from gptailor_merge.hub.release import RECORD, Release
+from gptailor_merge.hub.release import GAINS, MAPS, RECORD, Release
 from gptailor_merge.report.pictures import draw_pictures
 from gptailor_merge.report.view import view
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.redaction import WEIGHTS, refuse_private
-
-DIRECTORY = "hub"
-"""The name of the directory in the run directory."""
-
 
 PICTURES = "pictures"
 """The directory of the pictures, beside the card."""
@@ -55,8 +51,9 @@ def bundle(release: Release, repo_id: str) -> Path:
         MergeFailedError: a file names a path of this machine, or holds the token.
     """
     run = release.run
-    out = run.path / DIRECTORY
-    with staging(out) as directory:
+    out = run.hub
+    leftovers = (*WRITTEN_FILES, f"{MAPS}/*", f"{GAINS}/*", f"{PICTURES}/*")
+    with staging(out, marker=RECORD, leftovers=leftovers) as directory:
         for file in sorted(run.model.iterdir()):
             if file.name not in (RECIPE, CARD) and file.is_file():
                 _place(file, directory / file.name)

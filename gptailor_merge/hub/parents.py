@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import hf_hub_download
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from gptailor_merge.documents import parse_yaml, read_text
 from gptailor_merge.errors import ConfigError, FamilyError
 from gptailor_merge.models.checkpoint import ModelId
+from gptailor_merge.models.contents import commit_of
 
 CARD = "README.md"
 
@@ -161,21 +161,9 @@ def _describe(model: ModelId, directory_name: str) -> ParentPart:
     if model.is_local:
         stated = _metadata(Path(model.path) / CARD)
         return ParentPart(directory_name, None, None, _licence(stated), _languages(stated))
-    revision = _commit(model) or model.revision
+    revision = commit_of(model) or model.revision
     stated = _metadata(_card_on_the_hub(model.repo, revision))
     return ParentPart(model.repo, model.repo, revision, _licence(stated), _languages(stated))
-
-
-def _commit(model: ModelId) -> str | None:
-    """Returns the commit of the cached files, which are the ones that were merged."""
-    for file in ("config.json", "adapter_config.json"):
-        try:
-            cached = try_to_load_from_cache(model.repo, file, revision=model.revision)
-        except HFValidationError:
-            return None
-        if isinstance(cached, str):
-            return Path(cached).parent.name  # snapshots/COMMIT/config.json
-    return None
 
 
 def _card_on_the_hub(repo: str, revision: str | None) -> Path | None:

@@ -12,6 +12,7 @@ from gptailor_merge.hub.client import Destination, Hub, Pushed
 from gptailor_merge.hub.licences import check_licence
 from gptailor_merge.hub.parents import licence_of, parents_of
 from gptailor_merge.hub.release import Release, release_of, search_digest
+from gptailor_merge.runs.lock import locked
 from gptailor_merge.runs.record import members_of
 from gptailor_merge.runs.run import Run
 
@@ -50,7 +51,8 @@ class Publication:
         """
         if self.licence is not None:
             check_licence(self.licence)  # the Hub, which knows its list better, is not asked
-        return self._write(release_of(run.record(), self.licence), on_step)
+        with locked(run.path):
+            return self._write(release_of(run.record(), self.licence), on_step)
 
     def publish(self, run: Run, on_step: Callable[[str], None] = ignore) -> Pushed:
         """Writes and uploads it. Access is checked first, and the model before the first byte leaves.
@@ -58,14 +60,15 @@ class Publication:
         Raises:
             InputError, ConfigError, MergeFailedError, HubError: what was wrong; what was written stays.
         """
-        release = release_of(run.record(), self.licence)
-        hub = Hub(self.target)
-        on_step("asking the Hub")
-        seen = hub.check(release.search_digest, release.licence.key)
-        directory = self._write(release, on_step)
-        on_step("uploading")
-        message = f"{len(release.plan.slots)} layers, recipe {release.digest}"
-        return hub.push(directory, seen, tag=release.digest, message=message)
+        with locked(run.path):
+            release = release_of(run.record(), self.licence)
+            hub = Hub(self.target)
+            on_step("asking the Hub")
+            seen = hub.check(release.search_digest, release.licence.key)
+            directory = self._write(release, on_step)
+            on_step("uploading")
+            message = f"{len(release.plan.slots)} layers, recipe {release.digest}"
+            return hub.push(directory, seen, tag=release.digest, message=message)
 
     def _write(self, release: Release, on_step: Callable[[str], None]) -> Path:
         on_step("checking the model")

@@ -6,7 +6,6 @@ machine is in it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,10 +15,12 @@ from typing import Any
 from gptailor_merge import __version__
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.digests import digest
+from gptailor_merge.documents import json_text
+from gptailor_merge.errors import ConfigError
 from gptailor_merge.hub.parents import Licence, Parent, licence_of, parents_of
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.planning.resolve import plan
-from gptailor_merge.recipe.edits import gains_files, map_files
+from gptailor_merge.recipe.edits import gains_files, map_files, with_whole_paths
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.directory import Directory
@@ -133,7 +134,7 @@ class Release:
 
     def record_text(self) -> str:
         """Returns the record as its file has it."""
-        return json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n"
+        return json_text(self.record(), indent=1, ensure_ascii=False) + "\n"
 
 
 def release_of(record: Record, licence: str | None) -> Release:
@@ -147,7 +148,13 @@ def release_of(record: Record, licence: str | None) -> Release:
         RecipeError: the best recipe cannot be read.
     """
     summary = summarize(record)
-    recipe = Recipe.load(record.directory.best)
+    file = record.directory.best
+    recipe = with_whole_paths(Recipe.load(file), file.parent)
+    if (written := plan(recipe).digest) != summary.digest:
+        raise ConfigError(
+            f"{file} is recipe {written}, and the run's numbers are those of {summary.digest}; write "
+            "the file again with --resume, and keep what you have changed under another name"
+        )
     family = parents_of(record.models)
     used = tuple(parent for parent in family if parent.model in recipe.models)
     names = {parent.model: parent.pinned for parent in family}

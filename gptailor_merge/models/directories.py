@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import FamilyError
-from gptailor_merge.files import grant_ordinary_access
+from gptailor_merge.files import grant_ordinary_access, make_directory, writing
 from gptailor_merge.methods.adapters import merge_adapter
 from gptailor_merge.models.checkpoint import ModelId, check_adapter
 from gptailor_merge.models.chosen_weights import ADAPTER, choose, choose_among
@@ -102,8 +102,10 @@ def _merged(model: ModelId) -> Path:
     merged = Path(constants.HF_HOME) / "gptailor" / "adapters" / _stamp(base, adapter)
     if merged.exists():
         return merged
-    merged.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=merged.parent, prefix=".") as beside:
+    make_directory(merged.parent)
+    with writing(merged.parent):
+        staged = tempfile.TemporaryDirectory(dir=merged.parent, prefix=".")
+    with staged as beside:
         try:
             directory = merge_adapter(base, adapter, Path(beside))
         except Exception as error:
@@ -111,16 +113,17 @@ def _merged(model: ModelId) -> Path:
         # Merging leaves out the tokenizer and the like. An adapter may have been trained with its own.
         tokenizer = tokenizer_files(model.adapter)
         kept = [f for f in base.iterdir() if not tokenizer or not is_tokenizer_file(f.name)]
-        for file in (*kept, *tokenizer):
-            is_weights = ".safetensors" in file.name or file.suffix in (".bin", ".pt", ".pth")
-            if file.is_file() and not is_weights and not (directory / file.name).exists():
-                shutil.copy(file, directory / file.name)
-        grant_ordinary_access(directory)
-        try:
-            directory.rename(merged)
-        except OSError:
-            if not merged.exists():  # if it exists, another process was faster
-                raise
+        with writing(merged):
+            for file in (*kept, *tokenizer):
+                is_weights = ".safetensors" in file.name or file.suffix in (".bin", ".pt", ".pth")
+                if file.is_file() and not is_weights and not (directory / file.name).exists():
+                    shutil.copy(file, directory / file.name)
+            grant_ordinary_access(directory)
+            try:
+                directory.rename(merged)
+            except OSError:
+                if not merged.exists():  # if it exists, another process was faster
+                    raise
     return merged
 
 

@@ -13,6 +13,7 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.planning.edit_problems import file_problems, place_problems
 from gptailor_merge.planning.operations import is_removed, merges
 from gptailor_merge.planning.resolve import plan, problems
+from gptailor_merge.recipe.edits import with_whole_paths
 from gptailor_merge.recipe.model_names import with_one_name_each
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -34,7 +35,7 @@ def check(recipe: Recipe, *, file: Path | str | None = None, on_warning: OnWarni
     Raises:
         RecipeError, FamilyError: the recipe or its models have problems.
     """
-    recipe = with_one_name_each(recipe)
+    recipe = with_one_name_each(_with_files(recipe, file))
     mistakes = problems(recipe) + list(_missing_directories(recipe)) + depth_problems(recipe, depth_on_disk)
     mistakes = mistakes or list(file_problems(recipe))
     if mistakes:
@@ -61,7 +62,7 @@ def check_with_family(
         RecipeError: the recipe has problems, e.g. layers that do not exist or a head that does not fit.
         FamilyError: models cannot be read or do not fit together.
     """
-    recipe = with_one_name_each(recipe)
+    recipe = with_one_name_each(_with_files(recipe, file))
     mistakes = problems(recipe) or list(file_problems(recipe))
     if mistakes:
         raise RecipeError(mistakes, file=file)
@@ -77,6 +78,11 @@ def check_with_family(
     for sentence in family.warnings_with(family.by_model(resolved.tokenizer)):
         on_warning(sentence)
     return resolved, family
+
+
+def _with_files(recipe: Recipe, file: Path | str | None) -> Recipe:
+    """Returns a recipe whose maps are looked for where its file is, too."""
+    return recipe if file is None else with_whole_paths(recipe, Path(file).parent)
 
 
 def depth_problems(recipe: Recipe, depth_of: Callable[[str], int | None]) -> list[Problem]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path, PurePath
+
 from gptailor_merge.recipe.plan import MLP, NORMS, Edit
 from gptailor_merge.recipe.recipe import (
     GAINS,
@@ -12,6 +14,9 @@ from gptailor_merge.recipe.recipe import (
     Recipe,
     Slice,
 )
+
+MOVED_PARTS = (3, 2, 1)
+"""How much of a path may tell which file is meant where the path is gone; `repair/DIGEST/FILE` in a run."""
 
 
 def edits_of(part: Slice) -> tuple[Edit, ...]:
@@ -50,3 +55,41 @@ def gains_files(recipe: Recipe) -> list[str]:
 def edit_files(recipe: Recipe) -> list[str]:
     """Returns every file that the edits of a recipe name: repair maps and gains of norms."""
     return [*map_files(recipe), *gains_files(recipe)]
+
+
+def with_whole_paths(recipe: Recipe, directory: Path) -> Recipe:
+    """Returns a recipe that names the files of its edits by paths that hold from everywhere.
+
+    A relative file is looked for in the directory, and in the one above it: a run has recipes in itself and
+    one level deeper, and maps in one place. A file that is gone is looked for by the end of its path, so that
+    a run can be moved. The digest of a file tells whether it is the right one.
+
+    Args:
+        directory: the one that the recipe was read from.
+    """
+    slices = tuple(_with_whole_path(part, directory) for part in recipe.slices)
+    parameters = recipe.parameters
+    if parameters.gains is not None:
+        parameters = parameters.model_copy(update={"gains": _where(parameters.gains, directory)})
+    if (slices, parameters) == (recipe.slices, recipe.parameters):
+        return recipe
+    return recipe.model_copy(update={"slices": slices, "parameters": parameters})
+
+
+def _with_whole_path(part: Slice, directory: Path) -> Slice:
+    parameters = tuple(
+        (name, _where(value, directory) if name in (REPAIR, GAINS) and isinstance(value, str) else value)
+        for name, value in part.parameters
+    )
+    return part if parameters == part.parameters else part.model_copy(update={"parameters": parameters})
+
+
+def _where(file: str, directory: Path) -> str:
+    """Returns the whole path of a file that a recipe names, or the name where there is no such file."""
+    parts = PurePath(file).parts
+    if PurePath(file).is_absolute():
+        ends = [] if Path(file).exists() else [parts[1:][-length:] for length in MOVED_PARTS]
+    else:
+        ends = [parts]
+    places = (above.joinpath(*end) for end in ends for above in (directory, directory.parent))
+    return next((str(place.absolute()) for place in places if place.is_file()), file)

@@ -7,19 +7,19 @@ each choice of layers the best candidate is a finalist, also one that a race has
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 from gptailor_merge.calibration.held_back import has_enough
 from gptailor_merge.errors import ConfigError, DataError, Problem
+from gptailor_merge.files import make_directory
 from gptailor_merge.planning.slot_replacement import rewritten
-from gptailor_merge.recipe.edits import edit_files
-from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.repair.fitting import Repairer
+from gptailor_merge.recipe.edits import edit_files, map_files
+from gptailor_merge.recipe.plan import Plan, Slot
+from gptailor_merge.repair.fitting import MAP_PATTERN, Repairer
 from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.gates import Gates
 from gptailor_merge.scoring.workplace import Workplace
@@ -63,9 +63,14 @@ class FinalistJudge:
     gates: Gates | None
     settings: SearchSettings
 
-    def judge(self, original: Candidate, repaired: Plan) -> Candidate:
-        """Returns what becomes of a repaired plan: it is scored if a map helps and no gate is against it."""
-        recipe = rewritten(original.parsed, repaired.slots)
+    def judge(self, original: Candidate, repaired: Plan, directory: Path) -> Candidate:
+        """Returns what becomes of a repaired plan: it is scored if a map helps and no gate is against it.
+
+        Args:
+            directory: of all maps; the recipe names them from the directory that it is in.
+        """
+        slots = [_with_relative_maps(slot, directory) for slot in repaired.slots]
+        recipe = rewritten(original.parsed, slots)
         judgement = self._judgement(original, repaired)
         return candidate_of(original.number, repaired, recipe, judgement, self.settings, Status.REPAIRED)
 
@@ -77,6 +82,16 @@ class FinalistJudge:
             return judgement
         (outcome,) = self.executor.score([repaired])
         return replace(judgement, outcome=outcome)
+
+
+def _with_relative_maps(slot: Slot, directory: Path) -> Slot:
+    edits = (
+        replace(edit, file=Path(edit.file).relative_to(directory.parent).as_posix())
+        if edit.is_repair
+        else edit
+        for edit in slot.edits
+    )
+    return replace(slot, edits=tuple(edits))
 
 
 def finalists(log: RepairLog, axes: Sequence[str], count: int) -> list[Candidate]:
@@ -132,10 +147,10 @@ def _repair(repairer: Repairer, judge: FinalistJudge, original: Candidate, direc
     """Repairs a finalist and counts what that took."""
     spent_before, begun = repairer.spent, time.perf_counter()
     maps = directory / original.digest
-    maps.mkdir(parents=True, exist_ok=True)
+    make_directory(maps)
     repaired, _ = repairer.repair(original.plan, maps)
     seconds = time.perf_counter() - begun
-    candidate = judge.judge(original, repaired)
+    candidate = judge.judge(original, repaired, directory)
     spent = repairer.spent - spent_before
     return replace(candidate, tokens=candidate.tokens + spent, seconds=candidate.seconds + seconds)
 
@@ -148,12 +163,20 @@ def _best_of(log: RepairLog, axes: Sequence[str]) -> list[Candidate]:
     return [] if best is None else [best]
 
 
-def drop_maps(directory: Path, survivors: Iterable[Candidate]) -> None:
-    """Removes the maps of all recipes but the survivors: those of a large model are large."""
-    kept = {Path(file).resolve().parent for candidate in survivors for file in edit_files(candidate.parsed)}
-    for maps in directory.glob("*/"):
-        if maps.resolve() not in kept:
-            shutil.rmtree(maps)
+def drop_maps(log: RepairLog, directory: Path, survivors: Iterable[Candidate]) -> None:
+    """Removes the maps of all recipes but the survivors: those of a large model are large.
+
+    Only what the search has written is removed: maps in directories that are named after its candidates.
+    """
+    kept = {PurePath(file).parent.name for candidate in survivors for file in map_files(candidate.parsed)}
+    dropped = {candidate.digest for candidate in log.candidates()} - kept
+    for maps in sorted(directory.glob("*/")):
+        if maps.name not in dropped or maps.is_symlink():
+            continue
+        for file in maps.glob(MAP_PATTERN):
+            file.unlink()
+        if not any(maps.iterdir()):
+            maps.rmdir()
 
 
 def _rank(candidate: Candidate) -> tuple[float, int]:

@@ -31,6 +31,10 @@ RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0)
 BATCH_TOKENS = 4096
 
 
+MAP_PATTERN = "repair-*.safetensors"
+"""The names of the files of maps."""
+
+
 @dataclass(frozen=True)
 class CutRepair:
     """Says how a cut was repaired, or why not.
@@ -154,5 +158,5 @@ def _obstacle(plan: Plan, cut: Cut, config: Mapping[str, Any]) -> str | None:
 
 
 def _with_map(plan: Plan, cut: Cut, matrix: torch.Tensor, directory: Path) -> Plan:
-    file, digest = save_map(matrix, directory, f"repair-{cut.slot}.safetensors")
+    file, digest = save_map(matrix, directory, MAP_PATTERN.replace("*", str(cut.slot)))
     return with_edit(plan, cut.slot, Edit(MLP, digest, str(file)))

@@ -11,11 +11,13 @@ from typing import Any
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.documents import write_yaml
 from gptailor_merge.errors import ConfigError
+from gptailor_merge.models.contents import MEMBER
 from gptailor_merge.objectives.scores import COSTS, TOTAL, UNITS, Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.report.recipe_map import Agreement, Place, agreement, outer, places
 from gptailor_merge.report.search_history import Box, Trial, trials
 from gptailor_merge.runs.metadata import Dimensions
+from gptailor_merge.runs.provenance import changed
 from gptailor_merge.runs.record import FOUND, Record
 from gptailor_merge.runs.redaction import public, public_name
 from gptailor_merge.runs.summary import FrontRow, front_rows, totals
@@ -246,6 +248,18 @@ def _check_comparable(record: Record, other: Record) -> None:
         raise ConfigError(f"{where}: no candidate has been scored yet")
     if (record.fingerprint, record.axes) != (other.fingerprint, other.axes):
         raise ConfigError(f"{where} was scored on something else; expected a run of the same search config")
+    if names := _differing_inputs(record, other, MEMBER):
+        raise ConfigError(f"{where} was made of other models: {', '.join(names)} differ between the runs")
+
+
+def _differing_inputs(record: Record, other: Record, kind: str) -> list[str]:
+    """Returns what the scores of two runs depend on and differs, as far as both have recorded it.
+
+    Args:
+        kind: the beginning of the names that count.
+    """
+    shared = sorted(name for name in {*record.inputs} & {*other.inputs} if name.startswith(kind))
+    return changed(*({name: run.inputs[name] for name in shared} for run in (record, other)))
 
 
 def _name(other: Record) -> str:
@@ -309,7 +323,8 @@ def _held_out(record: Record, others: Sequence[Record]) -> Iterator[HeldOut]:
     if FOUND not in models:
         return
     for other in others:
-        if FOUND in other.held_out and _reported_on(other) == _reported_on(record):
+        has_same_settings = FOUND in other.held_out and _reported_on(other) == _reported_on(record)
+        if has_same_settings and not _differing_inputs(record, other, "held_out"):
             models[_name(other)] = other.held_out[FOUND]
     for objective, by_set in models[FOUND].items():
         for name in by_set:

@@ -6,16 +6,24 @@ import json
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock
-from typing import ClassVar
+from threading import BoundedSemaphore, Lock
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
-from gptailor_merge.errors import ConfigError, InputError
+from gptailor_merge.errors import ConfigError, InputError, TailorError
 from gptailor_merge.report.page import PageContent, content, page
 from gptailor_merge.report.view import view
 from gptailor_merge.runs.run import Run
 
 HOST = "127.0.0.1"
+
+
+CONNECTIONS = 32
+"""The number of connections that are served at once; a browser opens about six."""
+
+
+IDLE_SECONDS = 30
+"""A connection that has been silent for so long is closed."""
 
 
 NOTHING_YET = PageContent(
@@ -73,6 +81,7 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = CONNECTIONS
 
     def __init__(self, watched: Watched, port: int = 0) -> None:
         """
@@ -80,6 +89,7 @@ class Server(ThreadingHTTPServer):
             port: 0 takes a free one.
         """
         self.watched = watched
+        self._free = BoundedSemaphore(CONNECTIONS)
         try:
             super().__init__((HOST, port), _PageHandler)
         except OSError as error:
@@ -91,10 +101,32 @@ class Server(ThreadingHTTPServer):
         """The address of the page."""
         return f"http://{HOST}:{self.server_port}/"
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serves a connection in a thread of its own, or closes it where too many are open."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serves a connection until it is closed."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Takes no notice: a browser that goes away is no error."""
+
 
 class _PageHandler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
+    timeout = IDLE_SECONDS
     _HTML: ClassVar[str] = "text/html; charset=utf-8"
 
     def do_GET(self) -> None:
@@ -105,7 +137,12 @@ class _PageHandler(BaseHTTPRequestHandler):
             return self._answer(HTTPStatus.FORBIDDEN)
         if address.path not in ("/", "/state"):
             return self._answer(HTTPStatus.NOT_FOUND)
-        stamp, page_content = self.server.watched.state()
+        try:
+            stamp, page_content = self.server.watched.state()
+        except Exception as error:
+            # A journal that another program is writing over, or has damaged, can fail in any way.
+            sentence = str(error) if isinstance(error, TailorError) else "the run cannot be read now"
+            return self._answer(HTTPStatus.SERVICE_UNAVAILABLE, f"{sentence}\n")
         if address.path == "/":
             return self._answer(HTTPStatus.OK, page(page_content, stamp=stamp), self._HTML)
         if parse_qs(address.query).get("since") == [stamp]:
@@ -116,8 +153,8 @@ class _PageHandler(BaseHTTPRequestHandler):
             HTTPStatus.OK, f'{text[:-1]}, "figures": {page_content.figures}}}', "application/json"
         )
 
-    def _answer(self, status: HTTPStatus, text: str = "", kind: str = "text/plain") -> None:
-        body = text.encode()
+    def _answer(self, status: HTTPStatus, text: str = "", kind: str = "text/plain; charset=utf-8") -> None:
+        body = text.encode(errors="replace")
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

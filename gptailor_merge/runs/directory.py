@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from gptailor_merge.files import STAGED, sweep
+
 
 @dataclass(frozen=True)
 class Directory:
@@ -50,3 +52,16 @@ class Directory:
     def report(self) -> Path:
         """The page that shows the run."""
         return self.path / "report.html"
+
+    @property
+    def hub(self) -> Path:
+        """The directory with what is published of the run."""
+        return self.path / "hub"
+
+    def sweep(self) -> None:
+        """Removes what killed processes have left half written. Call it with the lock held."""
+        for path in (self.config, self.best, self.report, self.model, self.hub):
+            sweep(path)
+        if self.pareto.is_dir():
+            for recipe in self.pareto.glob(f".*.{STAGED}-*"):
+                recipe.unlink(missing_ok=True)

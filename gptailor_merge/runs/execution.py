@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +10,24 @@ from pathlib import Path
 import torch
 
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.errors import ConfigError, errors_in
-from gptailor_merge.files import write_beside
+from gptailor_merge.errors import errors_in
+from gptailor_merge.files import make_directory, write_beside
+from gptailor_merge.models.contents import contents_of
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.stored_values import differences_told
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.repair.finalists import FinalistJudge, drop_maps, repair_finalists
+from gptailor_merge.runs.claim import claim, describe, versions_at_begin
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.held_out import score_held_out
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.runs.lock import locked
 from gptailor_merge.runs.metadata import Dimensions
 from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.runs.provenance import inputs_of
 from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
 from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL
-from gptailor_merge.scoring.measures import Measures
 from gptailor_merge.scoring.workplace import BankMode, Job, open_workplace
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate
@@ -47,8 +50,11 @@ def execute(
     baseline: Choice | None = None,
     on_step: OnStep = lambda step: None,
     on_candidate: OnCandidate = lambda candidate: None,
+    finish: Callable[[Run], None] = lambda run: None,
 ) -> Run:
     """Searches, writes best.yml, scores it and the members on the held-out set, and returns the run.
+
+    The run is locked before anything is written, and until `finish` has returned.
 
     Args:
         resume: continue the run that is in the directory.
@@ -58,9 +64,11 @@ def execute(
         baseline: is run instead of a search.
         on_step: is told each step.
         on_candidate: is told every candidate in order.
+        finish: is called at the end with the run, to write what else it is to hold.
 
     Raises:
-        ConfigError: a config that the family does not allow, or a directory that holds another run.
+        ConfigError: a config that the family does not allow, a directory that holds another run or that
+            another process is writing, or models or data that have changed since the run was begun.
         FamilyError, DataError: models or texts that cannot be used.
         SearchError, ScoringError: the search failed.
     """
@@ -69,97 +77,55 @@ def execute(
     with errors_in(file):
         preparation = prepare(config)
     subject = None if baseline is None else baseline.subject(preparation.family, preparation.space)
-    _claim(config, run, resume=resume)
-    with errors_in(file):
-        differences = differences_told(preparation.family, on_step)
-        workplace = open_workplace(config, preparation.family, device, bank=bank, progress=on_step)
-        settings, measures = settings_for(workplace, preparation.space.sizes), workplace.measures
-        pool = EXECUTORS[executor](Job.of(config, device, bank), workplace)
-        scoring = pool.executor("objectives")
-        held_out = pool.executor("held_out") if measures.held_out.objectives else None
-        gates = workplace.gates(pool.executor("gates")) if config.gates else None
-    with closing(pool), Journal(run.journal) as journal:
-        _describe(journal, measures, differences, settings.axes, baseline)
-        on_step("searching" if baseline is None else str(baseline))
-        parts = preparation.space, scoring, journal, settings
-        if baseline is None:
-            best = search(
-                *parts,
-                gate=gates,
-                start=[plan(recipe) for recipe in preparation.start],
-                warm=preparation.warm,
-                hidden=workplace.hidden,
-                on_candidate=on_candidate,
-            )
-            # An absolute path, so that a recipe's maps are found from everywhere.
-            maps = run.repairs.resolve()
-            repair_finalists(workplace, FinalistJudge(scoring, gates, settings), journal, maps)
-            best = journal.best() or best
-        else:
-            best = prune(
-                *parts,
-                baseline.method,
-                subject=subject,
-                hidden=workplace.hidden,
-                gate=gates,
-                on_candidate=on_candidate,
-            )
-        chosen = _write_chosen(run, journal, config, settings.axes, best)
-        sizes = _sizes(preparation.family, chosen)
-        journal.describe(replace(journal.metadata(), sizes=sizes))
-        if held_out is not None:
-            on_step("scoring on the held-out set")
-            score_held_out(workplace, scoring, held_out, journal, chosen)
+    with locked(run.path, advice="wait until it ends, or choose another --out", make=True):
+        contents = contents_of(preparation.family.members)
+        is_new = claim(config, run, contents, resume=resume)
+        with errors_in(file):
+            differences = differences_told(preparation.family, on_step)
+            workplace = open_workplace(config, preparation.family, device, bank=bank, progress=on_step)
+            settings, measures = settings_for(workplace, preparation.space.sizes), workplace.measures
+            pool = EXECUTORS[executor](Job.of(config, device, bank), workplace)
+            scoring = pool.executor("objectives")
+            held_out = pool.executor("held_out") if measures.held_out.objectives else None
+            gates = workplace.gates(pool.executor("gates")) if config.gates else None
+        with closing(pool), Journal(run.journal) as journal:
+            inputs, warnings = inputs_of(workplace, contents), (*measures.warnings, *differences)
+            describe(journal, run, settings.axes, baseline, inputs, warnings, on_step)
+            journal.record_items(measures.items)
+            if not is_new:
+                write_beside(run.config, config.to_yaml(versions_at_begin(run)))
+            on_step("searching" if baseline is None else str(baseline))
+            parts = preparation.space, scoring, journal, settings
+            if baseline is None:
+                best = search(
+                    *parts,
+                    gate=gates,
+                    start=[plan(recipe) for recipe in preparation.start],
+                    warm=preparation.warm,
+                    hidden=workplace.hidden,
+                    on_candidate=on_candidate,
+                )
+                # An absolute path, so that workers in other directories find the maps.
+                maps, judge = run.repairs.absolute(), FinalistJudge(scoring, gates, settings)
+                repair_finalists(workplace, judge, journal, maps)
+                best = journal.best() or best
+            else:
+                best = prune(
+                    *parts,
+                    baseline.method,
+                    subject=subject,
+                    hidden=workplace.hidden,
+                    gate=gates,
+                    on_candidate=on_candidate,
+                )
+            chosen = _write_chosen(run, journal, config, settings.axes, best)
+            sizes = _sizes(preparation.family, chosen)
+            journal.describe(replace(journal.metadata(), sizes=sizes))
+            if held_out is not None:
+                on_step("scoring on the held-out set")
+                score_held_out(workplace, scoring, held_out, journal, chosen)
+        finish(run)
     return run
-
-
-def _claim(config: SearchConfig, directory: Directory, *, resume: bool) -> None:
-    """Makes the run directory, or checks that it belongs to this config.
-
-    Raises:
-        ConfigError: the directory holds a run and `resume` is not asked for, or holds another one.
-    """
-    if directory.journal.exists() and not resume:
-        raise ConfigError(
-            f"{directory.path} already holds a run; continue it with --resume or choose another --out"
-        )
-    if directory.config.exists() and directory.journal.exists():
-        changed = SearchConfig.load(directory.config).differences(config)
-        if changed:
-            raise ConfigError(
-                f"{directory.path} was begun with another config; {', '.join(changed)} differ. "
-                "Resume with the config it was begun with, or choose another --out"
-            )
-    try:
-        directory.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{directory.path} cannot be made a directory: {error.strerror}") from None
-    write_beside(directory.config, config.to_yaml())
-
-
-def _describe(
-    journal: Journal,
-    measures: Measures,
-    differences: tuple[str, ...],
-    axes: tuple[str, ...],
-    baseline: Choice | None,
-) -> None:
-    """Writes what the run is about: a search or one baseline, its objectives, its items, its warnings.
-
-    Args:
-        differences: sentences about what differs between members.
-
-    Raises:
-        ConfigError: the run was begun as something else.
-    """
-    asked = "" if baseline is None else str(baseline)
-    begun = journal.metadata()
-    if journal.counts().candidates and begun.baseline != asked:
-        raise ConfigError(
-            f"{journal.file} was begun by {begun.baseline or 'a search'}, not by {asked or 'a search'}"
-        )
-    journal.record_items(measures.items)
-    journal.describe(replace(begun, baseline=asked, axes=axes, warnings=(*measures.warnings, *differences)))
 
 
 def _write_chosen(
@@ -170,21 +136,25 @@ def _write_chosen(
     if axes:
         points = front(journal.finished(), axes)
         chosen = {point.name: point.candidate for point in points}
-        _write_front(run.pareto, chosen)
+        _write_front(run.pareto, chosen, {c.recipe.encode() for c in journal.finished()})
         best = pick(points, config.search.pick, axes).candidate
     write_beside(run.best, best.recipe)
     chosen[FOUND] = best
-    drop_maps(run.repairs, chosen.values())
+    drop_maps(journal, run.repairs, chosen.values())
     return chosen
 
 
-def _write_front(directory: Path, recipes: Mapping[str, Candidate]) -> None:
-    """Writes the recipes of the front, and removes those that are no longer on it."""
-    directory.mkdir(exist_ok=True)
+def _write_front(directory: Path, recipes: Mapping[str, Candidate], known: Collection[bytes]) -> None:
+    """Writes the recipes of the front, and removes those that are no longer on it.
+
+    Args:
+        known: the texts of all recipes that the run has found; files with other texts stay.
+    """
+    make_directory(directory)
     for name, candidate in recipes.items():
         write_beside(directory / f"{name}.yml", candidate.recipe)
     for file in directory.glob("*.yml"):
-        if file.stem not in recipes:
+        if file.stem not in recipes and file.is_file() and file.read_bytes() in known:
             file.unlink()
 
 

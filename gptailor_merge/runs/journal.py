@@ -11,12 +11,13 @@ import json
 import math
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gptailor_merge.errors import InputError, SearchError
-from gptailor_merge.objectives.scores import Score, Scores
+from gptailor_merge.objectives.scores import UNITS, Score, Scores
 from gptailor_merge.runs.metadata import Metadata
 from gptailor_merge.scoring.measures import Items
 from gptailor_merge.search.candidates import Candidate, Counts, Status
@@ -66,34 +67,68 @@ CREATE TABLE held_out (model TEXT PRIMARY KEY, scores TEXT NOT NULL) STRICT;
 class Journal:
     """The journal of one run. Use it as a context manager, or `close` it.
 
+    Every method raises a SearchError where the file cannot be read or written, or holds something else.
+
     Args:
-        copy_of: a database that is copied into the file.
+        original: a journal that is copied into the file; messages then name it.
 
     Raises:
         SearchError: the file is not a journal, has another format, or is in use.
     """
 
-    def __init__(self, file: Path, *, copy_of: sqlite3.Connection | None = None) -> None:
-        self.file = file
-        try:
+    def __init__(self, file: Path | str, *, original: Path | None = None) -> None:
+        self.file = Path(file) if original is None else original
+        with self._explained("used"):
             self._db = sqlite3.connect(file, timeout=1.0, isolation_level=None)
-            if copy_of is not None:
-                copy_of.backup(self._db)
-            self._create()
-        except sqlite3.Error as error:
-            raise SearchError(f"{file}: cannot be used as a journal: {error}") from None
-        written = self._rows().get("format")
-        if written != str(FORMAT):
-            raise SearchError(f"{file}: a journal of format {written}; this version reads format {FORMAT}")
+        try:
+            with self._explained("used"):
+                if original is not None:
+                    # Not read-only, since SQLite has to roll back what a killed search left half written.
+                    source = sqlite3.connect(f"{original.resolve().as_uri()}?mode=rw", uri=True)
+                    with closing(source):
+                        source.backup(self._db)
+                self._create()
+                written = self._rows().get("format")
+            if written != str(FORMAT):
+                raise SearchError(
+                    f"{self.file}: a journal of format {written}; this version reads format {FORMAT}"
+                )
+        except BaseException:
+            self._db.close()
+            raise
 
     def _create(self) -> None:
+        with self._transaction():
+            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if not tables:
+                for statement in _TABLES.split(";"):
+                    self._db.execute(statement)
+                self._db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Writes all that the block writes, or nothing."""
         self._db.execute("BEGIN IMMEDIATE")
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if not tables:
-            for statement in _TABLES.split(";"):
-                self._db.execute(statement)
-            self._db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
-        self._db.execute("COMMIT")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # on a full disk SQLite has rolled back by itself
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _explained(self, verb: str) -> Iterator[None]:
+        """Turns what SQLite and the readers of its rows say into a sentence about the file."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise SearchError(f"{self.file}: cannot be {verb} as a journal: {error}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            text = " ".join(str(error).split())[:200]
+            raise SearchError(
+                f"{self.file}: cannot be {verb} as a journal: it holds what no search writes ({text})"
+            ) from None
 
     def __enter__(self) -> Journal:
         return self
@@ -107,11 +142,13 @@ class Journal:
 
     def metadata(self) -> Metadata:
         """Returns the facts about the run as a whole."""
-        return Metadata.from_rows(self._rows())
+        with self._explained("read"):
+            return Metadata.from_rows(self._rows())
 
     def describe(self, metadata: Metadata) -> None:
         """Writes the facts about the run as a whole; None leaves what is stored."""
-        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", metadata.to_rows().items())
+        with self._explained("written"), self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", metadata.to_rows().items())
 
     def _rows(self) -> dict[str, str]:
         return dict(self._db.execute("SELECT key, value FROM meta"))
@@ -125,32 +162,48 @@ class Journal:
             )
             for c in candidates
         ]
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._explained("written"), self._transaction():
             self._db.executemany("INSERT INTO candidates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
 
     def candidates(self) -> Iterator[Candidate]:
         """Yields every candidate in the order of proposal."""
-        for row in self._db.execute("SELECT * FROM candidates ORDER BY number"):
-            yield _candidate(row)
+        yield from self._read("SELECT * FROM candidates ORDER BY number")
 
     def finished(self) -> Iterator[Candidate]:
         """Yields the candidates of a target size that were scored on everything, then the repaired ones.
 
         Both come in the order in which they were proposed or repaired.
         """
-        rows = self._db.execute(
+        yield from self._read(
             # A probe that happens to have a target size counts through its duplicate.
             "SELECT * FROM candidates AS c WHERE status = 'scored' OR (status = 'duplicate' AND "
             "(SELECT status FROM candidates WHERE number = c.original) = 'probe' AND loss IS NOT NULL) "
             "ORDER BY number"
         )
-        yield from map(_candidate, rows)
         yield from (candidate for _, candidate in self._repairs() if candidate.loss is not None)
+
+    def _read(self, query: str) -> Iterator[Candidate]:
+        with self._explained("read"):
+            for row in self._db.execute(query):
+                number, digest, recipe, status, *rest = row
+                yield self._candidate(number, digest, recipe, Status(status), *rest)
+
+    def _candidate(
+        self,
+        number: int,
+        digest: str,
+        recipe: str,
+        status: Status,
+        loss: float | None,
+        scores: str,
+        *rest: Any,
+    ) -> Candidate:
+        if not (
+            isinstance(digest, str) and isinstance(recipe, str) and isinstance(loss, (float, type(None)))
+        ):
+            raise TypeError(f"candidate {number}")
+        candidate = Candidate(number, digest, recipe, status, loss, _load(scores), *rest)
+        return replace(candidate, directory=self.file.parent)
 
     def record_repair(self, original: str, repaired: Candidate) -> None:
         """Writes what became of a candidate's repair, replacing an older one.
@@ -161,23 +214,26 @@ class Journal:
         """
         c = repaired
         row = (original, c.number, c.digest, c.recipe, c.loss, _dump(c.scores), c.fingerprint, c.cause)
-        self._db.execute(
-            "INSERT OR REPLACE INTO repairs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*row, c.tokens, c.seconds),
-        )
+        with self._explained("written"):
+            self._db.execute(
+                "INSERT OR REPLACE INTO repairs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*row, c.tokens, c.seconds),
+            )
 
     def repairs(self) -> dict[str, Candidate]:
         """Returns digest of a candidate -> what became of its repair, in the order of the repairs."""
         return dict(self._repairs())
 
     def _repairs(self) -> Iterator[tuple[str, Candidate]]:
-        rows = self._db.execute(
+        query = (
             "SELECT original, number, digest, recipe, loss, scores, fingerprint, cause, tokens, seconds "
             "FROM repairs ORDER BY rowid"
         )
-        for original, number, digest, recipe, loss, scores, fingerprint, cause, *spent in rows:
-            repaired = (number, digest, recipe, Status.REPAIRED, loss, _load(scores), fingerprint, cause)
-            yield original, Candidate(*repaired, None, *spent)
+        with self._explained("read"):
+            for row in self._db.execute(query):
+                original, number, digest, recipe, loss, scores, fingerprint, cause, *spent = row
+                repaired = (number, digest, recipe, Status.REPAIRED, loss, scores, fingerprint, cause, None)
+                yield original, self._candidate(*repaired, *spent)
 
     def best(self) -> Candidate | None:
         """Returns the first finished candidate with the lowest loss; None if nothing is finished."""
@@ -185,42 +241,48 @@ class Journal:
 
     def counts(self) -> Counts:
         """Returns totals over all candidates."""
-        row = self._db.execute(
+        query = (
             "SELECT count(*), coalesce(sum(status = 'failed'), 0), "
             "coalesce(sum(status = 'duplicate'), 0), coalesce(sum(status = 'dropped'), 0), "
             "coalesce(sum(status = 'gated'), 0), "
             "(SELECT count(*) FROM repairs WHERE loss IS NOT NULL), "
             "coalesce(sum(tokens), 0) + (SELECT coalesce(sum(tokens), 0) FROM repairs), "
             "coalesce(sum(seconds), 0.0) + (SELECT coalesce(sum(seconds), 0.0) FROM repairs) FROM candidates"
-        ).fetchone()
-        return Counts(*row)
+        )
+        with self._explained("read"):
+            return Counts(*self._db.execute(query).fetchone())
 
     def record_items(self, items: Iterable[Items]) -> None:
         """Writes which items of tasks are scored, replacing what was there."""
         rows = [(i.section, i.objective, i.task, i.split, json.dumps(i.ids)) for i in items]
-        self._db.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?)", rows)
+        with self._explained("written"), self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?)", rows)
 
     def items(self) -> list[Items]:
         """Returns which items of tasks are scored."""
-        rows = self._db.execute("SELECT * FROM items ORDER BY rowid")
-        return [
-            Items(section, objective, task, split, tuple(json.loads(ids)))
-            for section, objective, task, split, ids in rows
-        ]
+        with self._explained("read"):
+            rows = self._db.execute("SELECT * FROM items ORDER BY rowid")
+            return [
+                Items(section, objective, task, split, tuple(json.loads(ids)))
+                for section, objective, task, split, ids in rows
+            ]
 
     def record_held_out(self, model: str, scores: Scores) -> None:
         """Writes the held-out scores of a model, replacing older ones."""
-        self._db.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?)", (model, _dump(scores)))
+        with self._explained("written"):
+            self._db.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?)", (model, _dump(scores)))
 
     def keep_held_out(self, models: Collection[str]) -> None:
         """Deletes the held-out scores of all models but these."""
         stale = [(model,) for model in self.held_out() if model not in models]
-        self._db.executemany("DELETE FROM held_out WHERE model = ?", stale)
+        with self._explained("written"), self._transaction():
+            self._db.executemany("DELETE FROM held_out WHERE model = ?", stale)
 
     def held_out(self) -> dict[str, Scores]:
         """Returns model -> its held-out scores, in the order in which models were first scored."""
-        rows = self._db.execute("SELECT model, scores FROM held_out ORDER BY rowid")
-        return {model: _load(scores) for model, scores in rows}
+        with self._explained("read"):
+            rows = self._db.execute("SELECT model, scores FROM held_out ORDER BY rowid")
+            return {model: _load(scores) for model, scores in rows}
 
 
 def snapshot(file: Path) -> Journal:
@@ -234,12 +296,7 @@ def snapshot(file: Path) -> Journal:
     """
     if not file.is_file():
         raise InputError("no such journal; expected a run directory of gptailor-evolve", file=file)
-    try:
-        # Not read-only, since SQLite has to roll back what a killed search left half written.
-        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=rw", uri=True)) as source:
-            return Journal(Path(":memory:"), copy_of=source)
-    except sqlite3.Error as error:
-        raise SearchError(f"{file}: cannot be read as a journal: {error}") from None
+    return Journal(":memory:", original=file)
 
 
 def _dump(scores: Scores) -> str:
@@ -251,10 +308,15 @@ def _written(score: Score) -> list[Any]:
 
 
 def _load(text: str) -> Scores:
+    """Reads scores, and refuses what `_dump` does not write."""
     stored: Mapping[str, Mapping[str, Any]] = json.loads(text)
-    return {o: {n: Score(*score) for n, score in by.items()} for o, by in stored.items()}
-
-
-def _candidate(row: tuple[Any, ...]) -> Candidate:
-    number, digest, recipe, status, loss, scores, *rest = row
-    return Candidate(number, digest, recipe, Status(status), loss, _load(scores), *rest)
+    scores = {o: {n: Score(*score) for n, score in by.items()} for o, by in stored.items()}
+    for by_set in scores.values():
+        for score in by_set.values():
+            if score.unit not in UNITS:
+                raise ValueError(f"a score in {score.unit!r}")
+            for number in (score.mean, score.count, score.error or 0.0):
+                math.isnan(number)  # raises a TypeError where it is no number
+        if not by_set:
+            raise ValueError("an objective without scores")
+    return scores

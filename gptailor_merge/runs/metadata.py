@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
+from gptailor_merge.runs.provenance import History, Inputs, Period
 from gptailor_merge.scoring.gap import Gap
 
 
@@ -27,6 +30,8 @@ class Metadata:
         warnings: sentences that belong beside every score.
         sizes: model -> its dimensions; None until the search has ended.
         gaps: digest of a recipe -> its gaps; None until recipes are scored on the held-out set.
+        inputs: what the scores depend on; None where an early version did not record it.
+        history: the versions of the libraries in the course of the run; None as with inputs.
     """
 
     baseline: str = ""
@@ -34,6 +39,8 @@ class Metadata:
     warnings: tuple[str, ...] = ()
     sizes: Mapping[str, Dimensions] | None = None
     gaps: Mapping[str, tuple[Gap, ...]] | None = None
+    inputs: Inputs | None = None
+    history: History | None = None
 
     def to_rows(self) -> dict[str, str]:
         """Returns key -> text as the journal stores them; a fact that is not known yet has no key.
@@ -51,24 +58,29 @@ class Metadata:
         if self.gaps is not None:
             gaps = {digest: [asdict(gap) for gap in recipe_gaps] for digest, recipe_gaps in self.gaps.items()}
             rows["gaps"] = json.dumps(gaps)
+        if self.inputs is not None:
+            rows["inputs"] = json.dumps(self.inputs)
+        if self.history is not None:
+            rows["history"] = json.dumps([asdict(period) for period in self.history])
         return rows
 
     @classmethod
     def from_rows(cls, rows: Mapping[str, str]) -> Metadata:
-        """Reads rows that `to_rows` wrote, and ignores other keys."""
-        metadata = cls(
-            baseline=rows.get("baseline", ""),
-            axes=tuple(json.loads(rows.get("axes", "[]"))),
-            warnings=tuple(json.loads(rows.get("warnings", "[]"))),
-        )
-        if "sizes" in rows:
-            sizes = {name: Dimensions(*size) for name, size in json.loads(rows["sizes"]).items()}
-            metadata = replace(metadata, sizes=sizes)
-        if "gaps" in rows:
-            gaps = {digest: tuple(map(_gap, stored)) for digest, stored in json.loads(rows["gaps"]).items()}
-            metadata = replace(metadata, gaps=gaps)
-        return metadata
+        """Reads rows that `to_rows` wrote, and ignores other keys.
+
+        Raises:
+            ValueError: a row holds something else.
+        """
+        known = {key: adapter.validate_json(rows[key]) for key, adapter in _STORED.items() if key in rows}
+        return cls(baseline=rows.get("baseline", ""), **known)
 
 
-def _gap(stored: Mapping[str, Any]) -> Gap:
-    return Gap(**{**stored, "sets": tuple(stored["sets"])})
+_STORED: Mapping[str, TypeAdapter[Any]] = {
+    "axes": TypeAdapter(tuple[str, ...]),
+    "warnings": TypeAdapter(tuple[str, ...]),
+    "sizes": TypeAdapter(dict[str, Dimensions]),
+    "gaps": TypeAdapter(dict[str, tuple[Gap, ...]]),
+    "inputs": TypeAdapter(dict[str, str]),
+    "history": TypeAdapter(tuple[Period, ...]),
+}
+"""Key -> what its JSON text holds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,14 @@ from pydantic import ValidationError
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.documents import explain, read_yaml
-from gptailor_merge.errors import ConfigError
+from gptailor_merge.errors import ConfigError, SearchError
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.journal import snapshot
 from gptailor_merge.runs.metadata import Dimensions
+from gptailor_merge.runs.provenance import Inputs
 from gptailor_merge.scoring.gap import Gap
 from gptailor_merge.scoring.gates import PREFIX
 from gptailor_merge.scoring.measures import Items
@@ -48,6 +49,7 @@ class Record:
         sizes: model -> its dimensions; empty until the search has ended.
         gaps: digest of a recipe -> how far its search scores are from its held-out scores.
         warnings: sentences that belong beside every score.
+        inputs: what the scores depend on, see provenance; empty where an early version recorded nothing.
     """
 
     directory: Directory
@@ -68,6 +70,7 @@ class Record:
     sizes: Mapping[str, Dimensions]
     gaps: Mapping[str, tuple[Gap, ...]]
     warnings: tuple[str, ...]
+    inputs: Inputs
 
     @property
     def models(self) -> dict[str, str]:
@@ -111,6 +114,7 @@ def read(directory: Directory) -> Record:
         settings = _settings(document, directory)
         metadata, counts = journal.metadata(), journal.counts()
         finished = tuple(journal.finished())
+        _check(finished, metadata.axes, directory)
         points = tuple(front(finished, metadata.axes)) if metadata.axes else ()
         # A resumed run has a best recipe from before; a baseline decides itself how many it proposes.
         complete = bool(metadata.baseline) or counts.candidates >= settings.search.budget
@@ -133,7 +137,19 @@ def read(directory: Directory) -> Record:
             sizes=metadata.sizes or {},
             gaps=metadata.gaps or {},
             warnings=metadata.warnings,
+            inputs=metadata.inputs or {},
         )
+
+
+def _check(finished: Sequence[Candidate], axes: Sequence[str], directory: Directory) -> None:
+    """Refuses candidates that no search would leave.
+
+    Raises:
+        SearchError: one lacks an objective of the front.
+    """
+    missing = [name for name in axes if any(name not in candidate.scores for candidate in finished)]
+    if missing:
+        raise SearchError(f"{directory.journal}: a candidate has no score on {missing[0]}")
 
 
 def _document(directory: Directory) -> dict[str, Any]:

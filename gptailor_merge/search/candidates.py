@@ -13,6 +13,7 @@ from gptailor_merge.documents import parse_yaml
 from gptailor_merge.errors import RecipeError
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.edits import with_whole_paths
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 
@@ -45,6 +46,7 @@ class Candidate:
         cause: why it failed, or which bound it breaks.
         original: the number of the candidate that it is a duplicate of.
         tokens: tokens that it was scored on.
+        directory: the one that the recipe names its maps from; None where it names none.
         resolved: the plan, where the recipe was written from it; else `plan` reads the recipe once.
     """
 
@@ -59,6 +61,7 @@ class Candidate:
     original: int | None = None
     tokens: int = 0
     seconds: float = 0.0
+    directory: Path | None = field(default=None, compare=False, repr=False)
     resolved: Plan | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -68,8 +71,13 @@ class Candidate:
 
     @cached_property
     def parsed(self) -> Recipe:
-        """The recipe as a value."""
-        return Recipe.from_mapping(parse_yaml(self.recipe, RecipeError))
+        """The recipe as a value, with maps that are named by whole paths.
+
+        Raises:
+            RecipeError: the journal holds no recipe here.
+        """
+        recipe = Recipe.from_mapping(parse_yaml(self.recipe, RecipeError))
+        return recipe if self.directory is None else with_whole_paths(recipe, self.directory)
 
     @cached_property
     def plan(self) -> Plan:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -247,6 +249,55 @@ def test_bad_arguments_exit_with_2(run: Run, config: Path, family: dict[str, str
         code, _, error = run(*arguments, evolve=evolve)
         assert (code, message in error) == (2, True), (arguments, error)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "seed",
+    [-5, 2**32],
+)
+@pytest.mark.parametrize("command", ["evolve", "baseline"])
+def test_seeds_out_of_range_are_refused(
+    run: Run, config: Path, tmp_path: Path, command: str, seed: int
+) -> None:
+    arguments = [
+        *(["baseline", "random"] if command == "baseline" else []),
+        config,
+        "--out",
+        tmp_path / "run",
+    ]
+    code, _, error = run(*arguments, "--seed", seed, evolve=command == "evolve")
+    message = f"Error: --seed: expected a whole number from 0 to 4294967295, found {seed}\n"
+    assert (code, error) == (2, message)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["evolve", "baseline"])
+def test_ctrl_c_says_how_to_go_on(
+    run: Run, config: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gptailor_merge.api.searches.execute", interrupt)
+    out = tmp_path / "my run"
+    arguments = [*(["baseline", "random"] if command == "baseline" else []), config, "--out", out]
+    for options in ([], ["--resume"]):
+        code, printed, error = run(*arguments, *options, evolve=command == "evolve")
+        assert (code, printed) == (130, "")
+        assert f"Stopped. {out} keeps what was scored; go on with" in " ".join(error.split())
+        command_line = shlex.join(["gptailor", *map(str, arguments), "--resume"])
+        assert error.splitlines()[-1] == f"  {command_line}"
+
+
+def test_other_errors_of_the_system_are_sentences(
+    run: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x")
+
+    monkeypatch.setattr("gptailor_merge.api.searches.execute", fail)
+    code, _, error = run(config, "--out", tmp_path / "run", evolve=True)
+    assert (code, error) == (1, "Error: /tmp/x: No space left on device\n")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_maps_are_published_and_the_model_is_built_again_from_them(run: Run, tmp
     assert files
     for file, own in zip(files, map_files(Recipe.load(run.best)), strict=True):
         assert Path(file).parts[0] == "repair"
-        assert (directory / file).read_bytes() == Path(own).read_bytes()
+        assert (directory / file).read_bytes() == (run.path / own).read_bytes()
     names = [model.removeprefix(LOCAL) for model in recipe.models]
     rebuild(directory, {name: str(DEMO / "family" / name) for name in names}, tmp_path / "again")
     assert compare(directory, tmp_path / "again").equal

@@ -12,8 +12,11 @@ import yaml
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
+from gptailor_merge.host.materialize import materialize
+from gptailor_merge.host.names_and_commands import RECIPE
+from gptailor_merge.planning.check import check
 from gptailor_merge.planning.resolve import plan
-from gptailor_merge.recipe.edits import map_files
+from gptailor_merge.recipe.edits import map_files, with_whole_paths
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.repair.finalists import finalists
 from gptailor_merge.runs.execution import execute
@@ -77,30 +80,47 @@ def test_finalists_are_repaired_and_the_best_of_them_is_found(tmp_path: Path) ->
     assert best.loss < first - 0.05
     assert (counts.repaired, counts.tokens) == (sum(c.loss is not None for c in repairs.values()), spent)
     recipe = Recipe.load(made.best)
-    assert [Path(file).parent.parent for file in map_files(recipe)] == [made.repairs.resolve()] * len(
-        map_files(recipe)
-    )
+    # Maps are named from the run, whose recipes are in it and one level deeper.
+    files = map_files(recipe)
+    assert files
+    assert {Path(file).parts[0] for file in files} == {"repair"}
+    for place in (made.path, made.pareto, made.model):
+        assert map_files(with_whole_paths(recipe, place)) == [str(made.path / file) for file in files]
     # The maps of the others are gone.
-    assert {file.resolve() for file in made.repairs.rglob("*.safetensors")} >= {
-        Path(file) for file in map_files(recipe)
-    }
+    assert {*made.repairs.rglob("*.safetensors")} >= {made.path / file for file in files}
     assert len(list(made.repairs.iterdir())) == 1
     assert summary.held_out[FOUND]["perplexity"]["total"] > 0
-    assert_three_equal(recipe, tmp_path / "out")
+    moved = made.path.rename(tmp_path / "moved")
+    assert check(recipe, file=moved / "best.yml").digest == summary.digest
+    assert Run(moved).record().best == best
+    assert_three_equal(with_whole_paths(recipe, moved), tmp_path / "out")
+    # A model elsewhere names the maps by whole paths, so that its recipe holds from there.
+    materialize(recipe, tmp_path / "elsewhere" / "model", file=moved / "best.yml")
+    written = tmp_path / "elsewhere" / "model" / RECIPE
+    assert check(Recipe.load(written), file=written).digest == summary.digest
 
 
 def test_what_is_repaired_is_not_repaired_again_unless_its_maps_are_lost(tmp_path: Path) -> None:
     settings = config(tmp_path, repair={"finalists": 2})
     made, summary = run(settings, tmp_path)
+    # A copy goes on with its own maps, and leaves those of the original and of the user alone.
+    shutil.copytree(made.path, tmp_path / "original")
+    (made.repairs / "mine").mkdir()
+    (made.repairs / "mine" / "repair-1.safetensors").write_text("mine")
     told: list[str] = []
     again = run(settings, tmp_path, resume=True, on_step=told.append)[1]
     assert again == summary
+    kept = {str(file.relative_to(made.path)) for file in made.repairs.rglob("*.safetensors")}
+    originals = {
+        str(f.relative_to(tmp_path / "original")) for f in (tmp_path / "original").rglob("*.safetensors")
+    }
+    assert kept == {*originals, "repair/mine/repair-1.safetensors"}
     assert not [step for step in told if step.startswith("repairing")]
     shutil.rmtree(made.repairs)
     lost = run(settings, tmp_path, resume=True, on_step=told.append)[1]
     assert len([step for step in told if step.startswith("repairing")]) == 1
     assert (lost.digest, lost.loss) == (summary.digest, summary.loss)
-    assert all(Path(file).is_file() for file in map_files(Recipe.load(made.best)))
+    assert all((made.path / file).is_file() for file in map_files(Recipe.load(made.best)))
 
 
 @pytest.mark.parametrize("objectives", ["none repaired", "too few texts", "no texts"])

@@ -13,6 +13,7 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.report.sections import headline, total
 from gptailor_merge.report.view import Spent, view
 from gptailor_merge.runs.metadata import Dimensions
+from gptailor_merge.runs.record import Record
 from gptailor_merge.runs.run import Run
 from gptailor_merge.search.candidates import Candidate
 from tests.report.runs import CONFIG, candidate, one_recipe, perplexities, recipe, write
@@ -151,3 +152,22 @@ def test_no_path_and_no_cause_of_a_failure_is_kept(tmp_path: Path) -> None:
     assert "alice" not in repr(shown)
     assert "/" not in repr(shown).replace("org/code", "")
     assert CONFIG["family"]["base"] == "/home/alice/models/base"
+
+
+def test_a_run_of_other_models_or_held_out_data_is_no_baseline(tmp_path: Path) -> None:
+    """Old runs have recorded nothing, and are compared by their configs alone."""
+
+    def made_of(name: str, **inputs: str) -> Record:
+        found = perplexities(base=1.0, found=1.7)
+        words = {key.replace("member_", "member "): value for key, value in inputs.items()}
+        return write(tmp_path / name, one_recipe(), held_out=found, meta={"inputs": words or None}).record()
+
+    run = made_of("run", member_math="1", held_out="1")
+    with pytest.raises(
+        ConfigError, match="other was made of other models: member math differ between the runs"
+    ):
+        view(run, [made_of("other", member_math="2", held_out="1")])
+    elsewhere = made_of("elsewhere", member_math="1", held_out="2")
+    assert list(view(run, [elsewhere]).held_out[0].scores) == ["base", "found"]
+    old = made_of("old")
+    assert list(view(run, [old]).held_out[0].scores) == ["base", "found", "old"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.run import Run
 from tests.report.browser import look, opened
 from tests.report.runs import one_recipe, write
+
+watch_module = sys.modules[Server.__module__]
 
 
 @contextmanager
@@ -62,6 +66,58 @@ def test_news_are_told_once_there_are_some(tmp_path: Path) -> None:
         assert (
             "Found by gptailor-evolve" in json.loads(get(server, f"/state?since={news['stamp']}")[1])["main"]
         )
+
+
+def test_a_journal_that_cannot_be_read_is_unavailable_until_it_can(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write(tmp_path / "run", one_recipe())
+    whole = run.journal.read_bytes()
+    with serving(run) as server:
+        assert get(server, "/")[0] == 200
+        for damaged in (b"no database " * 99, whole[: len(whole) // 2]):
+            run.journal.write_bytes(damaged)
+            for path in ("/", "/state?since=x"):
+                status, text = get(server, path)
+                assert (status, "journal.db: cannot be" in text) == (503, True), text
+        run.journal.write_bytes(whole)
+        assert get(server, "/")[0] == 200
+        run.config.write_text("family: {")
+        run.best.write_text("a new stamp")
+        status, text = get(server, "/")
+        assert (status, text.startswith(f"{run.config}: not valid YAML in line 1: ")) == (503, True)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_more_connections_than_a_browser_opens_are_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch_module, "CONNECTIONS", 3)
+    run = write(tmp_path / "run", one_recipe())
+    with serving(run) as server, ExitStack() as open_connections:
+        address = (HOST, server.server_port)
+        connections = [
+            open_connections.enter_context(socket.create_connection(address, timeout=30)) for _ in range(4)
+        ]
+        assert connections[3].recv(1) == b""
+        connections[0].sendall(b"GET / HTTP/1.1\r\nHost")  # broken off
+        open_connections.close()
+        for _ in range(1000):  # until the server has seen that they are closed
+            with suppress(OSError):
+                status, _ = get(server, "/")
+                break
+        assert status == 200
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_silent_connection_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module._PageHandler, "timeout", 0.05)
+    with (
+        serving(write(tmp_path / "run", one_recipe())) as server,
+        socket.create_connection((HOST, server.server_port), timeout=30) as silent,
+    ):
+        silent.sendall(b"GET / HTTP/1.1\r\n")
+        assert silent.recv(1) == b""
 
 
 def test_a_search_that_has_written_nothing_yet_is_waited_for(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,71 @@ def test_what_is_no_journal_is_said(tmp_path: Path) -> None:
     (tmp_path / "journal.db").write_text("not a database, and long enough to be looked at as one")
     with pytest.raises(SearchError, match="journal"):
         snapshot(tmp_path / "journal.db")
+
+
+def test_a_full_disk_is_said_and_leaves_the_journal_whole(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.db") as journal:
+        journal.record([candidate(0)])
+        pages = journal._db.execute("PRAGMA page_count").fetchone()[0]
+        journal._db.execute(f"PRAGMA max_page_count = {pages}")
+        many = [replace(candidate(n), recipe="x" * 4000) for n in range(1, 50)]
+        for write in (
+            lambda: journal.record(many),
+            lambda: journal.record_repair("a", replace(candidate(0), recipe="x" * 99_000)),
+            lambda: journal.describe(Metadata(warnings=("x" * 99_000,))),
+            lambda: journal.record_held_out("base", {"x" * 99_000: {"a": Score(1.0, 1)}}),
+        ):
+            with pytest.raises(
+                SearchError, match=r"journal\.db: cannot be written .*: database or disk is full"
+            ):
+                write()
+        journal._db.execute("PRAGMA max_page_count = 1000000")
+        journal.record([candidate(1)])
+        assert list(journal.candidates()) == [candidate(0), candidate(1)]
+
+
+DAMAGES = {
+    "UPDATE candidates SET scores = '{'": "candidates",
+    "UPDATE candidates SET scores = '[1]'": "candidates",
+    "UPDATE candidates SET scores = '{\"kl\": {}}'": "candidates",
+    'UPDATE candidates SET scores = \'{"kl": {"a": ["x", 1, "nats"]}}\'': "candidates",
+    'UPDATE candidates SET scores = \'{"kl": {"a": [1, 1, "miles"]}}\'': "finished",
+    'UPDATE candidates SET scores = \'{"kl": {"a": [1, 1, "nats", null, 5, 6]}}\'': "finished",
+    "PRAGMA ignore_check_constraints = 1; UPDATE candidates SET status = 'lost'": "candidates",
+    "DROP TABLE repairs": "repairs",
+    "DROP TABLE candidates": "counts",
+    "INSERT INTO meta VALUES ('axes', '{}')": "metadata",
+    "INSERT INTO meta VALUES ('sizes', '{\"base\": [1]}')": "metadata",
+    "INSERT INTO meta VALUES ('gaps', '[')": "metadata",
+    "INSERT INTO meta VALUES ('history', '[{\"candidates\": \"x\"}]')": "metadata",
+    "INSERT INTO held_out VALUES ('base', '7')": "held_out",
+    "INSERT INTO items VALUES ('a', 'b', 'c', 'd', '7')": "items",
+}
+
+
+@pytest.mark.parametrize("statement", DAMAGES)
+def test_what_no_search_writes_is_said(statement: str, tmp_path: Path) -> None:
+    file = tmp_path / "journal.db"
+    with Journal(file) as journal:
+        journal.record([candidate(0)])
+        journal._db.executescript(statement)
+    message = re.escape(f"{file}: cannot be read as a journal: ")
+    with snapshot(file) as copy, pytest.raises(SearchError, match=message):
+        for _ in getattr(copy, DAMAGES[statement])():
+            pass
+
+
+def test_a_foreign_database_is_no_journal(tmp_path: Path) -> None:
+    file = tmp_path / "journal.db"
+    with closing(sqlite3.connect(file)) as foreign:
+        foreign.execute("CREATE TABLE cookies (name TEXT)")
+    for read in (snapshot, Journal):
+        with pytest.raises(
+            SearchError, match=re.escape(f"{file}: cannot be used as a journal: no such table: meta")
+        ):
+            read(file)
+    with closing(sqlite3.connect(file)) as foreign:
+        assert foreign.execute("SELECT name FROM sqlite_master").fetchall() == [("cookies",)]
 
 
 def test_standard_errors_are_kept_beside_scores_that_have_them(tmp_path: Path) -> None:

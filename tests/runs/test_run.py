@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import math
 import re
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import pytest
 import yaml
 
 import gptailor_merge
+from gptailor_merge.cli.searches import show
 from gptailor_merge.errors import ConfigError, InputError
+from gptailor_merge.objectives.scores import Score
 from gptailor_merge.runs.run import Run
 from tests.report.runs import CONFIG, candidate, one_recipe, write
 
@@ -61,6 +65,16 @@ def test_a_pick_needs_a_front_and_a_score(tmp_path: Path) -> None:
     empty = write(tmp_path / "empty", [candidate(0, "failed", None, 0.1)])
     with pytest.raises(ConfigError, match="no candidate has been scored yet"):
         empty.summary()
+
+
+def test_numbers_that_json_lacks_are_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    endless = {"perplexity": {"a": Score(800.0, 10, "perplexity"), "b": Score(math.nan, 10, "perplexity")}}
+    candidates = [candidate(0, "scored", math.inf, 0.1, scores=endless)]
+    run = write(tmp_path / "run", candidates, held_out={"base": endless})
+    show(run.path, as_json=True)
+    shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert shown["loss"] is None
+    assert shown["held_out"]["base"]["perplexity"] == {"a": None, "b": None, "total": None}
 
 
 SCRATCH_JOURNALS = ("api/open_session.py", "testing/baselines.py")

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -294,7 +293,7 @@ def test_a_generation_is_recorded_as_a_whole(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.db") as journal:
         search(space(), FakeScorer(), journal, replace(SETTINGS, budget=8))
         (candidate, *_) = journal.candidates()
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(SearchError, match="UNIQUE constraint failed"):
             journal.record([replace(candidate, number=99), candidate])
         assert journal.counts().candidates == 8
 

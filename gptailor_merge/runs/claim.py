@@ -1,0 +1,116 @@
+"""Decides whether a search may write a run directory: it must be the same search, on the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from gptailor_merge.config import SearchConfig
+from gptailor_merge.documents import read_yaml
+from gptailor_merge.errors import ConfigError
+from gptailor_merge.files import write_beside
+from gptailor_merge.models.contents import MEMBER
+from gptailor_merge.runs.directory import Directory
+from gptailor_merge.runs.journal import Journal, snapshot
+from gptailor_merge.runs.provenance import Inputs, Period, changed, continued, sentences
+from gptailor_merge.search.baselines.choice import Choice
+from gptailor_merge.versions import environment
+
+
+def claim(config: SearchConfig, directory: Directory, contents: Inputs, *, resume: bool) -> bool:
+    """Checks that a locked directory belongs to this config and these members; tells whether the run is new.
+
+    Args:
+        contents: what the members hold now, see models.contents.
+
+    Raises:
+        ConfigError: the directory holds a run and `resume` is not asked for, or holds another one.
+    """
+    is_new = not directory.journal.exists()
+    if not is_new and not resume:
+        raise ConfigError(
+            f"{directory.path} already holds a run; continue it with --resume or choose another --out"
+        )
+    if directory.config.exists() and not is_new:
+        changed = SearchConfig.load(directory.config).differences(config)
+        if changed:
+            raise ConfigError(
+                f"{directory.path} was begun with another config; {', '.join(changed)} differ. "
+                "Resume with the config it was begun with, or choose another --out"
+            )
+    if not is_new:
+        _check_members(directory, contents)
+    directory.sweep()
+    if is_new:
+        write_beside(directory.config, config.to_yaml())
+    return is_new
+
+
+def _check_members(run: Directory, contents: Inputs) -> None:
+    """Refuses to go on with members that have changed, before a weight is loaded."""
+    with snapshot(run.journal) as journal:
+        begun, candidates = journal.metadata(), journal.counts().candidates
+    if candidates and begun.inputs is not None:
+        before = {name: value for name, value in begun.inputs.items() if name.startswith(MEMBER)}
+        _refuse(run, changed(before, contents))
+
+
+def _refuse(run: Directory, names: Sequence[str]) -> None:
+    if names:
+        raise ConfigError(
+            f"{run.path} was begun with other models or data, and its scores would not belong together; "
+            f"changed since then: {', '.join(names)}. Put back what it was begun with, or choose another "
+            "--out"
+        )
+
+
+def describe(
+    journal: Journal,
+    run: Directory,
+    axes: tuple[str, ...],
+    baseline: Choice | None,
+    inputs: Inputs,
+    warnings: tuple[str, ...],
+    on_step: Callable[[str], None],
+) -> None:
+    """Writes what the run is about: a search or one baseline, its objectives, and what scores depend on.
+
+    Raises:
+        ConfigError: the run was begun as something else, or with other models or data.
+    """
+    asked = "" if baseline is None else str(baseline)
+    begun, candidates = journal.metadata(), journal.counts().candidates
+    if candidates and begun.baseline != asked:
+        raise ConfigError(
+            f"{journal.file} was begun by {begun.baseline or 'a search'}, not by {asked or 'a search'}"
+        )
+    if candidates and begun.inputs is not None:
+        _refuse(run, changed(begun.inputs, inputs))
+    before = begun.history or ()
+    if candidates and begun.inputs is None:
+        before = (Period(0, versions_at_begin(run), recorded=False),)
+    history = continued(before, candidates, environment())
+    if history != begun.history:
+        journal.keep_held_out(())  # members are scored again, by what scores the recipes
+    told = sentences(history)
+    for sentence in told if history != begun.history else ():
+        on_step(f"note: {sentence}")
+    journal.describe(
+        replace(
+            begun,
+            baseline=asked,
+            axes=axes,
+            warnings=(*warnings, *told),
+            inputs=inputs,
+            history=history,
+        )
+    )
+
+
+def versions_at_begin(run: Directory) -> dict[str, str]:
+    """Returns the versions of the libraries when a run was begun, as its config records them."""
+    document = read_yaml(run.config, ConfigError) if run.config.is_file() else None
+    versions = document.get("environment") if isinstance(document, Mapping) else None
+    if not isinstance(versions, Mapping):
+        return environment() if document is None else {}
+    return {str(name): str(number) for name, number in versions.items()}
