@@ -28,7 +28,7 @@ def values(path: Path) -> list[Any]:
 
 def write(file: Path, content: str | bytes) -> Path:
     raw = content if isinstance(content, bytes) else content.encode()
-    file.write_bytes(gzip.compress(raw) if file.suffix == ".gz" else raw)
+    file.write_bytes(gzip.compress(raw, mtime=0) if file.suffix == ".gz" else raw)
     return file
 
 
@@ -93,7 +93,7 @@ def test_a_long_value_in_a_list_is_read_in_pieces(tmp_path: Path) -> None:
         ("t.txt", "ab".encode("utf-16"), "it looks like UTF-16; save it as UTF-8"),
         ("t.jsonl", LINES.encode("utf-16-be"), "it looks like UTF-16; save it as UTF-8"),
         ("t.txt", "ab".encode("utf-16-le"), "found the byte 0x00; it looks like UTF-16"),
-        ("t.jsonl", gzip.compress(LINES.encode()), "which is read under the name t.jsonl.gz"),
+        ("t.jsonl", gzip.compress(LINES.encode(), mtime=0), "which is read under the name t.jsonl.gz"),
         ("t.txt", b"PAR1\x80", "which is read under the name t.parquet"),
         ("t.txt.gz", b"\xff\xfea", "t.txt.gz:1: not UTF-8, found the byte 0xff; the file inside"),
         ("t.jsonl", "nonsense\n", "t.jsonl:1: not JSON (Expecting value: line 1 column 1 (char 0)), found"),
@@ -121,7 +121,7 @@ def test_files_that_cannot_be_read_are_named(
 
 
 def test_a_broken_archive_is_named(tmp_path: Path) -> None:
-    for name, content in (("a", gzip.compress(LINES.encode())[:-12]), ("b", b"nonsense")):
+    for name, content in (("a", gzip.compress(LINES.encode(), mtime=0)[:-12]), ("b", b"nonsense")):
         file = tmp_path / f"{name}.jsonl.gz"
         file.write_bytes(content)
         with pytest.raises(DataError, match=r"\.jsonl\.gz: cannot be read: "):
