@@ -186,6 +186,27 @@ class RepairSection(Section):
     sequence_length: Annotated[int, Field(ge=2)] = 512
 
 
+class TuneSection(Section):
+    """Tuning of the best recipes when the search and the repairs are over, see tuning.finalists.
+
+    Attributes:
+        finalists: recipes that are tuned, the best for each choice of layers; of a front all recipes are.
+            0 tunes none.
+        steps: most steps of Adam; 0 tunes nothing.
+        weights: the tensors that share a merge weight.
+        norms: fit the gains of norms, too.
+        tokens: taken of each objective's texts, a quarter of which is held back.
+        rate: Adam's rate of merge weights.
+    """
+
+    finalists: Annotated[int, Field(ge=0)] = 0
+    steps: Annotated[int, Field(ge=0)] = 60
+    weights: Literal["layer", "part", "tensor"] = "part"
+    norms: bool = True
+    tokens: Annotated[int, Field(ge=2)] = 65536
+    rate: Annotated[float, Field(gt=0)] = 0.03
+
+
 class SearchConfig(Section):
     """The whole config.
 
@@ -198,6 +219,7 @@ class SearchConfig(Section):
         held_out: the numbers that are reported, on data that the search has not seen.
         search: settings of the search.
         repair: settings of the repair of the best recipes.
+        tune: settings of the tuning of the best recipes.
         seed: of all random choices.
         dtype: of merge arithmetic.
         out_dtype: of the written model; default the base's.
@@ -215,6 +237,7 @@ class SearchConfig(Section):
     held_out: ObjectiveConfigs = Field(default=(), strict=False)
     search: SearchSection = SearchSection()
     repair: RepairSection = RepairSection()
+    tune: TuneSection = TuneSection()
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -304,19 +327,22 @@ class SearchConfig(Section):
             versions: library -> its version when the run was begun; default those that are installed.
         """
         recorded = dict(environment() if versions is None else versions)
-        document = {**self._document(), "environment": recorded}
+        document = {**self.document(), "environment": recorded}
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
     def differences(self, other: SearchConfig) -> list[str]:
         """Returns the top-level keys that differ, except for budget and pick, which a resume may change."""
-        ours, theirs = self._document(), other._document()
+        ours, theirs = self.document(), other.document()
         for document in (ours, theirs):
             for key in ("budget", "pick"):
                 document["search"].pop(key)
         return [key for key in ours if ours[key] != theirs.get(key)]
 
-    def _document(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
+        """Returns the config as plain data; without tuning it is that of runs before there was tuning."""
         document: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        if not self.tune.finalists:
+            del document["tune"]
         return document
 
     def _problems(self, directory: Path) -> list[Problem]:
@@ -340,6 +366,15 @@ class SearchConfig(Section):
         if self.search.pareto and len(self.objectives) < 2 and not self.target.is_range:
             message = "a front is one of several objectives, or of a range of sizes, found one objective"
             problems.append(Problem(("search", "pareto"), message))
+        problems += [
+            Problem(
+                ("tune", "finalists"),
+                f"recipes are tuned to objectives on texts, which have a gradient; {objective.kind} has none; "
+                "give it no weight, or leave tune out",
+            )
+            for objective in self.objectives
+            if self.tune.finalists and objective.weight is not None and not objective.calibrates
+        ]
         if "base" in self.family.variants:
             problems.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
         problems += missing_files(("repair", "data"), self.repair.data or {}, directory)
@@ -362,7 +397,7 @@ class SearchConfig(Section):
             repair = repair.model_copy(update={"data": absolute_files(repair.data, directory)})
         sections = ("objectives", "gates", "held_out")
         measured = {name: tuple(o.resolved(directory) for o in getattr(self, name)) for name in sections}
-        document = self.model_copy(update={**measured, "repair": repair})._document()
+        document = self.model_copy(update={**measured, "repair": repair}).document()
         family = document["family"]
         family["base"] = _absolute(family["base"], directory)
         family["variants"] = {n: _absolute(m, directory) for n, m in family["variants"].items()}

@@ -51,6 +51,7 @@ from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.settings import SearchSettings, settings_for
 from gptailor_merge.space.points import Point
 from gptailor_merge.space.space import Space
+from gptailor_merge.tuning.finalists import tune_finalists
 
 
 class _SpentError(Exception):
@@ -62,7 +63,7 @@ class Trace:
     """The candidates that a search in a session proposed.
 
     Attributes:
-        candidates: in the order of proposal; repaired ones come last.
+        candidates: in the order of proposal; repaired and tuned ones come last.
         finished: digests of those that were scored on everything.
         stamps: for each candidate, the seconds from the beginning until its score was known.
     """
@@ -219,7 +220,7 @@ class Session:
             optimizer, population, budget, seed: replace those of the config.
             make_optimizer: makes the optimiser, instead of the one that is named.
             tokens: ends the search when that many tokens have been scored.
-            finalists: repairs the best recipes afterwards, as the config's section `repair` says.
+            finalists: repairs and tunes the best recipes afterwards, as the config says.
         """
         changed = {"optimizer": optimizer, "population": population, "budget": budget, "seed": seed}
         settings = self._settings(**changed)
@@ -240,6 +241,7 @@ class Session:
                 gates = workplace.gates(workplace.evaluator("gates")) if self.config.gates else None
                 judge = FinalistJudge(self.executor, gates, self.settings)
                 repair_finalists(workplace, judge, journal, directory)
+                tune_finalists(workplace, judge, journal, directory)
 
         return self._traced(work, tokens, on_candidate)
 
@@ -303,9 +305,9 @@ class Session:
                 work(journal, directory / "repair", listen)
             candidates = list(journal.candidates())[: len(stamps)]
             finished = frozenset(candidate.digest for candidate in journal.finished())
-            for repaired in journal.repairs().values():
-                candidates.append(repaired)
-                stamps.append(stamps[-1] + repaired.seconds)
+            for refined in (*journal.repairs().values(), *journal.tunings().values()):
+                candidates.append(refined)
+                stamps.append(stamps[-1] + refined.seconds)
         return Trace(tuple(candidates), finished, tuple(stamps))
 
 

@@ -64,7 +64,7 @@ def tune(
         DataError: texts that cannot be read, or too few.
         ConfigError: `out` exists and is not an empty directory, or an option has another form.
     """
-    options = TuneOptions(steps, _sharing(weights), norms, rate, tokens)
+    options = TuneOptions(steps, _sharing(weights), norms, rate)
     directory = path_of(out)
     refuse_existing(directory)
     whole, file = read_recipe(recipe)
@@ -78,6 +78,7 @@ def tune(
             file=file,
             staged=staged,
             options=options,
+            tokens=tokens,
             sequence_length=sequence_length,
             device=pick_device(device),
             progress=on_step,

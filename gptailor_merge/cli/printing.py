@@ -57,6 +57,7 @@ def summary(summary: Summary) -> None:
         f"{'picked' if summary.front else 'best  '}  {summary.digest}{loss}  "
         f"({counts.candidates} candidates, {counts.failures} failed, {counts.gated} kept out, "
         f"{counts.duplicates} duplicates, {counts.dropped} dropped early, {counts.repaired} repaired, "
+        f"{f'{counts.tuned} tuned, ' if counts.tuned else ''}"
         f"{counts.tokens:,} tokens scored in {counts.seconds:.0f} s)"
     )
     for objective, values in summary.scores.items():

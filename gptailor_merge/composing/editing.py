@@ -26,6 +26,9 @@ from gptailor_merge.recipe.plan import NORMS, Edit
 _MAP = "map"
 """The name of the only tensor in the file of a repair map."""
 
+GAINS_FILE = "gains.safetensors"
+"""The name that files of fitted gains get."""
+
 
 MOST_BYTES = 2 * 1024**3
 """Bytes of the largest file of an edit; a map of 23,000 dimensions has as many."""

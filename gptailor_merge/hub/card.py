@@ -169,11 +169,13 @@ def _search(release: Release) -> str:
     counts, search = release.summary.counts, release.settings.search
     baseline = release.summary.baseline
     method = f"the baseline {baseline}" if baseline else f"gptailor-evolve (optimizer {search.optimizer})"
-    repaired = f"; {counts.repaired} of them repaired at the end" if counts.repaired else ""
+    refined = [f"{counts.repaired} of them repaired"] if counts.repaired else []
+    refined += [f"{counts.tuned} tuned"] if counts.tuned else []
+    at_the_end = f"; {' and '.join(refined)} at the end" if refined else ""
     return (
         f"Found by {method} with seed {release.settings.seed}: {counts.candidates:,} candidates "
         f"({counts.failures} failed, {counts.gated} kept out by gates, {counts.duplicates} duplicates, "
-        f"{counts.dropped} dropped early{repaired}), "
+        f"{counts.dropped} dropped early{at_the_end}), "
         f"{counts.tokens:,} tokens scored in {counts.seconds:,.0f} s."
     )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gptailor_merge.planning.resolve import plan
+from gptailor_merge.planning import resolve
 from gptailor_merge.planning.writing import slices_of
-from gptailor_merge.recipe.plan import Slot
+from gptailor_merge.recipe.plan import Plan, Slot
 from gptailor_merge.recipe.recipe import Recipe, Slice
 
 
@@ -16,7 +16,7 @@ def rewritten(recipe: Recipe, slots: Sequence[Slot]) -> Recipe:
     Args:
         slots: as many as the recipe fills, some of them with another operation or other edits.
     """
-    before = plan(recipe).slots
+    before = resolve.plan(recipe).slots
     slices: list[Slice] = []
     begin = 0
     for part in recipe.slices:
@@ -25,3 +25,13 @@ def rewritten(recipe: Recipe, slots: Sequence[Slot]) -> Recipe:
         slices += [part] if is_unchanged else slices_of(slots[begin:end], recipe.base_model)
         begin = end
     return recipe.model_copy(update={"slices": tuple(slices)})
+
+
+def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
+    """Returns the recipe with the slots of a plan, and its gains outside the layers."""
+    whole, gains = rewritten(recipe, plan.slots), plan.gains
+    update = {
+        "gains": None if gains is None else gains.file,
+        "gains_digest": None if gains is None else gains.digest,
+    }
+    return whole.model_copy(update={"parameters": whole.parameters.model_copy(update=update)})

@@ -14,36 +14,44 @@ from pathlib import Path, PurePath
 from typing import Protocol
 
 from gptailor_merge.calibration.held_back import has_enough
+from gptailor_merge.composing.editing import GAINS_FILE
 from gptailor_merge.errors import ConfigError, DataError, Problem
 from gptailor_merge.files import make_directory
-from gptailor_merge.planning.slot_replacement import rewritten
-from gptailor_merge.recipe.edits import edit_files, map_files
-from gptailor_merge.recipe.plan import Plan, Slot
+from gptailor_merge.planning.slot_replacement import with_plan
+from gptailor_merge.recipe.edits import edit_files
+from gptailor_merge.recipe.plan import Edit, Plan
 from gptailor_merge.repair.fitting import MAP_PATTERN, Repairer
 from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.gates import Gates
 from gptailor_merge.scoring.workplace import Workplace
-from gptailor_merge.search.candidates import Candidate, Status
+from gptailor_merge.search.candidates import REFINED, Candidate, Status
 from gptailor_merge.search.front import front
 from gptailor_merge.search.judging import verdicts
 from gptailor_merge.search.outcomes import Judgement, candidate_of
 from gptailor_merge.search.settings import SearchSettings
 
 
-class RepairLog(Protocol):
+class Finished(Protocol):
+    """Remembers candidates that were scored on everything; see runs.journal.Journal."""
+
+    def finished(self) -> Iterator[Candidate]:
+        """Yields the candidates of a target size that were scored on everything, refined ones last."""
+
+    def best(self) -> Candidate | None:
+        """Returns the first of the finished candidates with the lowest loss."""
+
+
+class RepairLog(Finished, Protocol):
     """Remembers candidates and their repairs; see runs.journal.Journal."""
 
     def candidates(self) -> Iterator[Candidate]:
         """Yields every candidate in the order of proposal."""
 
-    def finished(self) -> Iterator[Candidate]:
-        """Yields the candidates of a target size that were scored on everything, repaired ones last."""
-
-    def best(self) -> Candidate | None:
-        """Returns the first of the finished candidates with the lowest loss."""
-
     def repairs(self) -> Mapping[str, Candidate]:
         """Returns digest of the original -> what became of its repair."""
+
+    def tunings(self) -> Mapping[str, Candidate]:
+        """Returns digest of the original, which may be a repaired one -> what became of its tuning."""
 
     def record_repair(self, original: str, repaired: Candidate) -> None:
         """Writes what became of the repair of a candidate."""
@@ -51,7 +59,7 @@ class RepairLog(Protocol):
 
 @dataclass(frozen=True)
 class FinalistJudge:
-    """Judges and scores repaired recipes as the search did its candidates.
+    """Judges and scores recipes that are repaired or tuned as the search did its candidates.
 
     Attributes:
         executor: scores plans on the calibration set.
@@ -63,20 +71,22 @@ class FinalistJudge:
     gates: Gates | None
     settings: SearchSettings
 
-    def judge(self, original: Candidate, repaired: Plan, directory: Path) -> Candidate:
-        """Returns what becomes of a repaired plan: it is scored if a map helps and no gate is against it.
+    def judge(
+        self, original: Candidate, refined: Plan, directory: Path, status: Status = Status.REPAIRED
+    ) -> Candidate:
+        """Returns what becomes of a refined plan: it is scored if it has changed and no gate is against it.
 
         Args:
-            directory: of all maps; the recipe names them from the directory that it is in.
+            directory: of all maps and gains; the recipe names them from the directory that it is in.
+            status: says how the plan was refined.
         """
-        slots = [_with_relative_maps(slot, directory) for slot in repaired.slots]
-        recipe = rewritten(original.parsed, slots)
-        judgement = self._judgement(original, repaired)
-        return candidate_of(original.number, repaired, recipe, judgement, self.settings, Status.REPAIRED)
+        recipe = with_plan(original.parsed, _with_relative_files(refined, directory))
+        judgement = self._judgement(original, refined, status)
+        return candidate_of(original.number, refined, recipe, judgement, self.settings, status)
 
-    def _judgement(self, original: Candidate, repaired: Plan) -> Judgement:
+    def _judgement(self, original: Candidate, repaired: Plan, status: Status) -> Judgement:
         if repaired.digest == original.digest:
-            return Judgement(outcome=Outcome.failure("no map helps"))
+            return Judgement(outcome=Outcome.failure(_USELESS[status]))
         judgement = Judgement() if self.gates is None else verdicts(self.gates, [repaired])[0]
         if not judgement.passes:
             return judgement
@@ -84,14 +94,20 @@ class FinalistJudge:
         return replace(judgement, outcome=outcome)
 
 
-def _with_relative_maps(slot: Slot, directory: Path) -> Slot:
-    edits = (
-        replace(edit, file=Path(edit.file).relative_to(directory.parent).as_posix())
-        if edit.is_repair
-        else edit
-        for edit in slot.edits
-    )
-    return replace(slot, edits=tuple(edits))
+_USELESS = {Status.REPAIRED: "no map helps", Status.TUNED: "tuning does not help"}
+"""Says of each way to refine a plan that it left the plan as it was."""
+
+
+def _with_relative_files(plan: Plan, directory: Path) -> Plan:
+    """Returns a plan whose edits name their files from the directory that `directory` is in."""
+
+    def relative(edit: Edit) -> Edit:
+        if edit.digest is None:
+            return edit
+        return replace(edit, file=Path(edit.file).relative_to(directory.parent).as_posix())
+
+    slots = tuple(replace(slot, edits=tuple(map(relative, slot.edits))) for slot in plan.slots)
+    return replace(plan, slots=slots, gains=None if plan.gains is None else relative(plan.gains))
 
 
 def finalists(log: RepairLog, axes: Sequence[str], count: int) -> list[Candidate]:
@@ -103,7 +119,7 @@ def finalists(log: RepairLog, axes: Sequence[str], count: int) -> list[Candidate
         axes: the objectives of which a front is sought; none where the loss is minimised.
         count: most finalists where no front is sought.
     """
-    searched = [candidate for candidate in log.finished() if candidate.status != Status.REPAIRED]
+    searched = [candidate for candidate in log.finished() if candidate.status not in REFINED]
     if axes:
         return [point.candidate for point in front(searched, axes)]
     dropped = (candidate for candidate in log.candidates() if candidate.status == Status.DROPPED)
@@ -130,7 +146,8 @@ def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog,
         repairer = Repairer(workplace.composer, workplace.family, texts, everywhere=config.everywhere)
     except DataError as error:
         raise ConfigError(Problem(("repair", "data"), str(error))) from None
-    best = {candidate.digest for candidate in _best_of(log, judge.settings.axes)}
+    best = {candidate.digest for candidate in best_of(log, judge.settings.axes)}
+    best |= {original for original, tuned in log.tunings().items() if tuned.digest in best}
     done = {
         original
         for original, repaired in log.repairs().items()
@@ -155,28 +172,28 @@ def _repair(repairer: Repairer, judge: FinalistJudge, original: Candidate, direc
     return replace(candidate, tokens=candidate.tokens + spent, seconds=candidate.seconds + seconds)
 
 
-def _best_of(log: RepairLog, axes: Sequence[str]) -> list[Candidate]:
-    """Returns the best recipe, or all of a front, repaired ones included."""
+def best_of(log: Finished, axes: Sequence[str]) -> list[Candidate]:
+    """Returns the best recipe, or all of a front, refined ones included."""
     if axes:
         return [point.candidate for point in front(log.finished(), axes)]
     best = log.best()
     return [] if best is None else [best]
 
 
-def drop_maps(log: RepairLog, directory: Path, survivors: Iterable[Candidate]) -> None:
-    """Removes the maps of all recipes but the survivors: those of a large model are large.
+def drop_files(log: RepairLog, directory: Path, survivors: Iterable[Candidate]) -> None:
+    """Removes the maps and gains of all recipes but the survivors: those of a large model are large.
 
-    Only what the search has written is removed: maps in directories that are named after its candidates.
+    Only what the search has written is removed: its files in directories that are named after its candidates.
     """
-    kept = {PurePath(file).parent.name for candidate in survivors for file in map_files(candidate.parsed)}
-    dropped = {candidate.digest for candidate in log.candidates()} - kept
-    for maps in sorted(directory.glob("*/")):
-        if maps.name not in dropped or maps.is_symlink():
+    kept = {PurePath(file).parent.name for candidate in survivors for file in edit_files(candidate.parsed)}
+    known = {candidate.digest for candidate in (*log.candidates(), *log.repairs().values())}
+    for files in sorted(directory.glob("*/")):
+        if files.name not in known - kept or files.is_symlink():
             continue
-        for file in maps.glob(MAP_PATTERN):
+        for file in (*files.glob(MAP_PATTERN), *files.glob(GAINS_FILE)):
             file.unlink()
-        if not any(maps.iterdir()):
-            maps.rmdir()
+        if not any(files.iterdir()):
+            files.rmdir()
 
 
 def _rank(candidate: Candidate) -> tuple[float, int]:

@@ -110,6 +110,7 @@ LIGHT = Theme(
         "gated": "#b07d00",
         "failed": "#c0392b",
         "repaired": "#00835f",
+        "tuned": "#a8559a",
     },
 )
 
@@ -132,5 +133,6 @@ DARK = Theme(
         "gated": "#e0b040",
         "failed": "#ff7b6b",
         "repaired": "#2cc39a",
+        "tuned": "#d78bc9",
     },
 )

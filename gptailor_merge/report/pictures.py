@@ -240,7 +240,12 @@ def _axis_title(run_view: RunView, objective: str) -> str:
 def _progress(run_view: RunView) -> Figure:
     figure, (by_tokens, by_seconds) = _figure(3.5, 1, 2, sharey=True)
     for axes, clock in ((by_tokens, "tokens"), (by_seconds, "seconds")):
-        kinds = (("dropped", "o", False), ("scored", "o", True), ("repaired", "s", False))
+        kinds = (
+            ("dropped", "o", False),
+            ("scored", "o", True),
+            ("repaired", "s", False),
+            ("tuned", "D", False),
+        )
         for status, marker, filled in kinds:
             scored = [(t, t.loss) for t in run_view.trials if t.status == status and t.loss is not None]
             if scored and not run_view.axes:

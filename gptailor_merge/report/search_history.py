@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from nevergrad.optimization.multiobjective import HypervolumeIndicator
 
-from gptailor_merge.search.candidates import Candidate, Status
+from gptailor_merge.search.candidates import REFINED, Candidate, Status
 from gptailor_merge.search.front import dominates, losses
 
 Losses = tuple[float, ...]
@@ -61,15 +61,15 @@ class Box:
 def trials(
     candidates: Sequence[Candidate], finished: Sequence[Candidate], axes: Sequence[str], box: Box | None
 ) -> tuple[Trial, ...]:
-    """Returns every candidate in order; repaired ones come last.
+    """Returns every candidate in order; repaired and tuned ones come last.
 
     Args:
         finished: the candidates that were scored on everything.
         axes: the objectives of a front; empty where one recipe is sought.
         box: for a front, the box whose dominated share counts as the best; None for the lowest loss.
     """
-    counted = {candidate.number for candidate in finished if candidate.status != Status.REPAIRED}
-    repaired = [candidate for candidate in finished if candidate.status == Status.REPAIRED]
+    counted = {candidate.number for candidate in finished if candidate.status not in REFINED}
+    refined = [candidate for candidate in finished if candidate.status in REFINED]
     best_after = _lowest() if box is None else _dominated(axes, box)
     history: list[Trial] = []
     tokens, seconds = 0, 0.0
@@ -80,7 +80,7 @@ def trials(
         if candidate.number in counted:
             best = best_after(candidate)
         history.append(Trial(candidate.number, candidate.status, candidate.loss, tokens, seconds, best))
-    for number, candidate in enumerate(repaired, start=len(candidates)):
+    for number, candidate in enumerate(refined, start=len(candidates)):
         tokens += candidate.tokens
         seconds += candidate.seconds
         best = best_after(candidate)
@@ -96,7 +96,7 @@ def span(history: Sequence[Trial], others: Sequence[float] = ()) -> tuple[float,
     drawn = sorted(
         trial.loss
         for trial in history
-        if trial.loss is not None and trial.status in (Status.SCORED, Status.DROPPED, Status.REPAIRED)
+        if trial.loss is not None and trial.status in (Status.SCORED, Status.DROPPED, *REFINED)
     )
     reached = [trial.best for trial in history if trial.best is not None]
     if not drawn or not reached:

@@ -10,7 +10,7 @@ from gptailor_merge.report.formatting import duration, listed, number, plain, wr
 from gptailor_merge.report.palette import member_keys
 from gptailor_merge.report.view import BASE, HeldOut, Other, RunView
 from gptailor_merge.runs.record import FOUND
-from gptailor_merge.search.candidates import Status
+from gptailor_merge.search.candidates import REFINED
 
 OUTCOMES = {
     "scored": "scored on everything",
@@ -20,6 +20,7 @@ OUTCOMES = {
     "gated": "kept out by gates",
     "failed": "failed",
     "repaired": "repaired at the end",
+    "tuned": "tuned at the end",
 }
 """Status in the journal -> its words in a figure, in the order in which they are drawn."""
 
@@ -245,7 +246,7 @@ def _progress(view: RunView) -> Iterator[FigureSection]:
     charts = (Chart("progress-tokens", alts[0]), Chart("progress-seconds", alts[1]))
     legend = [LegendKey("best so far", "line", "accent")]
     if not view.axes:
-        marks = {"scored": "disc", "dropped": "ring", "repaired": "square"}
+        marks = {"scored": "disc", "dropped": "ring", "repaired": "square", "tuned": "diamond"}
         legend += [
             LegendKey(OUTCOMES[status], mark, f"outcome-{status}")
             for status, mark in marks.items()
@@ -280,10 +281,13 @@ def _cost(view: RunView) -> Iterator[FigureSection]:
     by_outcome = ", ".join(
         f"{view.spent[status].candidates:,} {words}"
         for status, words in OUTCOMES.items()
-        if status in view.spent and status != Status.REPAIRED
+        if status in view.spent and status not in REFINED
     )
-    repaired = view.spent.get(Status.REPAIRED)
-    again = f"; {repaired.candidates:,} of them repaired at the end" if repaired else ""
+    again = "".join(
+        f"; {view.spent[status].candidates:,} of them {OUTCOMES[status]}"
+        for status in REFINED
+        if status in view.spent
+    )
     caption = (
         f"{counts.candidates:,} candidates: {by_outcome}{again}. "
         f"{counts.tokens:,} tokens went through a model, in {duration(counts.seconds)} of scoring."

@@ -16,7 +16,7 @@ from gptailor_merge.models.contents import contents_of
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.stored_values import differences_told
 from gptailor_merge.planning.resolve import plan
-from gptailor_merge.repair.finalists import FinalistJudge, drop_maps, repair_finalists
+from gptailor_merge.repair.finalists import FinalistJudge, drop_files, repair_finalists
 from gptailor_merge.runs.claim import claim, describe, versions_at_begin
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.held_out import score_held_out
@@ -34,6 +34,7 @@ from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import OnCandidate, prune, search
 from gptailor_merge.search.front import front, pick
 from gptailor_merge.search.settings import settings_for
+from gptailor_merge.tuning.finalists import tune_finalists
 
 OnStep = Callable[[str], None]
 
@@ -108,6 +109,7 @@ def execute(
                 # An absolute path, so that workers in other directories find the maps.
                 maps, judge = run.repairs.absolute(), FinalistJudge(scoring, gates, settings)
                 repair_finalists(workplace, judge, journal, maps)
+                tune_finalists(workplace, judge, journal, maps)
                 best = journal.best() or best
             else:
                 best = prune(
@@ -131,7 +133,7 @@ def execute(
 def _write_chosen(
     run: Directory, journal: Journal, config: SearchConfig, axes: tuple[str, ...], best: Candidate
 ) -> dict[str, Candidate]:
-    """Writes the best recipe and those of the front, drops all other maps, and returns name -> recipe."""
+    """Writes the best recipe and those of the front, drops other files, and returns name -> recipe."""
     chosen = {}
     if axes:
         points = front(journal.finished(), axes)
@@ -140,7 +142,7 @@ def _write_chosen(
         best = pick(points, config.search.pick, axes).candidate
     write_beside(run.best, best.recipe)
     chosen[FOUND] = best
-    drop_maps(journal, run.repairs, chosen.values())
+    drop_files(journal, run.repairs, chosen.values())
     return chosen
 
 

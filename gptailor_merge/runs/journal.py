@@ -20,7 +20,7 @@ from gptailor_merge.errors import InputError, SearchError
 from gptailor_merge.objectives.scores import UNITS, Score, Scores
 from gptailor_merge.runs.metadata import Metadata
 from gptailor_merge.scoring.measures import Items
-from gptailor_merge.search.candidates import Candidate, Counts, Status
+from gptailor_merge.search.candidates import REFINED, Candidate, Counts, Status
 
 FORMAT = 4
 
@@ -40,18 +40,6 @@ CREATE TABLE candidates (
     tokens INTEGER NOT NULL,     -- the tokens that it was scored on
     seconds REAL NOT NULL
 ) STRICT;
-CREATE TABLE repairs (
-    original TEXT PRIMARY KEY,   -- digest of the candidate that was repaired
-    number INTEGER NOT NULL REFERENCES candidates (number),  -- its number
-    digest TEXT NOT NULL,        -- this and the other columns describe the repaired recipe
-    recipe TEXT NOT NULL,
-    loss REAL,                   -- NULL if no map helped, it failed, or it was kept out
-    scores TEXT NOT NULL,
-    fingerprint TEXT NOT NULL,
-    cause TEXT,
-    tokens INTEGER NOT NULL,     -- the tokens that went through models, or parts of them, for it
-    seconds REAL NOT NULL
-) STRICT;
 CREATE TABLE items (
     section TEXT NOT NULL,       -- objectives, gates or held_out, as in the config
     objective TEXT NOT NULL,
@@ -62,6 +50,26 @@ CREATE TABLE items (
 ) STRICT;
 CREATE TABLE held_out (model TEXT PRIMARY KEY, scores TEXT NOT NULL) STRICT;
 """
+
+
+_REFINED = """
+CREATE TABLE IF NOT EXISTS {table} (
+    original TEXT PRIMARY KEY,   -- digest of the candidate that was refined
+    number INTEGER NOT NULL REFERENCES candidates (number),  -- its number
+    digest TEXT NOT NULL,        -- this and the other columns describe the refined recipe
+    recipe TEXT NOT NULL,
+    loss REAL,                   -- NULL if it was of no use, it failed, or it was kept out
+    scores TEXT NOT NULL,
+    fingerprint TEXT NOT NULL,
+    cause TEXT,
+    tokens INTEGER NOT NULL,     -- the tokens that went through models, or parts of them, for it
+    seconds REAL NOT NULL
+) STRICT
+"""
+
+
+_REFINED_IN = {Status.REPAIRED: "repairs", Status.TUNED: "tunings"}
+"""The table that holds what became of refined candidates, by the way in which they were refined."""
 
 
 class Journal:
@@ -104,6 +112,9 @@ class Journal:
                 for statement in _TABLES.split(";"):
                     self._db.execute(statement)
                 self._db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
+                self._db.execute(_REFINED.format(table=_REFINED_IN[Status.REPAIRED]))
+            # Journals of runs before there was tuning lack its table.
+            self._db.execute(_REFINED.format(table=_REFINED_IN[Status.TUNED]))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -170,9 +181,9 @@ class Journal:
         yield from self._read("SELECT * FROM candidates ORDER BY number")
 
     def finished(self) -> Iterator[Candidate]:
-        """Yields the candidates of a target size that were scored on everything, then the repaired ones.
+        """Yields the candidates of a target size that were scored on everything, then refined ones.
 
-        Both come in the order in which they were proposed or repaired.
+        Each come in the order in which they were proposed or refined.
         """
         yield from self._read(
             # A probe that happens to have a target size counts through its duplicate.
@@ -180,7 +191,8 @@ class Journal:
             "(SELECT status FROM candidates WHERE number = c.original) = 'probe' AND loss IS NOT NULL) "
             "ORDER BY number"
         )
-        yield from (candidate for _, candidate in self._repairs() if candidate.loss is not None)
+        for status in REFINED:
+            yield from (candidate for _, candidate in self._refined(status) if candidate.loss is not None)
 
     def _read(self, query: str) -> Iterator[Candidate]:
         with self._explained("read"):
@@ -212,28 +224,39 @@ class Journal:
             original: digest of the candidate.
             repaired: the repaired candidate, which has no loss if the repair is of no use.
         """
-        c = repaired
+        self._record_refined(Status.REPAIRED, original, repaired)
+
+    def record_tuning(self, original: str, tuned: Candidate) -> None:
+        """Writes what became of a candidate's tuning, replacing an older one; see `record_repair`."""
+        self._record_refined(Status.TUNED, original, tuned)
+
+    def _record_refined(self, status: Status, original: str, refined: Candidate) -> None:
+        c = refined
         row = (original, c.number, c.digest, c.recipe, c.loss, _dump(c.scores), c.fingerprint, c.cause)
         with self._explained("written"):
             self._db.execute(
-                "INSERT OR REPLACE INTO repairs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                f"INSERT OR REPLACE INTO {_REFINED_IN[status]} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*row, c.tokens, c.seconds),
             )
 
     def repairs(self) -> dict[str, Candidate]:
         """Returns digest of a candidate -> what became of its repair, in the order of the repairs."""
-        return dict(self._repairs())
+        return dict(self._refined(Status.REPAIRED))
 
-    def _repairs(self) -> Iterator[tuple[str, Candidate]]:
+    def tunings(self) -> dict[str, Candidate]:
+        """Returns digest of a candidate -> what became of its tuning, in the order of the tunings."""
+        return dict(self._refined(Status.TUNED))
+
+    def _refined(self, status: Status) -> Iterator[tuple[str, Candidate]]:
         query = (
             "SELECT original, number, digest, recipe, loss, scores, fingerprint, cause, tokens, seconds "
-            "FROM repairs ORDER BY rowid"
+            f"FROM {_REFINED_IN[status]} ORDER BY rowid"
         )
         with self._explained("read"):
             for row in self._db.execute(query):
                 original, number, digest, recipe, loss, scores, fingerprint, cause, *spent = row
-                repaired = (number, digest, recipe, Status.REPAIRED, loss, scores, fingerprint, cause, None)
-                yield original, self._candidate(*repaired, *spent)
+                refined = (number, digest, recipe, status, loss, scores, fingerprint, cause, None)
+                yield original, self._candidate(*refined, *spent)
 
     def best(self) -> Candidate | None:
         """Returns the first finished candidate with the lowest loss; None if nothing is finished."""
@@ -246,8 +269,11 @@ class Journal:
             "coalesce(sum(status = 'duplicate'), 0), coalesce(sum(status = 'dropped'), 0), "
             "coalesce(sum(status = 'gated'), 0), "
             "(SELECT count(*) FROM repairs WHERE loss IS NOT NULL), "
-            "coalesce(sum(tokens), 0) + (SELECT coalesce(sum(tokens), 0) FROM repairs), "
-            "coalesce(sum(seconds), 0.0) + (SELECT coalesce(sum(seconds), 0.0) FROM repairs) FROM candidates"
+            "(SELECT count(*) FROM tunings WHERE loss IS NOT NULL), "
+            "coalesce(sum(tokens), 0) + (SELECT coalesce(sum(tokens), 0) FROM "
+            "(SELECT tokens FROM repairs UNION ALL SELECT tokens FROM tunings)), "
+            "coalesce(sum(seconds), 0.0) + (SELECT coalesce(sum(seconds), 0.0) FROM "
+            "(SELECT seconds FROM repairs UNION ALL SELECT seconds FROM tunings)) FROM candidates"
         )
         with self._explained("read"):
             return Counts(*self._db.execute(query).fetchone())

@@ -50,6 +50,11 @@ def inputs_of(workplace: Workplace, contents: Inputs) -> dict[str, str]:
             inputs[name] = objective.fingerprint
             inputs |= {f"{name} on {units.name}": units.digest for units in objective.sets}
     inputs |= {f"repair: {texts.name}": texts.digest for texts in workplace.measures.texts}
+    inputs |= {
+        f"tune: {texts.name} of objective {position}": texts.digest
+        for position, sets in workplace.measures.tuned_on.items()
+        for texts in sets
+    }
     inputs["device and dtype"] = f"{workplace.device.type} {workplace.compute}"
     return inputs
 

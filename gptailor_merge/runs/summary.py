@@ -76,6 +76,7 @@ class Summary:
             "dropped": counts.dropped,
             "gated": counts.gated,
             "repaired": counts.repaired,
+            "tuned": counts.tuned,
             "tokens": counts.tokens,
             "seconds": round(counts.seconds, 3),
             "held_out": self.held_out,

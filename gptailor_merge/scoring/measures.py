@@ -15,7 +15,7 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, InputError, KeyPath, Problem
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective, Purpose
 from gptailor_merge.objectives.protocols import UnitSet
-from gptailor_merge.objectives.text_kinds import token_sets
+from gptailor_merge.objectives.text_kinds import TextConfig, token_sets
 from gptailor_merge.scoring.gap import Pair
 from gptailor_merge.scoring.gates import PREFIX
 from gptailor_merge.scoring.passes import Passes
@@ -56,6 +56,8 @@ class Measures:
         pairs: which objectives have a counterpart that is held out.
         items: which items of tasks are scored.
         texts: token sequences that maps are fitted to.
+        tuned_on: position of an objective in the config -> token sequences that recipes are tuned on.
+        context: what the kinds of objectives were built with; its teachers run when they are asked.
         warnings: sentences that belong beside every number that is reported.
     """
 
@@ -65,6 +67,8 @@ class Measures:
     pairs: tuple[Pair, ...]
     items: tuple[Items, ...]
     texts: tuple[TokenSet, ...]
+    tuned_on: Mapping[int, tuple[TokenSet, ...]]
+    context: Context
     warnings: tuple[str, ...]
 
 
@@ -103,6 +107,7 @@ def measures(
         out_dtype=out_dtype,
         seed=config.seed,
     )
+    whole = context
     sections: dict[str, Sequence[ObjectiveConfig]] = {
         "objectives": config.objectives,
         "gates": config.gates,
@@ -112,11 +117,13 @@ def measures(
     searching = {name: _prepared(name, sections[name], context) for name in ("objectives", "gates")}
     searched = [measure for section in searching.values() for measure in section]
     texts = _texts(config, searching["objectives"], tokenizer)
+    tuned_on = _tuned_on(config, tokenizer)
     tested = _on_test_splits(searched)
     if tested and not config.allow_test_split:
         hint = "scores on it would tell nothing about other models; expected another, or --allow-test-split"
         raise ConfigError([Problem(p.path, f"{p.message}, {hint}") for p in tested])
     seen = [*(source for measure in searched for source in measure.prepared.sets), *texts]
+    seen += [source for sets in tuned_on.values() for source in sets]
     if config.drop_leaks:
         context = replace(context, without=frozenset(text for source in seen for text in source.documents))
     reporting = _without_repetitions(_prepared("held_out", sections["held_out"], context))
@@ -133,6 +140,8 @@ def measures(
         pairs=tuple(_pairs(prepared, passes)),
         items=tuple(items for name in SECTIONS for items in _items(name, prepared[name], passes[name])),
         texts=tuple(texts),
+        tuned_on=tuned_on,
+        context=whole,
         warnings=tuple(
             dict.fromkeys(
                 f"{p.message}, and was searched on: scores on it flatter this model and no other"
@@ -217,6 +226,19 @@ def _texts(
             return list(token_sets(repair.data, tokenizer, repair.tokens, repair.sequence_length))
     sources = (source for m in searching if m.config.calibrates for source in m.prepared.sets)
     return list({source.digest: source for source in sources if isinstance(source, TokenSet)}.values())
+
+
+def _tuned_on(config: SearchConfig, tokenizer: PreTrainedTokenizerBase) -> dict[int, tuple[TokenSet, ...]]:
+    """Returns position of an objective -> the texts that recipes are tuned on; none without tuning."""
+    if not config.tune.finalists:
+        return {}
+    sets = {}
+    for position, objective in enumerate(config.objectives):
+        if isinstance(objective, TextConfig) and objective.weight is not None:
+            with _located(("objectives", position, "data")):
+                length = objective.sequence_length
+                sets[position] = token_sets(objective.data, tokenizer, config.tune.tokens, length)
+    return sets
 
 
 def _on_test_splits(searched: Sequence[_Measure]) -> list[Problem]:

@@ -116,7 +116,7 @@ class Job:
     @classmethod
     def of(cls, config: SearchConfig, device: torch.device, bank: BankMode = "auto") -> Job:
         """Describes the scoring of one run."""
-        return cls(config.model_dump(mode="json", exclude_none=True), str(device), bank)
+        return cls(config.document(), str(device), bank)
 
     def open(self, progress: Callable[[str], None] = lambda step: None) -> Workplace:
         """Builds the live parts in the process that calls it."""

@@ -28,8 +28,13 @@ class Status(str, Enum):
     DUPLICATE = "duplicate"
     PROBE = "probe"
     REPAIRED = "repaired"
+    TUNED = "tuned"
 
     __str__ = str.__str__
+
+
+REFINED = (Status.REPAIRED, Status.TUNED)
+"""Candidates that were made better when the search was over; they have the number of their original."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Candidate:
     A `probe` is scored like any other candidate, but is not of the target size: it tells where to start.
     A `dropped` one left a race: its scores are over the tokens that it was scored on, its loss is
     the estimate that the optimiser was told. A `gated` one breaks a bound: it has no loss, and no scores but
-    those of the gates. A `repaired` one has the number of the candidate that it was made from.
+    those of the gates. A `repaired` or `tuned` one has the number of the candidate that it was made from.
 
     Attributes:
         recipe: the plan as a recipe in YAML, as the journal keeps it.
@@ -87,7 +92,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of candidates by status; tokens and seconds are those of repairs, too."""
+    """Numbers of candidates by status; tokens and seconds are those of repairs and tunings, too."""
 
     candidates: int
     failures: int
@@ -95,6 +100,7 @@ class Counts:
     dropped: int
     gated: int
     repaired: int
+    tuned: int
     tokens: int
     seconds: float
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gptailor_merge.composing.editing import GAINS_FILE
 from gptailor_merge.errors import RecipeError
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
 from gptailor_merge.models.family import BASE_NAME, Family
@@ -16,16 +17,14 @@ from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.config_types import DataSource
 from gptailor_merge.objectives.kinds import Context
 from gptailor_merge.objectives.kl import KLConfig
+from gptailor_merge.objectives.text_kinds import token_sets
 from gptailor_merge.planning.check import check_with_family
-from gptailor_merge.planning.slot_replacement import rewritten
+from gptailor_merge.planning.slot_replacement import with_plan
 from gptailor_merge.recipe.plan import NORMS, Edit, Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.live_models import composer_of
 from gptailor_merge.scoring.teachers import Teachers
-from gptailor_merge.tuning.tuner import TuneOptions, Tuner, Tuning
-
-GAINS = "gains.safetensors"
-"""The file name of the gains of norms, beside the tuned recipe."""
+from gptailor_merge.tuning.tuner import Aim, TuneOptions, Tuner, Tuning
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ def tune_recipe(
     file: Path | None = None,
     staged: Path | None = None,
     options: TuneOptions,
+    tokens: int,
     sequence_length: int,
     device: torch.device,
     progress: Callable[[str], None] = lambda step: None,
@@ -79,6 +79,7 @@ def tune_recipe(
         teachers: name of the data -> name of the member that predicts them; by default the member that
             has the name of the data, or else the base.
         file: the recipe's file, for messages.
+        tokens: the number of tokens in all, shared evenly by the texts; every fourth sequence is held back.
         staged: the directory that the gains are written to, if it is to be renamed to `out` later.
         progress: told what is being done.
 
@@ -102,14 +103,16 @@ def tune_recipe(
         out_dtype=getattr(torch, out_dtype),
     )
     objective = KLConfig(
-        kind="kl", data=dict(data), teacher=taught, tokens=options.tokens, sequence_length=sequence_length
+        kind="kl", data=dict(data), teacher=taught, tokens=tokens, sequence_length=sequence_length
     )
+    sets = token_sets(data, context.tokenizer, tokens, sequence_length)
     progress("running the teachers")
-    tuner = Tuner(composer_of(recipe, family, device), [(objective, 1.0)], context, options)
+    aims = [Aim(objective, 1.0, sets)]
+    tuner = Tuner(composer_of(recipe, family, device), aims, context, options)
     runner.release()
-    tuned, tuning = tuner.tune(plan, staged or out, GAINS, progress)
+    tuned, tuning = tuner.tune(plan, staged or out, GAINS_FILE, progress)
     if tuning.helps:
-        recipe = _written(recipe, _moved(tuned, out))
+        recipe = with_plan(recipe, _moved(tuned, out))
     return TunedRecipe(recipe, tuning, tuner.tokens)
 
 
@@ -133,22 +136,11 @@ def _teacher(data: str, teachers: Mapping[str, str], family: Family, file: Path 
     return name
 
 
-def _written(recipe: Recipe, plan: Plan) -> Recipe:
-    """Returns the recipe with the slots and the gains of a plan."""
-    whole = rewritten(recipe, plan.slots)
-    gains = plan.gains
-    update = {
-        "gains": None if gains is None else gains.file,
-        "gains_digest": None if gains is None else gains.digest,
-    }
-    return whole.model_copy(update={"parameters": whole.parameters.model_copy(update=update)})
-
-
 def _moved(plan: Plan, out: Path) -> Plan:
     """Returns a plan whose gains are in another directory."""
 
     def moved(edit: Edit) -> Edit:
-        return replace(edit, file=str(out / GAINS)) if edit.part == NORMS else edit
+        return replace(edit, file=str(out / GAINS_FILE)) if edit.part == NORMS else edit
 
     slots = tuple(replace(slot, edits=tuple(map(moved, slot.edits))) for slot in plan.slots)
     return replace(plan, slots=slots, gains=None if plan.gains is None else moved(plan.gains))

@@ -14,7 +14,7 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig
 from gptailor_merge.objectives.protocols import Objective, PerToken
 from gptailor_merge.objectives.scores import Weights
-from gptailor_merge.objectives.text_kinds import TextConfig, token_sets
+from gptailor_merge.objectives.text_kinds import TextConfig
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.search.outcomes import loss
@@ -35,7 +35,6 @@ class TuneOptions:
         sharing: the tensors that share a merge weight.
         norms: whether the gains of norms are fitted, too.
         rate: Adam's rate of merge weights.
-        tokens: tokens of the texts, in all; every fourth sequence is held back.
         step_tokens: tokens of a step, approximately.
     """
 
@@ -43,7 +42,6 @@ class TuneOptions:
     sharing: Sharing = "part"
     norms: bool = True
     rate: float = 0.03
-    tokens: int = 65536
     step_tokens: int = 8192
 
 
@@ -66,12 +64,26 @@ class Tuning:
         return self.after < self.before
 
 
+@dataclass(frozen=True)
+class Aim:
+    """An objective that plans are tuned to.
+
+    Attributes:
+        weight: its factor in the loss.
+        sets: the texts that it is measured on, in place of the config's.
+    """
+
+    config: ObjectiveConfig
+    weight: float
+    sets: tuple[TokenSet, ...]
+
+
 class Tuner:
     """Tunes plans of one family on the same texts.
 
     Args:
-        objectives: what is minimised, each with its weight in the loss.
-        context: reads the data and runs the teachers.
+        aims: the objectives; their weighted sum is minimised.
+        context: runs the teachers.
 
     Attributes:
         tokens: the number of tokens that plans are fitted to.
@@ -84,7 +96,7 @@ class Tuner:
     def __init__(
         self,
         composer: Composer,
-        objectives: Sequence[tuple[ObjectiveConfig, float]],
+        aims: Sequence[Aim],
         context: Context,
         options: TuneOptions,
     ) -> None:
@@ -93,15 +105,14 @@ class Tuner:
         held_back: dict[str, list[TokenSet]] = {}
         configs: dict[str, TextConfig] = {}
         weights: dict[str, float] = {}
-        for number, (config, weight) in enumerate(objectives):
-            name = f"{config.kind} {number}"
-            if not isinstance(config, TextConfig):
+        for number, aim in enumerate(aims):
+            name = f"{aim.config.kind} {number}"
+            if not isinstance(aim.config, TextConfig):
                 raise ConfigError(
-                    f"an objective of the kind {config.kind} has no gradient; tuning takes those on texts"
+                    f"an objective of the kind {aim.config.kind} has no gradient; tuning takes those on texts"
                 )
-            sets = token_sets(config.data, context.tokenizer, options.tokens, config.sequence_length)
-            fitted[name], held_back[name] = divided(sets)
-            configs[name], weights[name] = config, weight
+            fitted[name], held_back[name] = divided(aim.sets)
+            configs[name], weights[name] = aim.config, aim.weight
         self._weights: Weights = weights
         self.tokens = sum(ids.numel() for sets in fitted.values() for s in sets for ids in s.sequences)
         steps = max(1, round(self.tokens / options.step_tokens))

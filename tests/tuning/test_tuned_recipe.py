@@ -23,12 +23,12 @@ from tests.repair.test_repaired_recipe import demo
 
 MEMBERS = {name: str(DEMO / "family" / name) for name in ("stories", "maths")}
 TEXTS = {name: str(DEMO / "calibration" / f"{name}.jsonl") for name in ("stories", "maths")}
-FEW = TuneOptions(steps=3, tokens=2048, step_tokens=512)
+FEW = TuneOptions(steps=3, step_tokens=512)
 
 
 def run(recipe: Recipe, out: Path, options: TuneOptions = FEW, **settings: Any) -> TunedRecipe:
     out.mkdir(exist_ok=True)
-    standard: dict[str, Any] = {"members": MEMBERS, "teachers": {}, "sequence_length": 128}
+    standard: dict[str, Any] = {"members": MEMBERS, "teachers": {}, "tokens": 2048, "sequence_length": 128}
     return tune_recipe(
         recipe, TEXTS, out, options=options, device=torch.device("cpu"), **{**standard, **settings}
     )
@@ -53,7 +53,7 @@ def test_a_tuned_recipe_is_better_and_one_model_by_every_way(block: Recipe, tmp_
 
 
 def test_without_gains_the_recipe_is_all_there_is(block: Recipe, tmp_path: Path) -> None:
-    options = TuneOptions(steps=2, sharing="layer", norms=False, tokens=2048, step_tokens=512)
+    options = TuneOptions(steps=2, sharing="layer", norms=False, step_tokens=512)
     tuned = run(block, tmp_path / "out", options)
     assert tuned.tuning.helps
     assert list((tmp_path / "out").iterdir()) == []
@@ -76,7 +76,7 @@ def test_tuning_goes_on_from_what_was_tuned(block: Recipe, tmp_path: Path) -> No
 def test_a_layer_without_its_attention_stays_without(tmp_path: Path) -> None:
     whole = demo(("base", 0, 12, "select"), dtype="float32").to_mapping()
     whole["slices"][0]["parameters"]["without"] = "attention"
-    options = TuneOptions(steps=1, norms=False, tokens=2048, step_tokens=512)
+    options = TuneOptions(steps=1, norms=False, step_tokens=512)
     tuned = run(Recipe.from_mapping(whole), tmp_path / "out", options)
     assert all(slot.edits for slot in plan(tuned.recipe).slots)
 

@@ -172,7 +172,13 @@ def _progress(view: RunView, clock: str, title: str, theme: Theme) -> go.Figure:
     figure = empty_figure(theme, 290)
     ends = [0, getattr(view.trials[-1], clock)]
     if not view.axes:
-        for status, symbol in (("dropped", "circle-open"), ("scored", "circle"), ("repaired", "square-open")):
+        symbols = {
+            "dropped": "circle-open",
+            "scored": "circle",
+            "repaired": "square-open",
+            "tuned": "diamond-open",
+        }
+        for status, symbol in symbols.items():
             trials = [trial for trial in view.trials if trial.status == status]
             figure.add_trace(
                 go.Scatter(

@@ -1,0 +1,109 @@
+"""Tunes the best recipes of a search, repaired or not, scores them again, and remembers them beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from gptailor_merge.composing.editing import GAINS_FILE
+from gptailor_merge.errors import ConfigError, DataError, Problem
+from gptailor_merge.files import make_directory
+from gptailor_merge.recipe.edits import edit_files
+from gptailor_merge.repair.finalists import FinalistJudge, Finished, best_of
+from gptailor_merge.scoring.workplace import Workplace
+from gptailor_merge.search.candidates import Candidate, Status
+from gptailor_merge.search.front import front
+from gptailor_merge.tuning.tuner import Aim, TuneOptions, Tuner
+
+
+class TuneLog(Finished, Protocol):
+    """Remembers candidates and their tunings; see runs.journal.Journal."""
+
+    def tunings(self) -> Mapping[str, Candidate]:
+        """Returns digest of the original -> what became of its tuning."""
+
+    def record_tuning(self, original: str, tuned: Candidate) -> None:
+        """Writes what became of the tuning of a candidate."""
+
+
+def to_tune(log: TuneLog, axes: Sequence[str], count: int) -> list[Candidate]:
+    """Returns the best candidate of each choice of layers, as it is or repaired, the best choices first.
+
+    Args:
+        axes: the objectives of which a front is sought, all of whose recipes are tuned; none where the
+            loss is minimised.
+        count: most candidates where no front is sought.
+    """
+    known = [candidate for candidate in log.finished() if candidate.status != Status.TUNED]
+    if axes:
+        return [point.candidate for point in front(known, axes)] if count else []
+    best: dict[tuple[int, ...], Candidate] = {}
+    for candidate in sorted(known, key=_rank):
+        best.setdefault(candidate.plan.kept, candidate)
+    return list(best.values())[:count]
+
+
+def tune_finalists(workplace: Workplace, judge: FinalistJudge, log: TuneLog, directory: Path) -> None:
+    """Tunes the finalists that are not tuned yet, and writes what became of them into the log.
+
+    Args:
+        workplace: the family, the objectives and what composes models in this process.
+        directory: where the gains of each finalist are, in a directory of its own.
+
+    Raises:
+        ConfigError: an objective has no gradient, or has too few sequences.
+    """
+    section = workplace.config.tune
+    chosen = to_tune(log, judge.settings.axes, section.finalists)
+    best = {candidate.digest for candidate in best_of(log, judge.settings.axes)}
+    done = {
+        original for original, tuned in log.tunings().items() if tuned.digest not in best or _has_files(tuned)
+    }
+    # What a search has dropped of a candidate that it did not choose then is gone.
+    left = [candidate for candidate in chosen if candidate.digest not in done and _has_files(candidate)]
+    if not left or not section.steps:
+        return
+    tuner = _tuner(workplace)
+    for candidate in left:
+        workplace.progress(f"tuning recipe {chosen.index(candidate) + 1} of {len(chosen)}")
+        gains = directory / candidate.digest
+        make_directory(gains)
+        begun = time.perf_counter()
+        tuned, tuning = tuner.tune(candidate.plan, gains, GAINS_FILE, workplace.progress)
+        seconds = time.perf_counter() - begun
+        judged = judge.judge(candidate, tuned, directory, Status.TUNED)
+        spent = replace(judged, tokens=judged.tokens + tuning.fit.tokens, seconds=judged.seconds + seconds)
+        log.record_tuning(candidate.digest, spent)
+
+
+def _has_files(candidate: Candidate) -> bool:
+    """Tells whether the maps and gains of a candidate are there."""
+    return all(Path(file).is_file() for file in edit_files(candidate.parsed))
+
+
+def _tuner(workplace: Workplace) -> Tuner:
+    """Runs the teachers on the texts to tune on.
+
+    Raises:
+        ConfigError: an objective has no gradient, or has too few sequences.
+    """
+    section, measures = workplace.config.tune, workplace.measures
+    options = TuneOptions(section.steps, section.weights, section.norms, section.rate)
+    aims = [
+        Aim(config, config.weight, measures.tuned_on.get(position, ()))
+        for position, config in enumerate(workplace.config.objectives)
+        if config.weight is not None
+    ]
+    workplace.progress("running the teachers on the texts to tune on")
+    try:
+        return Tuner(workplace.composer, aims, measures.context, options)
+    except (ConfigError, DataError) as error:
+        raise ConfigError(Problem(("tune",), str(error))) from None
+
+
+def _rank(candidate: Candidate) -> tuple[float, int]:
+    assert candidate.loss is not None
+    return candidate.loss, candidate.number

@@ -1,0 +1,71 @@
+"""The best recipes of a search are tuned at its end: which, how they are remembered, and what is left of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gptailor_merge.composing.editing import GAINS_FILE
+from gptailor_merge.errors import ConfigError
+from gptailor_merge.recipe.edits import edit_files, gains_files, with_whole_paths
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.journal import Journal
+from gptailor_merge.search.candidates import Status
+from gptailor_merge.testing.three_models import assert_three_equal
+from gptailor_merge.tuning.finalists import to_tune
+from tests.repair.test_finalists import config, run
+
+TUNE = {"finalists": 2, "steps": 2, "tokens": 1024}
+
+
+def test_the_best_are_tuned_and_a_killed_run_ends_alike(tmp_path: Path) -> None:
+    settings = config(tmp_path, held_out=True, repair={"finalists": 1}, tune=TUNE)
+    told: list[str] = []
+    undisturbed, summary = run(settings, tmp_path, on_step=told.append)
+    with Journal(undisturbed.journal) as journal:
+        tunings, best = journal.tunings(), journal.best()
+        chosen = to_tune(journal, (), 2)
+        spent = [*journal.candidates(), *journal.repairs().values(), *tunings.values()]
+    assert [candidate.digest for candidate in chosen] == list(tunings)
+    assert len({candidate.plan.kept for candidate in chosen}) == 2
+    assert best is not None
+    assert (best.status, best.digest) == (Status.TUNED, summary.digest)
+    assert best.loss is not None
+    assert all(candidate.loss is None or best.loss < candidate.loss for candidate in chosen)
+    assert (summary.counts.tuned, summary.counts.tokens) == (2, sum(candidate.tokens for candidate in spent))
+    recipe = Recipe.load(undisturbed.best)
+    assert {Path(file).parts[0] for file in edit_files(recipe)} == {"repair"}
+    files = {undisturbed.path / file for file in edit_files(recipe)}
+    assert {*undisturbed.repairs.rglob("*.safetensors")} == files
+    assert_three_equal(with_whole_paths(recipe, undisturbed.path), tmp_path / "model")
+    # Killed before the second was tuned, and once more after it had lost what was fitted.
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    begun, _ = run(settings, killed)
+    with Journal(begun.journal) as journal:
+        journal._db.execute("DELETE FROM tunings WHERE original = ?", (next(iter(tunings)),))
+    for _ in range(2):
+        _, again = run(settings, killed, resume=True)
+        assert (again.digest, again.loss, again.held_out) == (summary.digest, summary.loss, summary.held_out)
+        with Journal(begun.journal) as journal:
+            assert {o: t.digest for o, t in journal.tunings().items()} == {
+                o: t.digest for o, t in tunings.items()
+            }
+        shutil.rmtree(begun.repairs)
+    assert [step for step in told if step.startswith("tuning recipe")] == [
+        "tuning recipe 1 of 2",
+        "tuning recipe 2 of 2",
+    ]
+    assert gains_files(recipe)[0].endswith(GAINS_FILE)
+
+
+def test_an_objective_without_a_gradient_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "Once upon a time."}')
+    objectives = [
+        {"kind": kind, "data": {"a": str(tmp_path / "a.jsonl")}, "weight": 1.0}
+        for kind in ("perplexity", "repetition")
+    ]
+    with pytest.raises(ConfigError, match=r"tune\.finalists: .* repetition has none; give it no weight"):
+        config(tmp_path, objectives=objectives, tune=TUNE)
