@@ -369,8 +369,8 @@ class SearchConfig(Section):
         problems += [
             Problem(
                 ("tune", "finalists"),
-                f"recipes are tuned to objectives on texts, which have a gradient; {objective.kind} has none; "
-                "give it no weight, or leave tune out",
+                "recipes are tuned to objectives on texts, which have a gradient; "
+                f"{objective.kind} has none; give it no weight, or leave tune out",
             )
             for objective in self.objectives
             if self.tune.finalists and objective.weight is not None and not objective.calibrates
