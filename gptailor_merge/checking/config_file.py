@@ -16,10 +16,10 @@ from transformers.initialization import no_init_weights
 from gptailor_merge.checking.finding import Finding, reason
 from gptailor_merge.checking.weight_files import StoredWeights
 from gptailor_merge.errors import FamilyError
-from gptailor_merge.models.architecture import Architecture
 from gptailor_merge.models.configs import bounded_modules, build, load_config, read_config
-from gptailor_merge.models.depth import inconsistencies
+from gptailor_merge.models.depth import DEPTH, inconsistencies
 from gptailor_merge.models.dtypes import STORED_DTYPES, dtype_name
+from gptailor_merge.models.nesting import loaded_text_of, text_of
 from gptailor_merge.models.stored_values import stored_head
 
 LARGEST_LACK = 10_000_000
@@ -55,11 +55,11 @@ class ConfigFile:
             return cls(raw, None, reason(cause if isinstance(cause, Exception) else error))
 
     def number(self, key: str) -> int | None:
-        """Returns a whole number of the text model's config; the raw one where transformers refuses it."""
+        """Returns a whole number of the language model's config; the raw one if transformers refuses it."""
         if self.loaded is None:
-            value = self.raw.get(key)
+            value = text_of(self.raw).get(key)
         else:
-            value = getattr(self.loaded.get_text_config(), key, None)
+            value = getattr(loaded_text_of(self.loaded), key, None)
         return value if isinstance(value, int) else None
 
     @property
@@ -68,19 +68,25 @@ class ConfigFile:
 
         Layers for multi-token prediction are stored behind the others without being counted among them.
         """
-        depth = self.number("num_hidden_layers")
+        depth = self.number(DEPTH)
         return () if depth is None else (depth, depth + (self.number("num_nextn_predict_layers") or 0))
 
 
-def check_config(config: ConfigFile, weights: StoredWeights) -> Finding:
-    """Checks that config.json describes each stored layer, and no other."""
-    problems = inconsistencies(config.raw)
+def check_config(config: ConfigFile, weights: StoredWeights, *, loads: bool = False) -> Finding:
+    """Checks that config.json describes each stored layer, and no other.
+
+    Args:
+        loads: whether the model is loaded, which compares layers that are not one list: those of an encoder
+            with a decoder, say.
+    """
+    depth = config.number(DEPTH)
+    problems = [] if depth is None else inconsistencies({DEPTH: depth, **text_of(config.raw)})
     if config.loaded is None:
         problems.append(f"transformers refuses it: {config.refusal}")
     indices = sorted(weights.layers)
-    if not config.depths:
-        problems.append("num_hidden_layers is missing; expected a text model that is a list of layers")
-    elif len(indices) not in config.depths or indices != list(range(len(indices))):
+    if depth is None:
+        problems.append("num_hidden_layers is missing; expected a language model that is a list of layers")
+    elif (weights.prefix is not None or not loads) and not _fit(indices, config.depths):
         problems.append(
             f"num_hidden_layers is {config.depths[0]}, the safetensors files hold {_layers(indices)}"
         )
@@ -94,8 +100,14 @@ def check_config(config: ConfigFile, weights: StoredWeights) -> Finding:
             "transformers takes the stored head, others the embeddings: tie_word_embeddings: false or a file "
             f"without {head} would be clear",
         )
-    sentence = f"{config.raw.get('model_type')}, {config.depths[0]} layers, as many as are stored"
+    stored = ", as many as are stored" if indices == list(range(depth or 0)) else ""
+    sentence = f"{config.raw.get('model_type')}, {depth} layers{stored}"
     return Finding("config", "ok", sentence)
+
+
+def _fit(indices: Sequence[int], depths: Sequence[int]) -> bool:
+    """Tells whether stored layers are those of a model of one of these depths; no list is made of a depth."""
+    return list(indices) == list(range(len(indices))) and len(indices) in depths
 
 
 def unloadable(config: ConfigFile, weights: StoredWeights) -> str:
@@ -141,11 +153,9 @@ def check_dtypes(config: ConfigFile, weights: StoredWeights) -> Finding:
 def _stored_head(config: ConfigFile, weights: StoredWeights) -> str | None:
     """Returns the name of a stored head that the config ties to other values, or None."""
     assert config.loaded is not None
-    if not getattr(config.loaded.get_text_config(), "tie_word_embeddings", False):
-        return None
     files = {name: weights.directory / header.file for name, header in weights.tensors.items()}
     try:
-        return stored_head(Architecture.of(config.loaded.to_dict()), files)
+        return stored_head(config.loaded.to_dict(), files)
     except Exception:  # not every sound model is of a family's form
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor_merge.checking.finding import SENTENCE, Finding, not_tried, reason
+from gptailor_merge.models.nesting import loaded_text_of
 from gptailor_merge.models.reload import reload
 
 NEW_TOKENS = 8
@@ -41,11 +43,25 @@ def check_inference(
     if not finite:
         return [sound, *not_tried("the values are not finite", "forward", "generation")]
     model = reloaded.model.eval()
-    prompt = _prompt(tokenizer, int(model.config.get_text_config().vocab_size))
+    if obstacle := _obstacle_to_text(model):
+        return [sound, *not_tried(f"{type(model).__name__} {obstacle}", "forward", "generation")]
+    prompt = _prompt(tokenizer, model.get_input_embeddings().weight.shape[0])
     forward = _forward(model, prompt)
     if forward.verdict == "fail":
         return [sound, forward, *not_tried("forward fails", "generation")]
     return [sound, forward, _generation(model, prompt)]
+
+
+def _obstacle_to_text(model: PreTrainedModel) -> str | None:
+    """Returns why a model cannot go on with a text alone, the rest of a sentence; None if it can."""
+    if model.config.is_encoder_decoder:
+        return "is an encoder with a decoder"
+    if not model.can_generate():
+        return "does not generate"
+    parameters = inspect.signature(model.forward).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    needed = [name for name in required if name != "input_ids"]
+    return f"needs {' and '.join(needed)} as well" if needed else None
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase | None, rows: int) -> torch.Tensor:
@@ -59,10 +75,11 @@ def _prompt(tokenizer: PreTrainedTokenizerBase | None, rows: int) -> torch.Tenso
 @torch.inference_mode()
 def _forward(model: PreTrainedModel, prompt: torch.Tensor) -> Finding:
     try:
-        logits = model(prompt).logits
+        logits = model(input_ids=prompt).logits
     except Exception as error:  # a model's own code, on weights that may be anything
         return Finding("forward", "fail", f"breaks: {reason(error)}")
-    expected = [1, prompt.shape[1], model.config.get_text_config().vocab_size]
+    rows = getattr(loaded_text_of(model.config), "vocab_size", logits.shape[-1])
+    expected = [1, prompt.shape[1], rows]
     if list(logits.shape) != expected:
         return Finding("forward", "fail", f"logits of the shape {list(logits.shape)}, expected {expected}")
     if not bool(torch.isfinite(logits).all()):

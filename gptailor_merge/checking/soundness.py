@@ -14,6 +14,7 @@ from gptailor_merge.checking.inference import check_inference
 from gptailor_merge.checking.llama_cpp import check_llama_cpp
 from gptailor_merge.checking.tokenizer import check_chat_template, check_special_tokens, check_tokenizer
 from gptailor_merge.checking.weight_files import StoredWeights, check_files, check_values
+from gptailor_merge.models.nesting import loaded_text_of
 
 _REFUSED = "transformers refuses config.json"
 
@@ -89,6 +90,7 @@ def examine(directory: Path, *, gguf: bool = False) -> SoundnessReport:
     if gguf:
         gguf_conversion.require_gguf()
     weights = StoredWeights.read(directory)
+    loads = False
     rows = config.number("vocab_size")
     values = check_values(weights)
     if config.loaded is None:  # nothing of transformers can be tried; its tokenizers read the config, too
@@ -104,11 +106,13 @@ def examine(directory: Path, *, gguf: bool = False) -> SoundnessReport:
         elif refusal := unloadable(config, weights):
             running = not_tried(refusal, "reload", "forward", "generation")
         else:
+            loads = True
+            weights = weights.of_model(config.loaded.to_dict())
             running = check_inference(directory, tokenizer, finite=values.verdict == "ok")
-        llama_cpp = check_llama_cpp(config.loaded.get_text_config().to_dict(), config.raw.get("model_type"))
+        llama_cpp = check_llama_cpp(loaded_text_of(config.loaded).to_dict(), config.raw.get("model_type"))
     findings = [
         check_files(weights),
-        check_config(config, weights),
+        check_config(config, weights, loads=loads),
         values,
         check_dtypes(config, weights),
         *running,

@@ -6,9 +6,10 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -16,7 +17,9 @@ from gptailor_merge.checking.finding import Finding
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.checkpoint import Header, headers_of
 from gptailor_merge.models.chosen_weights import ADAPTER, ChosenWeights, choose, leftovers
+from gptailor_merge.models.configs import bounded_modules
 from gptailor_merge.models.reload import not_finite
+from gptailor_merge.models.stored_names import layers_prefix
 from gptailor_merge.models.stranger_files import read_json
 
 LARGEST_SHARD = 5_000_000_000
@@ -38,6 +41,8 @@ class StoredWeights:
         errors: what makes the files unusable or ambiguous, a sentence each.
         remarks: what is sound but ought to be mended, a sentence each.
         readable: whether the headers of all files were read.
+        prefix: the part of the names of the language model's layers before their index; None where the
+            model is not known to be a list of layers.
     """
 
     directory: Path
@@ -45,6 +50,7 @@ class StoredWeights:
     errors: tuple[str, ...]
     remarks: tuple[str, ...]
     readable: bool
+    prefix: str | None = None
 
     @classmethod
     def read(cls, directory: Path) -> StoredWeights:
@@ -88,6 +94,14 @@ class StoredWeights:
         readable = chosen is not None and len(headers) == len(used)
         return cls(directory, headers, tuple(errors), tuple(remarks), readable)
 
+    def of_model(self, config: Mapping[str, Any]) -> StoredWeights:
+        """Returns the same weights with the prefix of the layers, if a config's model is a list of them."""
+        try:
+            with bounded_modules(len(self.tensors)):
+                return replace(self, prefix=layers_prefix(config, self.tensors))
+        except FamilyError:
+            return self
+
     @cached_property
     def tensors(self) -> dict[str, Header]:
         """Tensor name -> header, over all files."""
@@ -97,7 +111,8 @@ class StoredWeights:
     def layers(self) -> dict[int, int]:
         """Layer index -> number of parameters.
 
-        The layers are the list that holds the most tensors; a model may have lists of other modules.
+        Without a prefix, the layers are the list that holds the most tensors; a model may have lists of
+        other modules.
         """
         sizes: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         tensors: Counter[str] = Counter()
@@ -106,7 +121,8 @@ class StoredWeights:
             if match:
                 sizes[match[1]][int(match[2])] += math.prod(header.shape)
                 tensors[match[1]] += 1
-        return dict(sizes[tensors.most_common(1)[0][0]]) if tensors else {}
+        prefix = tensors.most_common(1)[0][0] if self.prefix is None and tensors else self.prefix
+        return dict(sizes.get(prefix or "", {}))
 
     @property
     def parameters(self) -> int:

@@ -31,7 +31,7 @@ class Row:
     """Slots that follow each other and are made alike, or something beside the layers.
 
     Attributes:
-        label: the slots ("0-8"), or "embeddings", "head", "tokenizer"; empty for removed layers.
+        label: the slots ("0-8"), or "embeddings", "head", "rest", "tokenizer"; empty for removed layers.
         cells: model -> the layers that are taken from it.
         how: the operation.
         mark: in a comparison "-", "+" or " ".
@@ -88,6 +88,8 @@ def rows(recipe: Recipe) -> list[Row]:
         listed.append(Row("", cells, REMOVED))
     listed += _slot_rows(pending, first)
     listed.append(_component("head", resolved.head, resolved.outer_edits))
+    if resolved.rest is not None:
+        listed.append(_component("rest", resolved.rest))
     if resolved.tokenizer != resolved.base_model:
         listed.append(Row("tokenizer", {resolved.tokenizer: "all"}, "select"))
     return listed
@@ -116,9 +118,10 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
         (name, getattr(first, name), getattr(second, name))
         for name in ("base_model", "dtype", "out_dtype", "chat_template")
     ]
+    components = {"embeddings": "embeddings", "head": "head", "rest": "rest_component"}
     pairs += [
-        (name, _described(getattr(before, name)), _described(getattr(after, name)))
-        for name in ("embeddings", "head")
+        (name, _described(getattr(before, attribute)), _described(getattr(after, attribute)))
+        for name, attribute in components.items()
     ]
     pairs.append(("tokenizer", before.tokenizer, after.tokenizer))
     digests = [made.gains.digest if made.gains else None for made in (before, after)]

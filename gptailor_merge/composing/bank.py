@@ -120,7 +120,7 @@ class Bank:
         """Loads every tensor of the family, so that no candidate waits for the disk."""
         for member in self.family.members:
             architecture = member.architecture
-            for name in (*architecture.before, *architecture.after):
+            for name in (*architecture.before, *architecture.after):  # the rest is that of one member
                 self._load(member, name, None)
             for index, layer in enumerate(architecture.layers):
                 for inner in layer:
@@ -202,7 +202,9 @@ class Bank:
         merge, out, compute = self.precision.merge, self.precision.out, self.precision.compute
         loaded = [self._load(*source) for source in sources]
         tensors = [_cast(tensor.to(self.device, non_blocking=True), merge) for tensor in loaded]
-        result = edited(edits, apply(operation, tensors, name), name_in_layer(name))
+        # Filters and random seeds go by the names that are written; edits by those of the model.
+        merged = apply(operation, tensors, self.family.base.written.of(name))
+        result = edited(edits, merged, name_in_layer(name))
         return _cast(_cast(result, out), compute)
 
     def _load(self, member: Member, name: str, layer: int | None) -> torch.Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -15,9 +15,10 @@ from gptailor_merge.composing.bank import Bank, Layer
 from gptailor_merge.composing.editing import Placed
 from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.errors import FamilyError
-from gptailor_merge.models.architecture import INDEX_NAMES, layers_of, tokens_of
+from gptailor_merge.models.architecture import INDEX_NAMES, body_of, tokens_of
 from gptailor_merge.models.configs import build, load_config
 from gptailor_merge.models.depth import changes
+from gptailor_merge.models.nesting import copied_with_text
 from gptailor_merge.models.stranger_files import read_object
 from gptailor_merge.recipe.plan import SELECT, Component, Plan
 
@@ -42,10 +43,10 @@ class Composer:
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     module._buffers[name] = buffer.to(bank.device)
-        self._layers = layers_of(self._template)
-        body = self._template.base_model
+        body = body_of(self._template)
+        self._layers = body.layers
         self._body_name = next(n for n, m in self._template.named_modules() if m is body)
-        self._shells: dict[tuple[Component, Component], PreTrainedModel] = {}
+        self._shells: dict[tuple[Component, ...], PreTrainedModel] = {}
         self._generation: dict[str, GenerationConfig] = {}
 
     @property
@@ -75,15 +76,18 @@ class Composer:
             else self._layers[slot.layers[0][1]]
             for position, slot in enumerate(plan.slots)
         ]
-        shell = self._shell(plan)
-        model = _shallow_copy(shell)
-        config = copy.copy(self._config)
-        for key, value in self._changes(plan).items():
-            setattr(config, key, value)
+        model = _shallow_copy(self._shell(plan))
+        config = self._pruned_config(plan)
+        whole = model.config
         body = _unshared(model, self._body_name)
         body.layers = nn.ModuleList(modules)
-        for part in (model, body):
-            part.config = config
+        for part in _path(model, self._body_name):
+            # Modules between the two may have configs of their own, which state no depth.
+            if getattr(part, "config", None) is whole:
+                part.config = config
+        body.config = text = config.get_text_config()
+        for key in changes(self._bank.family.base.text_config, plan.kept).keys() & vars(body).keys():
+            setattr(body, key, getattr(text, key))
         model.generation_config = self._generation_config(plan, config)
         return model
 
@@ -103,18 +107,26 @@ class Composer:
             self._generation[plan.tokenizer] = loaded
         return self._generation[plan.tokenizer]
 
-    def _changes(self, plan: Plan) -> dict[str, Any]:
-        """Returns the entries in which the config of a plan's model differs from the base's."""
+    def _pruned_config(self, plan: Plan) -> PreTrainedConfig:
+        """Returns the config of a plan's model; see architecture.pruned, which does the same to documents."""
         family = self._bank.family
-        donor = {} if plan.tokenizer == plan.base_model else family.by_model(plan.tokenizer).config
-        return {**changes(family.base.config, plan.kept), **tokens_of(donor)}
+        donor = family.by_model(plan.tokenizer)
+        tokens, of_whole = (
+            ({}, {}) if donor is family.base else (tokens_of(donor.text_config), tokens_of(donor.config))
+        )
+        config = copied_with_text(
+            self._template.config, {**changes(family.base.text_config, plan.kept), **tokens}
+        )
+        for key, value in of_whole.items():
+            setattr(config, key, value)
+        return config
 
     def _shell(self, plan: Plan) -> PreTrainedModel:
-        """Returns the template with a plan's embeddings, final norm and head; its layers are empty."""
-        key = (plan.embeddings, plan.head)
+        """Returns the template with all tensors outside the layers; its layers are empty."""
+        key = (plan.rest_component, plan.embeddings, plan.head)
         model = None if plan.outer_edits else self._shells.get(key)
         if model is None:
-            model = _shallow_copy(self._template)
+            model = _shallow_copy(self._shell_with_rest(plan.rest_component))
             base = self._bank.family.base
             edits = placed(plan.outer_edits, base.config, None)
             self._set_outer(model, plan.embeddings, base.architecture.before, edits)
@@ -122,10 +134,23 @@ class Composer:
             if self._bank.family.tied:
                 output = model.get_output_embeddings()
                 weight = model.get_input_embeddings().weight
-                model.set_output_embeddings(_with_parameter(output, "weight", weight))
+                model.set_output_embeddings(_with_tensor(output, "weight", weight))
             # Merges and edits are not cached here: there are endlessly many, and the bank has their tensors.
             if not edits and all(component.operation.method == SELECT for component in key):
                 self._shells[key] = model
+        return model
+
+    def _shell_with_rest(self, rest: Component) -> PreTrainedModel:
+        """Returns the template with the tensors that do not belong to the language model."""
+        architecture = self._bank.family.base.architecture
+        if not architecture.rest:
+            return self._template
+        model = self._shells.get((rest,))
+        if model is None:
+            model = _shallow_copy(self._template)
+            self._set_outer(model, rest, architecture.rest, ())
+            if rest.operation.method == SELECT:
+                self._shells[(rest,)] = model
         return model
 
     def _module(self, layer: Layer, source_index: int, position: int) -> nn.Module:
@@ -143,20 +168,23 @@ class Composer:
     ) -> None:
         models, operation = component
         for name in names:
-            set_parameter(model, name, self._bank.outer(models, operation, name, edits))
+            set_tensor(model, name, self._bank.outer(models, operation, name, edits))
 
 
-def set_parameter(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Gives a composed model a parameter of its own; models that shared the old one keep it.
+def set_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Gives a composed model a parameter or buffer of its own; models that shared the old one keep it.
 
     Args:
         name: as state_dict has it.
         tensor: a parameter, or a tensor that becomes one without a gradient.
     """
     path, _, leaf = name.rpartition(".")
+    if not path:  # a tensor of the model itself
+        model.__dict__.update(_with_tensor(model, leaf, tensor).__dict__)
+        return
     parent, _, child = path.rpartition(".")
     owner = _unshared(model, parent)
-    setattr(owner, child, _with_parameter(getattr(owner, child), leaf, tensor))
+    setattr(owner, child, _with_tensor(getattr(owner, child), leaf, tensor))
 
 
 def _shallow_copy(module: M) -> M:
@@ -200,8 +228,19 @@ def _unshared(model: nn.Module, path: str) -> nn.Module:
     return model
 
 
-def _with_parameter(module: nn.Module, name: str, tensor: torch.Tensor) -> nn.Module:
+def _path(model: nn.Module, path: str) -> Iterator[nn.Module]:
+    """Yields a model and the modules on the way to the submodule at `path`, which is the last."""
+    yield model
+    for name in path.split(".") if path else ():
+        model = cast(nn.Module, getattr(model, name))
+        yield model
+
+
+def _with_tensor(module: nn.Module, name: str, tensor: torch.Tensor) -> nn.Module:
     clone = _shallow_copy(module)
+    if name in clone._buffers:
+        clone._buffers[name] = tensor
+        return clone
     parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
     setattr(clone, name, parameter)
     return clone

@@ -146,7 +146,12 @@ def _norms(text: str) -> tuple[tuple[_Names, ...], _Names]:
             {path: module for path, module in modules.items() if path.startswith(start)}, start, twins
         )
 
-    outside = {path: module for path, module in modules.items() if not path.startswith(f"{prefix}.")}
+    rest = Architecture.of(json.loads(text)).rest  # a vision tower has norms of its own
+    outside = {
+        path: module
+        for path, module in modules.items()
+        if not path.startswith(f"{prefix}.") and f"{path}.weight" not in rest
+    }
     in_layers = tuple(names(f"{prefix}.{index}.") for index in range(len(layers)))
     return in_layers, _names(outside, "", twins)
 

@@ -22,7 +22,7 @@ from torch import nn
 from gptailor_merge.composing.editing import Placed
 from gptailor_merge.composing.norms import placed_gains
 from gptailor_merge.errors import FamilyError
-from gptailor_merge.models.architecture import layers_of, on_meta
+from gptailor_merge.models.architecture import body_of, on_meta
 from gptailor_merge.recipe.plan import ATTENTION, MLP, NORMS, PARTS, Edit
 
 _NAMES = {ATTENTION: re.compile("attn|attention"), MLP: re.compile("mlp|feed_forward|ffn|moe")}
@@ -129,13 +129,13 @@ class _PartWatch:
 @lru_cache(maxsize=16)
 def _exits(text: str) -> tuple[Mapping[str, Exit | str], ...]:
     model = on_meta(text).to(torch.bfloat16).eval()
-    watches: list[dict[str, _PartWatch | str]] = [_watch(layer) for layer in layers_of(model)]
+    watches: list[dict[str, _PartWatch | str]] = [_watch(layer) for layer in body_of(model).layers]
     ids = torch.zeros(1, _TOKENS, dtype=torch.long, device="meta")
     # Without a mask the model would look at values, which do not exist on the meta device.
     mask = torch.ones(1, 1, _TOKENS, _TOKENS, dtype=torch.bool, device="meta")
     try:
         with torch.no_grad():
-            model.base_model(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False)
+            body_of(model)(input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False)
     except Exception as error:  # a model's own code may look at values
         reason = f"it cannot be watched without weights: {' '.join(str(error).split())}"
         return tuple(dict.fromkeys(PARTS, reason) for _ in watches)

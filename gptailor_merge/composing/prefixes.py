@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from gptailor_merge.models.architecture import body_of
 from gptailor_merge.recipe.plan import Plan
 
 Path = tuple[Hashable, ...]
@@ -97,7 +98,7 @@ def advance(
     arguments = {}
     if branches is not None:
         arguments = {"position_ids": branches.positions, "attention_mask": branches.visible}
-    body = model.base_model
+    body = body_of(model)
     outputs: list[State] = []
     with _layers_restored(body) as body_layers:
         stand_ins: list[nn.Module] = []
@@ -122,7 +123,7 @@ def head(model: PreTrainedModel, ids: torch.Tensor, state: State, *, gradients: 
     `ids` and `state` may be any rows and positions of a batch, since the modules after the layers treat
     each position by itself.
     """
-    body = model.base_model
+    body = body_of(model)
     with _layers_restored(body) as body_layers, torch.inference_mode(not gradients):
         body.layers = nn.ModuleList([_Replay(body_layers[0], state)])
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits

@@ -139,6 +139,9 @@ def _weight_problems(family: Family) -> Iterator[str]:
 
 def _architecture_problems(plan: Plan, plan_stages: Sequence[Stage], base: Member) -> Iterator[str]:
     """Yields differences between mergekit's definition of the architecture and the model."""
+    if base.architecture.rest:
+        yield f"mergekit divides {base.config['model_type']} into modules, and a recipe has only its layers"
+        return
     for stage in plan_stages:
         if misfits(base.config, stage.kept):
             yield f"the config cannot describe the layers that are merged by {stage.method} alone"

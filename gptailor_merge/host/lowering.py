@@ -2,7 +2,8 @@
 
 Each slot becomes a slice of one layer. Embeddings and head become the first and the last slice, of no
 layers, because mergekit takes the embeddings from the sources of the first slice, and final norm and
-lm_head from those of the last.
+lm_head from those of the last. The rest, which is no part of the language model, becomes a slice of one
+layer that no model has, before the last; registration.py tells mergekit which tensors it holds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from gptailor_merge.host.tailor_method import CONFIG, EDITS, SLOT
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.recipe.plan import Edit, Operation, Plan
 from gptailor_merge.recipe.recipe import TAILOR
+
+REST_LAYER = (-1, 0)
+"""The layer range of the slice whose tensors are no part of the language model."""
 
 
 def lower(
@@ -62,6 +66,8 @@ def lower(
         slice_of([(model, layer, layer + 1) for model, layer in slot.layers], slot.operation, slot.edits)
         for slot in plan.slots
     ]
+    rest = plan.rest_component
+    slices.append(slice_of([(model, *REST_LAYER) for model in rest[0]], rest[1]))
     slices.append(slice_of([(model, 0, 0) for model in head[0]], head[1], outer))
     document: dict[str, Any] = {"merge_method": TAILOR, "base_model": reference(plan.tokenizer)}
     if plan.tokenizer != plan.base_model:

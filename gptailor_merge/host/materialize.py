@@ -111,7 +111,7 @@ def verify(directory: Path, plan: Plan) -> None:
         raise MergeFailedError(f"{directory}: {reloaded.problems[0]}")
     if reloaded.extras:
         raise MergeFailedError(f"{directory}: {reloaded.extras[0]} was written and is no part of the model")
-    depth = reloaded.model.config.num_hidden_layers
+    depth = reloaded.model.config.get_text_config().num_hidden_layers
     if depth != len(plan.slots):
         raise MergeFailedError(f"{directory}: {depth} layers, the recipe has {len(plan.slots)}")
     name = not_finite(directory.glob("*.safetensors"))

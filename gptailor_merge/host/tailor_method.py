@@ -7,6 +7,7 @@ in memory calls the same `apply`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,10 @@ EDITS = "edits"
 """The parameter that holds the slot's edits as JSON; slots without edits lack it."""
 
 
+NAMES = "names"
+"""The parameter that holds, as JSON, written name -> the model's name of the tensors that edits change."""
+
+
 CONFIG = "config"
 """The only parameter of a lowered configuration as a whole: the model whose config it takes."""
 
@@ -50,6 +55,7 @@ class TailorMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit has no t
         parameters=(
             ParameterSpec(SLOT, str, ParameterScope.SHARED),
             ParameterSpec(EDITS, str, ParameterScope.SHARED, default=""),
+            ParameterSpec(NAMES, str, ParameterScope.SHARED, default="{}"),
             ParameterSpec(CONFIG, str, ParameterScope.SHARED, default=""),
         ),
         contract=InputContract(base=BasePolicy.IGNORED),
@@ -67,6 +73,8 @@ class TailorMethod(GroupMergeMethod):  # type: ignore[misc]  # mergekit has no t
         entries: Sequence[TensorEntry] = [replace(e, is_base=False) for e in group.entries[:count]]
         name = group.metadata.name or ""
         result = apply(operation, [e.tensor for e in entries], name)
-        result = edited(from_json(parameters[EDITS]), result, name_in_layer(name))
+        inner = name_in_layer(name)
+        inner = json.loads(parameters[NAMES]).get(inner, inner)
+        result = edited(from_json(parameters[EDITS]), result, inner)
         # A layer may be used twice; safetensors refuses to write one storage under two names.
         return result.clone() if operation.method == SELECT else result

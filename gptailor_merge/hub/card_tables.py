@@ -88,7 +88,13 @@ def outer_sentence(plan: Plan) -> str:
     """States where embeddings, head and tokenizer come from."""
     embeddings = component_text(plan.embeddings, shown_name)
     head = component_text(plan.head, shown_name, plan.outer_edits)
-    text = f"embeddings: {embeddings}; final norm and head: {head}; tokenizer: {shown_name(plan.tokenizer)}."
+    rest = ""
+    if plan.rest is not None:
+        rest = f"all beside the language model: {component_text(plan.rest, shown_name)}; "
+    text = (
+        f"embeddings: {embeddings}; final norm and head: {head}; {rest}"
+        f"tokenizer: {shown_name(plan.tokenizer)}."
+    )
     return plain_text(text[0].upper() + text[1:])
 
 

@@ -1,13 +1,15 @@
 """Lists the layers and tensors of the model that transformers builds from a config.
 
 The model is built without weights (on the meta device) and inspected, so that no architecture needs
-rules of its own.
+rules of its own. The layers are those of the language model, which may be a part of the model, beside a
+vision tower.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,13 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import no_init_weights
 
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.configs import build
 from gptailor_merge.models.depth import DEPTH, PERIODS, changes, choose, per_layer_lists
+from gptailor_merge.models.nesting import text_of, with_text
 from gptailor_merge.models.remote_code import words_of
 
 Shape = tuple[int, ...]
@@ -44,44 +45,78 @@ class Architecture:
         before: name -> shape of the tensors before the layers: the embeddings.
         after: name -> shape of the tensors after the layers: final norm and head. A head that is the
             embedding matrix is not listed.
+        rest: name -> shape of the tensors that do not belong to the language model, e.g. a vision tower.
         layers: one mapping per layer, name inside the layer -> shape.
         kinds: the kind of each layer; a layer can take the place of another of its kind.
-        stored: name -> the name in checkpoints, for tensors whose names differ there.
         tied: name of the head's tensor -> name of the embeddings' that it is; empty if it is another.
     """
 
     prefix: str
     before: Mapping[str, Shape]
     after: Mapping[str, Shape]
+    rest: Mapping[str, Shape]
     layers: tuple[Mapping[str, Shape], ...]
     kinds: tuple[Kind, ...]
-    stored: Mapping[str, str]
     tied: Mapping[str, str]
+
+    @property
+    def outer(self) -> dict[str, Shape]:
+        """Name -> shape of all tensors outside the layers."""
+        return {**self.before, **self.after, **self.rest}
+
+    @property
+    def names(self) -> Iterator[str]:
+        """The names of all tensors."""
+        yield from self.outer
+        for index, layer in enumerate(self.layers):
+            yield from (f"{self.prefix}{index}.{name}" for name in layer)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Architecture:
         """Returns the architecture of a config, which may lack transformers' defaults.
 
         Raises:
-            FamilyError: transformers has no such causal language model, or it is not a list of layers.
+            FamilyError: transformers has no such language model, or it is not a list of layers.
         """
-        return _architecture(json.dumps(dict(config), sort_keys=True))
+        return _architecture(config_text(config))
+
+
+def body_of(model: PreTrainedModel) -> Any:
+    """Returns the module whose `layers` are the layers of a model's language model.
+
+    transformers says where the language model is (`get_decoder`), which may hold another one.
+
+    Raises:
+        FamilyError: it has no list `layers` with an entry for each layer.
+    """
+    depth = getattr(model.config.get_text_config(), DEPTH, None)
+    body = model
+    while (inner := body.get_decoder()) is not body and isinstance(inner, PreTrainedModel):
+        body = inner
+    for part in (body, model.base_model):
+        layers = getattr(part, "layers", None)
+        if isinstance(layers, nn.ModuleList) and len(layers) == depth:
+            return part
+    raise FamilyError(f"{type(body).__name__} has no list `layers`, one for each layer")
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Returns a model's list of layers.
+    """Returns the list of layers of a model's language model.
 
     Raises:
-        FamilyError: the model's body has no list `layers` with an entry for each layer.
+        FamilyError: see body_of.
     """
-    body = model.base_model
-    layers = getattr(body, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or len(layers) != model.config.num_hidden_layers:
-        raise FamilyError(f"{type(body).__name__} has no list `layers`, one for each layer")
+    layers: nn.ModuleList = body_of(model).layers
     return layers
 
 
-_TOKENS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+def config_text(config: Mapping[str, Any]) -> str:
+    """Returns a config as JSON; equal configs have equal texts."""
+    return json.dumps(dict(config), sort_keys=True)
+
+
+_TOKENS = re.compile(r"^vocab_size$|_token_(id|index)$")
+"""Matches the keys that describe a tokenizer: its size, and the ids of tokens with a meaning."""
 
 
 def pruned(
@@ -93,12 +128,14 @@ def pruned(
         kept: the layer of the config's model in each slot of the pruned one.
         donor: the config of the model that gives the tokenizer; None means `config` itself.
     """
-    return {**config, **changes(config, kept), **tokens_of(donor or {})}
+    text, theirs = text_of(config), text_of(donor or {})
+    whole = {**config, **tokens_of(donor or {})}
+    return with_text(whole, {**changes(text, kept), **tokens_of(theirs)})
 
 
 def tokens_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the entries of a config that describe the tokenizer."""
-    return {key: config[key] for key in _TOKENS if key in config}
+    """Returns the entries of a config, without nested ones, that describe the tokenizer."""
+    return {key: value for key, value in config.items() if _TOKENS.search(key)}
 
 
 def misfits(config: Mapping[str, Any], kept: Sequence[int]) -> list[tuple[int, str]]:
@@ -110,8 +147,8 @@ def misfits(config: Mapping[str, Any], kept: Sequence[int]) -> list[tuple[int, s
         FamilyError: a tensor outside the layers has another shape in the pruned model.
     """
     source, target = Architecture.of(config), Architecture.of(pruned(config, kept))
-    theirs = {**target.before, **target.after}
-    for name, shape in {**source.before, **source.after}.items():
+    theirs = target.outer
+    for name, shape in source.outer.items():
         if theirs.get(name) != shape:
             raise FamilyError(f"the shape of {name}, {list(shape)}, depends on the number of layers")
     return [
@@ -209,27 +246,30 @@ def difference(first: Kind, second: Kind) -> str:
 
 @lru_cache(maxsize=64)
 def _architecture(text: str) -> Architecture:
-    model = on_meta(text)
+    model = shared_on_meta(text)
     layers = layers_of(model)
-    if len(layers) != json.loads(text)[DEPTH]:
-        raise FamilyError("only a part of its config states the depth; only text models are supported")
-    prefix = next(name for name, module in model.named_modules() if module is layers) + "."
-    is_tied = getattr(model.config, "tie_word_embeddings", False)
-    tied = dict(model.all_tied_weights_keys) if is_tied else {}
+    prefix = _path_of(model, layers)
+    tied = dict(model.all_tied_weights_keys)
+    head = model.get_output_embeddings()
+    tied_head = None if head is None else f"{_path_of(model, head)}weight"
     tensors = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied}
     names = list(tensors)
     first = next(place for place, name in enumerate(names) if name.startswith(prefix))
-    outer = {n: s for n, s in tensors.items() if not n.startswith(prefix)}
-    before = {name: outer[name] for name in names[:first]}
-    lists = per_layer_lists(model.config.to_dict())
+    rest = {name: tensors[name] for name in _rest(model, tensors)}
+    outer = {n: s for n, s in tensors.items() if not n.startswith(prefix) and n not in rest}
+    before = {name: outer[name] for name in names[:first] if name in outer}
+    text_config = model.config.get_text_config().to_dict()
+    if DEPTH not in text_config:  # GPT-2, BART and others have other names for it
+        raise FamilyError(f"its config has no {DEPTH}")
+    lists = per_layer_lists(text_config)
     entries = [{key: str(values[i]) for key, values in lists.items()} for i in range(len(layers))]
     settings = [dict(_settings(layer)) for layer in layers]
     indices = _indices(settings)
-    names_stored = {name: _stored_name(model, name) for name in (*names, *tied)}
     return Architecture(
         prefix=prefix,
         before=before,
         after={name: shape for name, shape in outer.items() if name not in before},
+        rest=rest,
         layers=tuple(
             {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()} for layer in layers
         ),
@@ -237,9 +277,34 @@ def _architecture(text: str) -> Architecture:
             frozenset({k: v for k, v in {**plain, **listed}.items() if k not in indices}.items())
             for plain, listed in zip(settings, entries, strict=True)
         ),
-        stored={name: stored for name, stored in names_stored.items() if stored != name},
-        tied=tied,
+        tied={name: source for name, source in tied.items() if name == tied_head},
     )
+
+
+def _path_of(model: PreTrainedModel, wanted: nn.Module) -> str:
+    """Returns the part of tensor names that stands before the names inside a module."""
+    path = next(name for name, module in model.named_modules() if module is wanted)
+    return f"{path}." if path else ""
+
+
+def _rest(model: PreTrainedModel, names: Iterable[str]) -> Iterator[str]:
+    """Yields the tensors outside the language model, to which embeddings and head belong."""
+    if model.config.get_text_config() is model.config:
+        return
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    parts = (body_of(model), *(end for end in ends if end is not None))
+    paths = tuple(_path_of(model, part) for part in parts)
+    yield from (name for name in names if not name.startswith(paths))
+
+
+@lru_cache(maxsize=4)
+def shared_on_meta(text: str) -> PreTrainedModel:
+    """Builds the model of a config, given as JSON, without weights; nobody may change it.
+
+    Raises:
+        FamilyError: transformers cannot build it.
+    """
+    return on_meta(text)
 
 
 def on_meta(text: str) -> PreTrainedModel:
@@ -258,14 +323,6 @@ def on_meta(text: str) -> PreTrainedModel:
     except Exception as error:  # a model's code may raise anything
         raise FamilyError(f"transformers cannot build this model: {words_of(error)}") from None
     return model
-
-
-def _stored_name(model: PreTrainedModel, name: str) -> str:
-    """Returns the name that save_pretrained gives a tensor, as far as it only renames it."""
-    for transform in reversed(get_model_conversion_mapping(model, add_legacy=False)):
-        if isinstance(transform, WeightRenaming):
-            name, _ = transform.reverse_transform().rename_source_key(name)
-    return name
 
 
 def _settings(layer: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,8 @@ from safetensors import SafetensorError, safe_open
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.chosen_weights import ADAPTER, ChosenWeights, choose
 from gptailor_merge.models.configs import CONFIG
+from gptailor_merge.models.depth import DEPTH
+from gptailor_merge.models.nesting import text_of
 from gptailor_merge.models.stranger_files import check_entries, read_object
 
 LARGEST_HEADER = 16 * 1024 * 1024
@@ -111,7 +113,7 @@ def depth_on_disk(model: str) -> int | None:
     if config is None:
         return None
     try:
-        depth = read_object(config).get("num_hidden_layers")
+        depth = text_of(read_object(config)).get(DEPTH)
     except (OSError, FamilyError):
         return None
     return depth if isinstance(depth, int) else None

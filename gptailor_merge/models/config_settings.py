@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gptailor_merge.models.depth import DEPTH, PERIODS, per_layer_lists
+from gptailor_merge.models.nesting import text_of, text_path
 
 _DESCRIPTIVE = re.compile(
     r"^_|_name_or_path$|^(architectures|model_type|transformers_version|dtype|torch_dtype)$|"
@@ -55,7 +56,8 @@ def differing_settings(base: Mapping[str, Any], other: Mapping[str, Any]) -> dic
     {'rms_norm_eps': (1e-05, None)}
     """
     ours, theirs = dict(_settings(base)), dict(_settings(other))
-    listed = {*per_layer_lists(base), *per_layer_lists(other)} if DEPTH in base and DEPTH in other else set()
+    texts = (text_of(base), text_of(other))
+    listed = {key for text in texts if all(DEPTH in t for t in texts) for key in per_layer_lists(text)}
     return {
         key: (ours.get(key), theirs.get(key))
         for key in sorted({*ours, *theirs})
@@ -73,17 +75,24 @@ def in_short(value: Any) -> str:
     return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 1]}…"
 
 
-def _settings(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (key, value) of every setting, nested ones by their paths."""
+def _settings(config: Mapping[str, Any], path: str = "", text: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (key, value) of every setting, nested ones by their paths.
+
+    Args:
+        path: of the config inside the whole.
+        text: the path of the language model's config.
+    """
     model_type = str(config.get("model_type", ""))
+    is_text = not path or path == text
+    text = "".join(f"{key}." for key in text_path(config)) if not path else text
     for key, value in config.items():
-        if _DESCRIPTIVE.search(key) or (not path and key in _COMPARED_ELSEWHERE):
+        if _DESCRIPTIVE.search(key) or (is_text and key in _COMPARED_ELSEWHERE):
             continue
         if not path and not _is_read(model_type, key):
             continue
         if isinstance(value, Mapping):
             nested = _rope(value) if "rope_type" in value else value
-            yield from _settings(nested, f"{path}{key}.")
+            yield from _settings(nested, f"{path}{key}.", text)
         elif value is not None:
             yield path + key, list(value) if isinstance(value, tuple) else value
 
@@ -96,6 +105,7 @@ def _rope(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_told_by_list(key: str, listed: set[str]) -> bool:
     """Tells whether a setting has no effect but on a list of the config, which is compared for itself."""
+    key = key.rpartition(".")[2]
     if key == "max_window_layers":
         return "layer_types" in listed
     return key in PERIODS and PERIODS[key][0] in listed

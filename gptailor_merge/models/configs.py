@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from gptailor_merge.errors import FamilyError
+from gptailor_merge.models.auto_classes import auto_class
 from gptailor_merge.models.remote_code import words_of
 from gptailor_merge.models.stranger_files import check_entries, read_object
 
@@ -93,7 +94,7 @@ def build(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     Raises:
         Exception: transformers cannot; a model's own code may raise anything.
     """
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+    model: PreTrainedModel = auto_class(config).from_config(
         without_kernels(config), trust_remote_code=False, **options
     )
     return model

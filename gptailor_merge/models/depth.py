@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from enum import Enum
+from functools import lru_cache
 from typing import Any
+
+from transformers import CONFIG_MAPPING
 
 DEPTH = "num_hidden_layers"
 
@@ -46,6 +50,14 @@ PERIODS = {
 """Key of a period -> (list, entry) that has the period; models read it if the list is absent."""
 
 
+class _Role(Enum):
+    """Says how a list in a config depends on the layers."""
+
+    PER_LAYER = "an entry for each layer"
+    INDICES = "the indices of some layers"
+    PERIOD = "entries that the layers take in turn, again and again"
+
+
 def per_layer_lists(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Returns the lists of a config that have an entry for each layer, by key.
 
@@ -56,7 +68,7 @@ def per_layer_lists(config: Mapping[str, Any]) -> dict[str, list[Any]]:
     return {
         key: list(value[:depth])
         for key, value in config.items()
-        if isinstance(value, (list, tuple)) and _is_per_layer(key) and len(value) >= depth
+        if _role(config, key) is _Role.PER_LAYER and len(value) >= depth
     }
 
 
@@ -75,8 +87,11 @@ def changes(config: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     for key, values in per_layer_lists(config).items():
         changed[key] = [values[layer] for layer in kept]
     for key, value in config.items():
-        if _is_indices(key) and isinstance(value, (list, tuple)):
+        role = _role(config, key)
+        if role is _Role.INDICES:
             changed[key] = [slot for slot, layer in enumerate(kept) if layer in value]
+        elif role is _Role.PERIOD and value:
+            changed[key] = [value[layer % len(value)] for layer in kept]
         elif key in _FIRST and isinstance(value, int) and value < depth:
             changed[key] = sum(layer < value for layer in kept)
         elif key in _LAST and isinstance(value, int):
@@ -105,14 +120,15 @@ def inconsistencies(config: Mapping[str, Any]) -> list[str]:
         return []
     texts = []
     for key, value in config.items():
-        if not isinstance(value, (list, tuple)):
-            continue
-        if _is_indices(key):
+        role = _role(config, key)
+        if role is _Role.INDICES:
             beyond = [layer for layer in value if not (isinstance(layer, int) and 0 <= layer < depth)]
             if beyond:
                 texts.append(f"{key} names layer {beyond[0]}, the model has {depth} layers")
-        elif _is_per_layer(key) and len(value) != depth and (key != "no_rope_layers" or len(value) < depth):
+        elif role is _Role.PER_LAYER and (
             # SmolLM3 allows no_rope_layers to have more entries than the model has layers.
+            len(value) < depth or (len(value) > depth and key != "no_rope_layers")
+        ):
             texts.append(f"{key} has {len(value)} entries, the model has {depth} layers")
     for key, by_layer in _by_index(config).items():
         if max(by_layer, default=0) >= depth:
@@ -186,12 +202,35 @@ def _by_index(config: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
     }
 
 
-def _is_indices(key: str) -> bool:
-    return _INDICES.search(key) is not None
+def _role(config: Mapping[str, Any], key: str) -> _Role | None:
+    """Returns the role of an entry; None if it is no list, or has nothing to do with the layers.
+
+    Names alone do not tell an entry for each layer from `cross_attention_layers`, which are indices, or
+    `block_types`, which is a period. The default of the same model type does: its length is not its depth.
+    """
+    if not isinstance(config[key], (list, tuple)):
+        return None
+    is_indices = _INDICES.search(key) is not None
+    if not is_indices and not _PER_LAYER.search(key) and key not in _PER_LAYER_IF_LIST:
+        return None
+    defaults = _defaults(str(config.get("model_type")))
+    entries, depth = defaults.get(key), defaults.get(DEPTH)
+    if is_indices:
+        # Vision backbones count the embeddings in `out_indices`.
+        beyond = isinstance(entries, (list, tuple)) and depth is not None and max(entries, default=0) >= depth
+        return None if beyond else _Role.INDICES
+    if not entries or not isinstance(entries, (list, tuple)) or len(entries) == depth:
+        return _Role.PER_LAYER
+    return _Role.INDICES if all(type(entry) is int for entry in entries) else _Role.PERIOD
 
 
-def _is_per_layer(key: str) -> bool:
-    return not _is_indices(key) and (_PER_LAYER.search(key) is not None or key in _PER_LAYER_IF_LIST)
+@lru_cache(maxsize=256)
+def _defaults(model_type: str) -> Mapping[str, Any]:
+    """Returns the entries that a config of a model type has if nothing is said; none for unknown types."""
+    try:
+        return dict(CONFIG_MAPPING[model_type]().to_dict())
+    except Exception:  # some need arguments, and a config's code may raise anything
+        return {}
 
 
 def _period(values: Sequence[Any], mark: Any) -> int | None:

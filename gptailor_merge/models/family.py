@@ -24,7 +24,7 @@ BASE_NAME = "base"
 
 
 _FORM = ("architectures", "model_type", DEPTH)
-"""Config values that all members share."""
+"""Config values that all members share, in the whole config or in the language model's."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,7 @@ class Family:
     @cached_property
     def outer_parameters(self) -> int:
         """The number of parameters outside the layers."""
-        outer = self.base.architecture
-        return sum(map(math.prod, (*outer.before.values(), *outer.after.values())))
+        return sum(map(math.prod, self.base.architecture.outer.values()))
 
     @classmethod
     def load(cls, base: str, variants: Mapping[str, str]) -> Family:
@@ -135,26 +134,27 @@ class Family:
 def _differences(base: Member, member: Member) -> list[str]:
     """Returns the differences that keep a variant out of the family."""
     label = f"{member.name} ({member.model})"
+    pairs = ((base.config, member.config), (base.text_config, member.text_config))
     for key in _FORM:
-        ours, theirs = base.config.get(key), member.config.get(key)
-        if ours != theirs:
-            return [f"{label}: {key} is {theirs!r}, the base has {ours!r}; a family shares them"]
-    our_lists, their_lists = per_layer_lists(base.config), per_layer_lists(member.config)
+        for our_config, their_config in pairs:
+            if (ours := our_config.get(key)) != (theirs := their_config.get(key)):
+                return [f"{label}: {key} is {theirs!r}, the base has {ours!r}; a family shares them"]
+    our_lists, their_lists = per_layer_lists(base.text_config), per_layer_lists(member.text_config)
     for key in sorted({*our_lists, *their_lists}):
         if our_lists.get(key) != their_lists.get(key):
             return [f"{label}: {key} differs from the base's, so its layers are of other kinds"]
     # The architectures are compared, not the checkpoints, which may hold what no model reads.
-    ours, theirs = base.architecture, member.architecture
-    differing = set({**ours.before, **ours.after}) ^ set({**theirs.before, **theirs.after})
+    our_model, their_model = base.architecture, member.architecture
+    differing = set(our_model.outer) ^ set(their_model.outer)
     if differing and not (base.tied or member.tied):
         return [f"{label}: tensor {min(differing)} is in only one of it and the base"]
-    for index, (our_layer, their_layer) in enumerate(zip(ours.layers, theirs.layers, strict=True)):
+    for index, (our_layer, their_layer) in enumerate(zip(our_model.layers, their_model.layers, strict=True)):
         differences = [
             f"tensor {inner} of layer {index} is in only one of it and the base"
             for inner in sorted(set(our_layer) ^ set(their_layer))
         ]
         differences += [
-            f"tensor {theirs.prefix}{index}.{inner} has the shape {list(their_layer[inner])}, "
+            f"tensor {their_model.prefix}{index}.{inner} has the shape {list(their_layer[inner])}, "
             f"the base's {list(our_layer[inner])}"
             for inner in sorted(set(our_layer) & set(their_layer))
             if our_layer[inner] != their_layer[inner]

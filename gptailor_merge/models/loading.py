@@ -6,10 +6,11 @@ import hashlib
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import FamilyError
+from gptailor_merge.models.auto_classes import auto_class
 from gptailor_merge.models.chosen_weights import choose
 from gptailor_merge.models.configs import load_config
 from gptailor_merge.models.remote_code import words_of
@@ -48,7 +49,7 @@ def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> Pre
     choose(directory)
     config = load_config(directory)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel = auto_class(config).from_pretrained(
             directory, config=config, dtype=dtype, trust_remote_code=False, use_safetensors=True
         )
     except Exception as error:  # neither transformers' nor tokenizers' refusals share a base class

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,12 +13,14 @@ from safetensors import SafetensorError
 from gptailor_merge.errors import FamilyError, Problem
 from gptailor_merge.methods.adapters import unties_head
 from gptailor_merge.methods.conversion import can_convert
-from gptailor_merge.models.architecture import Architecture, Shape, on_meta
+from gptailor_merge.models.architecture import Architecture, Shape, config_text, on_meta
 from gptailor_merge.models.checkpoint import Header, ModelId, headers_in, headers_of, read
 from gptailor_merge.models.chosen_weights import ADAPTER
 from gptailor_merge.models.configs import bounded_modules, load_config
 from gptailor_merge.models.depth import DEPTH, inconsistencies
 from gptailor_merge.models.directories import adapter_directory, directory_of
+from gptailor_merge.models.nesting import text_of
+from gptailor_merge.models.stored_names import WrittenNames, layers_prefix, saved_name, stored_names
 from gptailor_merge.models.vocabulary import tokens_of_model
 
 
@@ -39,15 +40,20 @@ class Member:
     config: Mapping[str, Any]
     headers: Mapping[str, Header]
 
+    @cached_property
+    def text_config(self) -> Mapping[str, Any]:
+        """The language model's config: a part of the config, or the config itself."""
+        return text_of(self.config)
+
     @property
     def depth(self) -> int:
         """The number of layers."""
-        return int(self.config[DEPTH])
+        return int(self.text_config[DEPTH])
 
     @property
     def vocabulary_size(self) -> int:
         """The number of tokens that the embeddings have rows for."""
-        return int(self.config["vocab_size"])
+        return int(self.text_config["vocab_size"])
 
     @cached_property
     def architecture(self) -> Architecture:
@@ -57,7 +63,7 @@ class Member:
     @property
     def tied(self) -> bool:
         """True if the config says that the head is the embedding matrix."""
-        return bool(self.config.get("tie_word_embeddings", False))
+        return bool(self.architecture.tied)
 
     @cached_property
     def tokens(self) -> Mapping[int, str] | None:
@@ -80,20 +86,26 @@ class Member:
     def tensors(self) -> Iterator[tuple[str, Shape, int | None]]:
         """Yields (name, shape, layer) of the model's tensors; the layer is None outside the layers."""
         architecture = self.architecture
-        for name, shape in (*architecture.before.items(), *architecture.after.items()):
+        for name, shape in architecture.outer.items():
             yield name, shape, None
         for index, layer in enumerate(architecture.layers):
             for inner, shape in layer.items():
                 yield f"{architecture.prefix}{index}.{inner}", shape, index
 
     @cached_property
+    def stored(self) -> Mapping[str, str]:
+        """Tensor of the model -> its name in the checkpoint, for those that loading at most renames."""
+        return stored_names(self.config, self.headers)
+
+    @cached_property
+    def written(self) -> WrittenNames:
+        """The names of tensors in the checkpoints that are made of this one."""
+        return WrittenNames.in_checkpoint(self.config, self.headers)
+
+    @cached_property
     def layers_prefix(self) -> str:
         """The part of the checkpoint's names before the layer index, e.g. `model.layers.`."""
-        prefixes = {name[: name.index(".0.") + 1] for name in self.headers if ".0." in name}
-        fitting = [p for p in prefixes if any(n.startswith(f"{p}{self.depth - 1}.") for n in self.headers)]
-        if not fitting:
-            raise FamilyError(f"{self.model}: no tensors named like layers 0 to {self.depth - 1}")
-        return min(fitting, key=len)
+        return layers_prefix(self.config, self.headers)
 
     def layer_tensors(self, index: int) -> dict[str, str]:
         """Returns name inside the layer -> full name, for one layer of the checkpoint."""
@@ -114,9 +126,8 @@ class Member:
         Args:
             layer: the tensor's layer, or None if it is outside the layers.
         """
-        for stored in (name, self.architecture.stored.get(name, name)):
-            if stored in self.headers:
-                return (stored,)
+        if name in self.stored:
+            return (self.stored[name],)
         return self.outer_tensors if layer is None else tuple(self.layer_tensors(layer).values())
 
     @cached_property
@@ -139,9 +150,10 @@ def read_member(name: str, model: str) -> Member:
     config_file, headers = read(ModelId.parse(model))
     # transformers fills in the defaults of the model type, as it will when it loads the model.
     config = load_config(config_file.parent).to_dict()
+    text_config = text_of(config)
     for key in (DEPTH, "vocab_size"):
-        if not isinstance(config.get(key), int):
-            text = f"{key} is missing; expected a text model that is a list of layers"
+        if not isinstance(text_config.get(key), int):
+            text = f"{key} is missing; expected a language model that is a list of layers"
             raise FamilyError(f"{config_file}: {text}")
     if quantization := config.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, Mapping) else quantization
@@ -149,10 +161,10 @@ def read_member(name: str, model: str) -> Member:
             f"{model}: quantised ({method}), and quantised tensors cannot be merged; "
             "take the model in 16 or 32 bits"
         )
-    if contradictions := inconsistencies(config):
+    if contradictions := inconsistencies(text_config):
         raise FamilyError([Problem((), f"{config_file}: {text}") for text in contradictions])
-    if config[DEPTH] > len(headers):
-        text = f"{DEPTH} is {config[DEPTH]:,}, and the weight files hold {len(headers):,} tensors"
+    if text_config[DEPTH] > len(headers):
+        text = f"{DEPTH} is {text_config[DEPTH]:,}, and the weight files hold {len(headers):,} tensors"
         raise FamilyError(f"{config_file}: {text}")
     member = Member(name, model, config, headers)
     try:
@@ -177,16 +189,15 @@ def _with_adapter(member: Member) -> Member:
     directory = adapter_directory(model)
     try:
         shapes = {name: header.shape for name, header in headers_of(directory / ADAPTER[1]).items()}
-        unties = unties_head(on_meta(json.dumps(dict(member.config))), directory, shapes)
+        unties = unties_head(on_meta(config_text(member.config)), directory, shapes)
     except (OSError, SafetensorError, FamilyError) as error:
         raise FamilyError(f"{member.model}: its adapter cannot be merged: {error}") from None
     if not unties:
         return member
-    stored, architecture = member.architecture.stored, member.architecture
     headers = dict(member.headers)
-    for head, embeddings in architecture.tied.items():
+    for head, embeddings in member.architecture.tied.items():
         (source,) = member.sources(embeddings, None)
-        headers[stored.get(head, head)] = member.headers[source]
+        headers[saved_name(member.config, head)] = member.headers[source]
     return replace(member, config={**member.config, "tie_word_embeddings": False}, headers=headers)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from gptailor_merge.models.auto_classes import loading_class
 from gptailor_merge.models.configs import load_config
 from gptailor_merge.models.stored_values import is_finite
 
@@ -39,7 +40,7 @@ def reload(directory: Path) -> Reloaded:
         Exception: transformers refuses the model; its errors have no common base.
     """
     config = load_config(directory)
-    model, report = AutoModelForCausalLM.from_pretrained(
+    model, report = loading_class(config).from_pretrained(
         directory,
         config=config,
         dtype="auto",

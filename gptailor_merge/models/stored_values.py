@@ -13,6 +13,7 @@ from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.architecture import Architecture
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.member import Member
+from gptailor_merge.models.stored_names import stored_names
 
 _ROWS = 16384
 """The number of rows that are read at once."""
@@ -65,22 +66,15 @@ def not_finite_tensor(member: Member) -> str | None:
 
     Tensors that the files hold besides those of the model are not read.
     """
-    architecture = member.architecture
-    outer = [(name, None) for name in (*architecture.before, *architecture.after)]
-    layers = [
-        (f"{architecture.prefix}{index}.{inner}", index)
-        for index, layer in enumerate(architecture.layers)
-        for inner in layer
-    ]
     names = dict.fromkeys(
-        stored for name, layer in (*outer, *layers) for stored in member.sources(name, layer)
+        stored for name, _, layer in member.tensors() for stored in member.sources(name, layer)
     )
     by_file: dict[Path, list[str]] = {}
     for name in names:
         by_file.setdefault(member.files[name], []).append(name)
-    for file, stored_names in by_file.items():
+    for file, names_in_file in by_file.items():
         with safe_open(file, "pt") as tensors:
-            for name in stored_names:
+            for name in names_in_file:
                 if not all(map(is_finite, _pieces(tensors, name))):
                     return name
     return None
@@ -99,7 +93,7 @@ def stored_heads(family: Family) -> tuple[str, ...]:
     """Returns a sentence for each member whose config ties its head, and whose files hold another one."""
     sentences = []
     for member in family.members:
-        name = stored_head(member.architecture, member.files)
+        name = stored_head(member.config, member.files)
         if name is not None:
             sentences.append(
                 f"{member.name} has tie_word_embeddings in its config.json, and its files hold another head, "
@@ -108,17 +102,16 @@ def stored_heads(family: Family) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def stored_head(architecture: Architecture, files: Mapping[str, Path]) -> str | None:
+def stored_head(config: Mapping[str, Any], files: Mapping[str, Path]) -> str | None:
     """Returns the name of a stored head that differs from the embeddings that the config ties it to, or None.
 
     Args:
         files: tensor name -> the file that holds it.
     """
-    for target, source in architecture.tied.items():
-        head, embeddings = (architecture.stored.get(name, name) for name in (target, source))
-        head = target if target in files else head
-        embeddings = source if source in files else embeddings
-        if head in files and embeddings in files:
+    stored = stored_names(config, files)
+    for target, source in Architecture.of(config).tied.items():
+        head, embeddings = stored.get(target), stored.get(source)
+        if head is not None and embeddings is not None:
             with safe_open(files[head], "pt") as first, safe_open(files[embeddings], "pt") as second:
                 pieces = zip(_pieces(first, head), _pieces(second, embeddings), strict=False)
                 same_shape = first.get_slice(head).get_shape() == second.get_slice(embeddings).get_shape()

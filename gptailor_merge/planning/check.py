@@ -107,7 +107,9 @@ def depth_problems(recipe: Recipe, depth_of: Callable[[str], int | None]) -> lis
 
 
 def fit_problems(resolved: Plan, family: Family) -> list[Problem]:
-    """Returns components whose tokens do not fit the tokenizer, or whose head is tied and must not be."""
+    """Returns components whose tokens do not fit the tokenizer, whose head is tied and must not be, or whose
+    tensors no member has.
+    """
     mistakes = []
     tokenizer = family.by_model(resolved.tokenizer)
     for key, component in (("embeddings", resolved.embeddings), ("head", resolved.head)):
@@ -123,6 +125,9 @@ def fit_problems(resolved: Plan, family: Family) -> list[Problem]:
                 "(tie_word_embeddings); give both the same value",
             )
         )
+    if resolved.rest is not None and not family.base.architecture.rest:
+        text = f"{family.base.config['model_type']} has nothing beside its language model; leave it out"
+        mistakes.append(Problem(("parameters", "rest"), text))
     return mistakes
 
 
@@ -149,7 +154,7 @@ def dtype_problems(recipe: Recipe, family: Family) -> list[Problem]:
     kept = [part for part in recipe.slices if not is_removed(part)]
     used = {source.model for part in kept for source in part.sources}
     merged = {source.model for part in kept if merges(part) for source in part.sources}
-    for origin in (recipe.parameters.embeddings, recipe.parameters.head):
+    for origin in (recipe.parameters.embeddings, recipe.parameters.head, recipe.parameters.rest):
         models = {recipe.resolve(member) for member, _ in origin.weights}
         used |= models
         merged |= models if origin.method is not None else set()

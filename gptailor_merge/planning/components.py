@@ -1,4 +1,4 @@
-"""Resolves the origins of embeddings and head to components of a plan, and finds mistakes in them."""
+"""Resolves the origins of embeddings, head and rest to components of a plan, and finds mistakes in them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,18 @@ def component(recipe: Recipe, origin: Origin) -> Component:
     return Component(tuple(model for model, _ in slot.layers), slot.operation)
 
 
+def rest_component(recipe: Recipe) -> Component | None:
+    """Returns the component of what is no part of the language model; None if it is the base's."""
+    rest = component(recipe, recipe.parameters.rest)
+    return None if rest == Component((recipe.base_model,), Operation(SELECT, ((),))) else rest
+
+
 def component_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yields mistakes in the origins of embeddings, head and tokenizer."""
+    """Yields mistakes in the origins of embeddings, head, the rest and tokenizer."""
     origins = {
         "embeddings": recipe.parameters.embeddings,
         "head": recipe.parameters.head,
+        "rest": recipe.parameters.rest,
         "tokenizer": Origin(weights=((recipe.parameters.tokenizer, 1.0),)),
     }
     for name, origin in origins.items():

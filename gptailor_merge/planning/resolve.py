@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gptailor_merge.documents import suggest
 from gptailor_merge.errors import Problem, RecipeError
 from gptailor_merge.methods.chat_templates import chat_template_problem
-from gptailor_merge.planning.components import component, component_problems
+from gptailor_merge.planning.components import component, component_problems, rest_component
 from gptailor_merge.planning.edit_problems import outer_gains_problems
 from gptailor_merge.planning.operations import OPERATIONS, is_removed, operation_of
 from gptailor_merge.planning.parameter_problems import default_problems
@@ -38,6 +38,7 @@ def plan(recipe: Recipe) -> Plan:
         dtype=recipe.dtype,
         out_dtype=recipe.out_dtype,
         gains=outer_gains(recipe),
+        rest=rest_component(recipe),
     )
 
 

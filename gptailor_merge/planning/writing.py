@@ -77,6 +77,7 @@ def recipe_of(plan: Plan, depth: int) -> Recipe:
         parameters=GlobalParameters(
             embeddings=_origin(plan.embeddings, plan.base_model),
             head=_origin(plan.head, plan.base_model),
+            rest=_origin(plan.rest_component, plan.base_model),
             tokenizer=_member(plan.tokenizer, plan.base_model),
             gains=plan.gains.file if plan.gains else None,
             gains_digest=plan.gains.digest if plan.gains else None,
@@ -161,7 +162,7 @@ def _slice(slot: Slot, length: int, base_model: str) -> Slice:
 
 
 def _origin(component: Component, base_model: str) -> Origin:
-    """Writes the origin of embeddings or head."""
+    """Writes the origin of embeddings, head or the rest."""
     models, operation = component
     if operation.method == SELECT:
         return Origin(weights=((_member(models[0], base_model), 1.0),))

@@ -143,6 +143,7 @@ class Plan:
         head: the final norm and lm_head.
         tokenizer: the model that gives tokenizer, special tokens and generation config.
         gains: the edit of the norms outside the layers; None leaves them as they are.
+        rest: what is no part of the language model, e.g. a vision tower; None means the base's.
     """
 
     base_model: str
@@ -153,11 +154,17 @@ class Plan:
     dtype: str | None
     out_dtype: str | None
     gains: Edit | None = None
+    rest: Component | None = None
 
     @property
     def outer_edits(self) -> tuple[Edit, ...]:
         """The edits of the tensors outside the layers."""
         return () if self.gains is None else (self.gains,)
+
+    @property
+    def rest_component(self) -> Component:
+        """The component that `rest` stands for."""
+        return self.rest or Component((self.base_model,), Operation(SELECT, ((),)))
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -190,4 +197,6 @@ class Plan:
             content.append(self.tokenizer)
         if self.gains is not None:
             content.append([self.gains.part, self.gains.digest])
+        if self.rest is not None:
+            content.append({"rest": [self.rest.models, self.rest.operation.to_json()]})
         return digest_of_bytes(json.dumps(content, separators=(",", ":")).encode())

@@ -43,7 +43,7 @@ BASE_MARK = "base"
 
 
 BASE = "base"
-"""The name that `embeddings`, `head` and `tokenizer` use for the recipe's base_model."""
+"""The name that `embeddings`, `head`, `rest` and `tokenizer` use for the recipe's base_model."""
 
 
 MOST_LAYERS = 4096
@@ -100,17 +100,22 @@ FROM_BASE = Origin(weights=((BASE, 1.0),))
 
 
 class GlobalParameters(Frozen):
-    """The top-level `parameters`: the recipe's own, and `defaults` for the methods' parameters."""
+    """The top-level `parameters`: the recipe's own, and `defaults` for the methods' parameters.
+
+    `rest` is what is no part of the language model: the vision tower and projector of a model that has
+    them.
+    """
 
     embeddings: OriginField = FROM_BASE
     head: OriginField = FROM_BASE
+    rest: OriginField = FROM_BASE
     tokenizer: ModelName = BASE
     gains: TextField = None
     gains_digest: TextField = None
     defaults: ParametersField = ()
 
 
-_OUTER = ("embeddings", "head", "tokenizer", GAINS, GAINS_DIGEST)
+_OUTER = ("embeddings", "head", "rest", "tokenizer", GAINS, GAINS_DIGEST)
 
 
 def _read_globals(document: Any) -> Any:
@@ -150,7 +155,7 @@ class Recipe(Frozen):
     @property
     def models(self) -> tuple[str, ...]:
         """Every model that the recipe names, each once, the base first."""
-        origins = (self.parameters.embeddings, self.parameters.head)
+        origins = (self.parameters.embeddings, self.parameters.head, self.parameters.rest)
         names = [
             self.base_model,
             *(source.model for part in self.slices for source in part.sources),
@@ -162,7 +167,7 @@ class Recipe(Frozen):
         return tuple(dict.fromkeys(names))
 
     def resolve(self, member: str) -> str:
-        """Returns the model behind a name in `embeddings`, `head` or `tokenizer`."""
+        """Returns the model behind a name in `embeddings`, `head`, `rest` or `tokenizer`."""
         return self.base_model if member == BASE else member
 
     @classmethod

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from gptailor_merge.calibration.batches import RUNGS, Batch
 from gptailor_merge.composing.prefixes import State, advance, head
+from gptailor_merge.models.architecture import layers_of
 from gptailor_merge.objectives.protocols import Forward, ModelObjective, Objective, Prediction
 from gptailor_merge.objectives.scores import Scores, Weights
 from gptailor_merge.scoring.racing import Totals, Units
@@ -82,7 +83,7 @@ def predictions_alone(
     model: PreTrainedModel, batch: Batch, *, vocabulary: int | None = None
 ) -> Iterator[Prediction]:
     """Yields the predictions of a single model, which shares no work with others."""
-    depth = len(model.base_model.layers)
+    depth = len(layers_of(model))
     (state,) = advance(model, batch.ids, None, range(depth), {depth - 1}, batch.branches)
     return predictions(model, batch, state, vocabulary=vocabulary)
 

@@ -33,7 +33,7 @@ class Teachers:
         """Returns a member's (digest of the weights, forward pass); logits have the base's vocabulary."""
         member = self.family.by_name(name)
         assert member is not None
-        vocabulary = int(self.family.base.config["vocab_size"])
+        vocabulary = self.family.base.vocabulary_size
 
         def run(batch: Batch) -> Iterator[Prediction]:
             refuse_other_tokens(self.family.base.tokens, member.tokens, name, batch)

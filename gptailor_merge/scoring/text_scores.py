@@ -144,10 +144,10 @@ def _teacher(reference: str, scored: LiveModel, device: torch.device) -> tuple[s
     Args:
         scored: the model whose tokenizer reads the texts.
     """
-    vocabulary = int(scored.model.config.vocab_size)
+    vocabulary = int(scored.model.config.get_text_config().vocab_size)
     tokens = tokens_of_model(str(scored.tokenizer_directory))
     member = Family.load(reference, {}).base
-    if int(member.config["vocab_size"]) < vocabulary:
+    if member.vocabulary_size < vocabulary:
         raise FamilyError(f"{reference}: its vocabulary is smaller than the model's, {vocabulary}")
     dense = open_member(member, device).model
 

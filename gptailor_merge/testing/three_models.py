@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from gptailor_merge.composing.bank import Bank, Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.host.materialize import materialize
+from gptailor_merge.models.auto_classes import auto_class
+from gptailor_merge.models.member import read_member
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.recipe.recipe import Recipe
 
@@ -37,15 +39,19 @@ def assert_three_equal(
     write(recipe, out)
     written = {k: v for file in out.glob("*.safetensors") for k, v in load_file(file).items()}
     composed = compose(recipe)
-    loaded, report = AutoModelForCausalLM.from_pretrained(out, dtype="auto", output_loading_info=True)
+    auto = auto_class(AutoConfig.from_pretrained(out))
+    loaded, report = auto.from_pretrained(out, dtype="auto", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
     live, back = composed.state_dict(), loaded.state_dict()
-    assert live.keys() == back.keys() >= written.keys()
+    of_base = read_member("base", recipe.base_model).written
+    names = {name: of_base.of(name) for name in back}
+    assert live.keys() == back.keys()
+    assert set(names.values()) >= written.keys()
     for name, tensor in back.items():
         assert live[name].dtype == tensor.dtype, name
         assert torch.equal(live[name], tensor), name
-        if name in written:
-            assert torch.equal(live[name], written[name]), name
+        if names[name] in written:
+            assert torch.equal(live[name], written[names[name]]), name
     with torch.inference_mode():
         assert torch.equal(composed(IDS).logits, loaded(IDS).logits)
     return composed

@@ -12,11 +12,12 @@ from torch import nn
 
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.bank import Bank
-from gptailor_merge.composing.compose import Composer, set_parameter
+from gptailor_merge.composing.compose import Composer, set_tensor
 from gptailor_merge.composing.editing import load_map, save_gains
 from gptailor_merge.composing.norms import norms_of, outer_norms, with_gains
 from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.composing.prefixes import advance
+from gptailor_merge.models.architecture import body_of
 from gptailor_merge.models.family import Family
 from gptailor_merge.objectives.protocols import Prediction
 from gptailor_merge.recipe.plan import NORMS, Edit, Operation, Plan, Slot
@@ -51,7 +52,7 @@ class TunableModel:
         self._groups: list[Groups] = []
         self._sources: list[tuple[tuple[str, int], ...]] = []
         self.model = composer.compose(plan)
-        body = self.model.base_model
+        body = body_of(self.model)
         dtype = self._bank.precision.compute or next(body.layers[0].parameters()).dtype
         layers = [
             self._layer(slot, layer, sharing, dtype, norms=norms)
@@ -63,7 +64,7 @@ class TunableModel:
         if norms:
             for name in outer_norms(self._family.base.config):
                 self.outer[name] = nn.Parameter(self.model.get_parameter(name).detach().float().clone())
-                set_parameter(self.model, name, self.outer[name])
+                set_tensor(self.model, name, self.outer[name])
 
     @property
     def weights(self) -> list[nn.Parameter]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -27,6 +28,8 @@ from gptailor_merge.checking.weight_files import StoredWeights
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.reload import Reloaded, reload
 from tests.conftest import DEPTH, write_member
+from tests.nested_zoo import DEPTH as NESTED_DEPTH
+from tests.nested_zoo import write_nested_family
 from tests.zoo import WIDTHS
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -168,9 +171,73 @@ def test_a_config_that_transformers_refuses(model: Path) -> None:
     assert only(model, "config").startswith("transformers refuses it: StrictDataclassClassValidationError")
 
 
-def test_an_architecture_that_is_no_causal_model(model: Path) -> None:
+def test_a_config_of_another_architecture(model: Path) -> None:
     edit(model / "config.json", model_type="t5", architectures=["T5ForConditionalGeneration"])
-    assert "transformers does not load it" in only(model, "reload")
+    assert "missing_keys: ['decoder.block.0" in only(model, "reload")
+
+
+TINY_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "other names for the depth": ("GPT2LMHead", {"n_embd": 16, "n_layer": 3, "n_head": 4}),
+    "one matrix for queries, keys and values": ("BloomForCausalLM", {"n_layer": 3, "n_head": 4}),
+    "a period instead of a list": (
+        "RecurrentGemmaForCausalLM",
+        {"lru_width": 16, "attention_window_size": 8},
+    ),
+    "states instead of a cache": ("MambaForCausalLM", {"state_size": 4}),
+    "an encoder with a decoder": (
+        "T5ForConditionalGeneration",
+        {"d_model": 16, "d_ff": 24, "d_kv": 4, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2},
+    ),
+    "other names, an encoder, a decoder": (
+        "BartForConditionalGeneration",
+        {
+            "d_model": 16,
+            "encoder_layers": 3,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 24,
+            "decoder_ffn_dim": 24,
+        },
+    ),
+    "no language model": ("BertModel", {}),
+}
+"""A shape of model that is no plain list of layers -> (its class, config values)."""
+
+
+@pytest.mark.parametrize("shape", TINY_KINDS)
+def test_sound_models_of_any_shape(shape: str, family: dict[str, str], tmp_path: Path) -> None:
+    classes, values = TINY_KINDS[shape]
+    made_of = getattr(transformers, f"{classes}Model" if classes.endswith("Head") else classes)
+    common = {**WIDTHS, "num_hidden_layers": 3} if not {"n_layer", "d_model"} & values.keys() else {}
+    ids = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+    if "decoder" in shape:
+        ids["decoder_start_token_id"] = 0
+    torch.manual_seed(0)
+    made_of(made_of.config_class(**{**common, **ids, **values})).save_pretrained(tmp_path)
+    for file in Path(family["base"]).glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    report = examine(tmp_path)
+    assert report.sound, report.findings
+    (tried,) = [finding.sentence for finding in report.findings if finding.name == "generation"]
+    assert ("not tried" in tried) == ("decoder" in shape or shape.startswith("no")), tried
+
+
+def test_a_language_model_inside_another(family: dict[str, str], tmp_path: Path) -> None:
+    """The layers are those of the language model, though the vision tower has more."""
+    model = Path(write_nested_family(tmp_path, "gemma3")["base"])
+    for file in Path(family["base"]).glob("tokenizer*"):
+        shutil.copy(file, model)
+    report = examine(model)
+    assert report.sound
+    assert report.totals.layers == NESTED_DEPTH
+    assert "gemma3, 6 layers, as many as are stored" in [finding.sentence for finding in report.findings]
+    document = json.loads((model / "config.json").read_text())
+    document["text_config"]["layer_types"].append("full_attention")
+    document["text_config"]["num_hidden_layers"] = 7
+    (model / "config.json").write_text(json.dumps(document))
+    sentence = verdicts(examine(model))["config"][1]
+    assert "num_hidden_layers is 7, the safetensors files hold layers 0 to 5" in sentence
 
 
 @pytest.mark.parametrize("stored", [3, 7])

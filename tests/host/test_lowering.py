@@ -11,15 +11,15 @@ from tests.conftest import recipe_of
 NAMES = {"base": "base", "math": "math", "code": "code"}
 
 
-def test_every_slot_is_a_slice_between_embeddings_and_head() -> None:
+def test_every_slot_is_a_slice_between_embeddings_and_the_rest_and_head() -> None:
     made = plan(Recipe.from_mapping(recipe_of(NAMES, parameters={"head": "math"})))
     lowered = lower(made)
     ranges = [[tuple(s["layer_range"]) for s in part["sources"]] for part in lowered["slices"]]
-    assert ranges == [[(0, 0)], [(0, 1)], [(2, 3)] * 3, [(3, 4)] * 3, [(4, 5)], [(0, 0)]]
+    assert ranges == [[(0, 0)], [(0, 1)], [(2, 3)] * 3, [(3, 4)] * 3, [(4, 5)], [(-1, 0)], [(0, 0)]]
     assert lowered["slices"][0]["sources"][0]["model"] == "base"
     assert lowered["slices"][-1]["sources"][0]["model"] == "math"
     operations = [Operation.from_json(part["parameters"]["slot"]) for part in lowered["slices"]]
-    assert operations[1:-1] == [slot.operation for slot in made.slots]
+    assert operations[1:-2] == [slot.operation for slot in made.slots]
 
 
 def test_mergekit_accepts_what_comes_out_and_nothing_is_lost_on_the_way() -> None:

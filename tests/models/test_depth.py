@@ -81,3 +81,18 @@ def test_the_cheapest_choice_is_found(
         assert chosen is not None
         assert tuple(chosen) in possible
         assert sum(costs[i] for i in chosen) == min(sum(costs[i] for i in some) for some in possible)
+
+
+def test_a_list_whose_default_is_not_as_long_as_the_depth_is_no_list_per_layer() -> None:
+    """Names do not tell; the defaults of the model type do."""
+    recurrent = {"model_type": "recurrent_gemma", "num_hidden_layers": 8, "block_types": ["r", "r", "a"]}
+    assert inconsistencies(recurrent) == []
+    assert changes(recurrent, [0, 2, 5, 7])["block_types"] == ["r", "a", "a", "r"]
+    crossed = {"model_type": "mllama_text_model", "num_hidden_layers": 8, "cross_attention_layers": [3, 6]}
+    assert inconsistencies(crossed) == []
+    assert changes(crossed, [0, 3, 7])["cross_attention_layers"] == [1]
+    assert inconsistencies({**crossed, "cross_attention_layers": [9]}) == [
+        "cross_attention_layers names layer 9, the model has 8 layers"
+    ]
+    backbone = {"model_type": "dinov2", "num_hidden_layers": 12, "out_indices": [12]}
+    assert inconsistencies(backbone) == []

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from gptailor_merge.errors import ConfigError, DataError, FamilyError, InputError
 from gptailor_merge.models.chat_renderer import ChatRenderer
 from gptailor_merge.models.configs import build, load_config
+from gptailor_merge.models.nesting import loaded_text_of
 from gptailor_merge.objectives.tasks.task_paths import start_paths_at_files
 
 RANDOM_SEED, NUMPY_SEED = 0, 1234
@@ -156,7 +157,10 @@ def encoder(directory: Path, tokenizer: PreTrainedTokenizerBase) -> Any:
     config = load_config(directory)
     with torch.device("meta"):
         model = build(config)
-    return Encoder(pretrained=model, tokenizer=tokenizer)
+    # lm-eval looks for the longest context in the config itself, not in the language model's.
+    text = loaded_text_of(config)
+    longest = None if text is config else getattr(text, "max_position_embeddings", None)
+    return Encoder(pretrained=model, tokenizer=tokenizer, max_length=longest)
 
 
 @contextmanager
