@@ -29,6 +29,7 @@ ORDER = (
     "space",
     "scoring",
     "config",
+    "target_config",
     "versions",
     "objectives",
     "calibration",

@@ -97,6 +97,8 @@ class Journal:
                         source.backup(self._db)
                 self._create()
                 written = self._rows().get("format")
+                if written == str(FORMAT):  # journals of runs before there was tuning lack its table
+                    self._db.execute(_REFINED.format(table=_REFINED_IN[Status.TUNED]))
             if written != str(FORMAT):
                 raise SearchError(
                     f"{self.file}: a journal of format {written}; this version reads format {FORMAT}"
@@ -113,8 +115,6 @@ class Journal:
                     self._db.execute(statement)
                 self._db.execute("INSERT INTO meta VALUES ('format', ?)", (str(FORMAT),))
                 self._db.execute(_REFINED.format(table=_REFINED_IN[Status.REPAIRED]))
-            # Journals of runs before there was tuning lack its table.
-            self._db.execute(_REFINED.format(table=_REFINED_IN[Status.TUNED]))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

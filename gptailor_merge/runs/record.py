@@ -38,7 +38,8 @@ class Record:
         versions: library -> its version when the run was begun.
         candidates: all proposals in order.
         finished: the candidates that were scored on everything, then repaired and tuned ones.
-        refined: the repaired and the tuned recipes, those included that were of no use.
+        repairs: the repaired recipes, those included that were of no use.
+        tunings: the tuned recipes, likewise.
         axes: the objectives of the front; empty where one recipe is sought.
         front: the recipes that no other beats in every objective; empty where one recipe is sought.
         best: the recipe that the run chose, or would choose now; None before anything was scored.
@@ -58,7 +59,8 @@ class Record:
     versions: Mapping[str, str]
     candidates: tuple[Candidate, ...]
     finished: tuple[Candidate, ...]
-    refined: tuple[Candidate, ...]
+    repairs: tuple[Candidate, ...]
+    tunings: tuple[Candidate, ...]
     counts: Counts
     axes: tuple[str, ...]
     front: tuple[FrontCandidate, ...]
@@ -125,7 +127,8 @@ def read(directory: Directory) -> Record:
             versions=versions,
             candidates=tuple(journal.candidates()),
             finished=finished,
-            refined=(*journal.repairs().values(), *journal.tunings().values()),
+            repairs=tuple(journal.repairs().values()),
+            tunings=tuple(journal.tunings().values()),
             counts=counts,
             axes=metadata.axes,
             front=points,

@@ -76,7 +76,7 @@ class Summary:
             "dropped": counts.dropped,
             "gated": counts.gated,
             "repaired": counts.repaired,
-            "tuned": counts.tuned,
+            **({"tuned": counts.tuned} if counts.tuned else {}),
             "tokens": counts.tokens,
             "seconds": round(counts.seconds, 3),
             "held_out": self.held_out,
