@@ -13,7 +13,7 @@ from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from gptailor_merge.config import Operations, SearchConfig, Target
+from gptailor_merge.config import Operations, SearchConfig
 from gptailor_merge.errors import ConfigError, RecipeError
 from gptailor_merge.host.lowering import lower
 from gptailor_merge.host.registration import register
@@ -22,7 +22,9 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.search.baselines.layer_sets import removal
+from gptailor_merge.target_config import Target
 from gptailor_merge.testing.three_models import IDS, assert_three_equal
+from gptailor_merge.testing.tiny_models import write_tokenizer
 from tests.zoo import ZOO, write_family
 
 
@@ -134,6 +136,7 @@ def test_layers_in_unlike_places_are_refused(
 
 
 def test_a_search_offers_only_what_keeps_the_pattern(ernie: dict[str, str]) -> None:
+    write_tokenizer(Path(ernie["base"]))
     config = SearchConfig.model_validate(
         {
             "family": {"base": ernie["base"], "variants": {"math": ernie["math"]}},

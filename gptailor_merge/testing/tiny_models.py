@@ -55,11 +55,16 @@ def write_member(
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     model.to(dtype).save_pretrained(directory)
+    write_tokenizer(directory)
+    return directory
+
+
+def write_tokenizer(directory: Path) -> None:
+    """Writes a tokenizer of single characters, from space to underscore."""
     characters = {chr(32 + code): code for code in range(VOCABULARY)}
     core = Tokenizer(models.WordLevel(characters, unk_token=" "))
     core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     PreTrainedTokenizerFast(tokenizer_object=core, bos_token=" ", eos_token=" ").save_pretrained(directory)
-    return directory
 
 
 def write_family(root: Path) -> dict[str, str]:

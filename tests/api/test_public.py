@@ -87,13 +87,14 @@ def test_the_engine_lists_what_it_holds() -> None:
 
 
 def test_the_commands_stand_on_the_api() -> None:
-    """Beside it they know errors, and the words that recipes are drawn with."""
+    """Beside it they know errors, the words that recipes are drawn with, and how text is shown safely."""
     allowed = (
         "gptailor_merge.api.",
         "gptailor_merge.cli",
         "gptailor_merge.errors",
         "gptailor_merge.recipe.",
         "gptailor_merge.host.names_and_commands",
+        "gptailor_merge.visible_text",
     )
     for file in (INIT.parent / "cli").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
