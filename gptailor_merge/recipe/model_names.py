@@ -15,7 +15,7 @@ def with_one_name_each(recipe: Recipe) -> Recipe:
     The name that comes first stands for all; a slash at its end is left out.
     """
     first: dict[str, str] = {}
-    names = {model: first.setdefault(_identity(model), tidy(model)) for model in recipe.models}
+    names = {model: first.setdefault(identity(model), tidy(model)) for model in recipe.models}
     if all(model == name for model, name in names.items()):
         return recipe
     return renamed(recipe, lambda model: names.get(model, model))
@@ -66,8 +66,8 @@ def tidy(model: str) -> str:
     return start + "/".join(steps) if steps else model
 
 
-def _identity(model: str) -> str:
+def identity(model: str) -> str:
     """Returns what is equal for the names of one model."""
     if os.path.exists(model):
         return os.path.realpath(model)
-    return "+".join(map(_identity, model.split("+"))) if "+" in model else tidy(model)
+    return "+".join(map(identity, model.split("+"))) if "+" in model else tidy(model)

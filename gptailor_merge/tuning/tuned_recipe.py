@@ -20,6 +20,7 @@ from gptailor_merge.objectives.kl import KLConfig
 from gptailor_merge.objectives.text_kinds import token_sets
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.planning.slot_replacement import with_plan
+from gptailor_merge.recipe.model_names import identity, tidy, with_one_name_each
 from gptailor_merge.recipe.plan import NORMS, Edit, Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.live_models import composer_of
@@ -89,6 +90,7 @@ def tune_recipe(
         DataError: texts that cannot be read, or too few.
     """
     plan, _ = check_with_family(recipe, file=file)
+    recipe, members = with_one_name_each(recipe), _members(recipe, members, file)
     named = [model for model in recipe.models if model not in (recipe.base_model, *members.values())]
     family = Family.load(recipe.base_model, {**_short_names(named, {*members, BASE_NAME}), **members})
     taught = {name: _teacher(name, teachers, family, file) for name in data}
@@ -114,6 +116,22 @@ def tune_recipe(
     if tuning.helps:
         recipe = with_plan(recipe, _moved(tuned, out))
     return TunedRecipe(recipe, tuning, tuner.tokens)
+
+
+def _members(recipe: Recipe, members: Mapping[str, str], file: Path | None) -> dict[str, str]:
+    """Returns name -> model, as the recipe calls the model if it does.
+
+    Raises:
+        RecipeError: a member is the base, or another member.
+    """
+    called = {identity(model): model for model in with_one_name_each(recipe).models}
+    named: dict[str, str] = {}
+    for name, model in members.items():
+        model = called.setdefault(identity(model), tidy(model))
+        if model == recipe.base_model or model in named.values():
+            raise RecipeError(f"the member {name}, {model}, is the base or another member", file=file)
+        named[name] = model
+    return named
 
 
 def _short_names(models: Sequence[str], taken: Collection[str]) -> dict[str, str]:

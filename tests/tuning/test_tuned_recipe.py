@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,11 @@ def test_without_gains_the_recipe_is_all_there_is(block: Recipe, tmp_path: Path)
 
 
 def test_tuning_goes_on_from_what_was_tuned(block: Recipe, tmp_path: Path) -> None:
+    """Also where a member is spelled in another way than in the recipe."""
     first = run(block, tmp_path / "first")
-    second = run(first.recipe, tmp_path / "second", members={})
+    spelled = {"maths": os.path.relpath(MEMBERS["maths"])}
+    second = run(first.recipe, tmp_path / "second", members=spelled)
+    assert second.recipe.models == first.recipe.models
     assert second.tuning.before == pytest.approx(first.tuning.after, abs=1e-6)
     assert second.tuning.after < first.tuning.after
 
@@ -102,6 +106,10 @@ def test_the_command_writes_recipe_and_gains(block: Recipe, tmp_path: Path) -> N
     [
         ({"teachers": {"maths": "math"}}, "the teacher 'math' is no member; known are base, stories, maths"),
         ({"sequence_length": 2048}, "no file has 4 sequences"),
+        (
+            {"members": {"copy": f"{DEMO}/family/./base"}},
+            "the member copy, .*, is the base or another member",
+        ),
     ],
 )
 def test_what_cannot_be_tuned_is_said(
