@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import io
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import pytest
 
 
 def install(site: Path, package: str, entry_points: str, modules: Mapping[str, str]) -> Path:
@@ -20,3 +25,30 @@ def install(site: Path, package: str, entry_points: str, modules: Mapping[str, s
     for name, text in modules.items():
         (site / f"{name}.py").write_text(text)
     return site
+
+
+class Answer:
+    """What a command answered.
+
+    Attributes:
+        returncode: its exit code.
+        stdout, stderr: what it printed.
+    """
+
+    def __init__(self, main: Callable[[], None], arguments: tuple[str, ...]) -> None:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.MonkeyPatch.context() as at,
+        ):
+            at.setattr(sys, "argv", ["gptailor", *arguments])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        self.returncode = ended.value.code or 0
+        self.stdout, self.stderr = out.getvalue(), err.getvalue()
+
+
+def command(main: Callable[[], None], *arguments: str) -> Answer:
+    """Runs a command in this process, which is seconds faster than in one that has to import everything."""
+    return Answer(main, arguments)

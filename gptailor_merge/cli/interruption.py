@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from gptailor_merge.visible_text import visible_lines
+from gptailor_merge.cli import terminal
 
 INTERRUPTED = 130
 """The exit code of a program that Ctrl-C has ended, as shells know it."""
@@ -27,7 +27,7 @@ def resumable(out: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         message = f"\nStopped. {out} keeps what was scored; go on with\n  {resume_command()}"
-        typer.echo(visible_lines(message), err=True)
+        terminal.notice(message)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -63,6 +63,11 @@ def say(step: str) -> None:
     PlainConsole(stderr=True).print(visible_line(step))
 
 
+def notice(text: str) -> None:
+    """Prints lines to the terminal that shells may copy from, apart from the results."""
+    typer.echo(visible_lines(text), err=True)
+
+
 def error(text: str) -> None:
     """Prints what went wrong."""
     PlainConsole(stderr=True).print(f"Error: {text}", style="red", soft_wrap=True)

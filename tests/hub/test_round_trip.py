@@ -22,6 +22,8 @@ from gptailor_merge.planning.writing import recipe_of
 from gptailor_merge.recipe.edits import gains_files
 from gptailor_merge.recipe.plan import NORMS, Edit
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.journal import Journal
+from gptailor_merge.search.candidates import Status
 from tests.conftest import DEMO
 from tests.hub.conftest import REPO, Worker, WriteConfig
 from tests.hub.stand_in import StandIn
@@ -183,7 +185,7 @@ def elsewhere(tmp_path: Path, members: dict[str, Path]) -> dict[str, Path]:
 
 
 def fit_norms(run: Path) -> None:
-    """Gives the norms of a run's best recipe gains that no member has, and writes its model again."""
+    """Gives the norms of a run's best recipe gains that no member has, as if a search had tuned it."""
     recipe = Recipe.load(run / "best.yml")
     made, family = check_with_family(recipe)
     width = family.base.config["hidden_size"]
@@ -196,7 +198,14 @@ def fit_norms(run: Path) -> None:
         file, digest = save_gains(gains, run / name, "gains.safetensors")
         edits.append(Edit(NORMS, digest, str(file)))
     fitted = replace(with_gains(made, edits[0]), gains=edits[1])
-    (run / "best.yml").write_text(recipe_of(fitted, family.depth).to_yaml())
+    text = recipe_of(fitted, family.depth).to_yaml()
+    (run / "best.yml").write_text(text)
+    with Journal(run / "journal.db") as journal:
+        best = journal.best()
+        assert best is not None
+        assert best.loss is not None
+        tuned = replace(best, digest=fitted.digest, recipe=text, loss=best.loss - 1, status=Status.TUNED)
+        journal.record_tuning(best.digest, tuned)
     materialize(Recipe.load(run / "best.yml"), run / "model", file=run / "best.yml", replace=True)
 
 
@@ -216,6 +225,7 @@ def test_members_may_be_anywhere(
     card = hub.content(REPO, "README.md").decode()
     assert "The gains of norms in 3 of its 3 layers and outside the layers are fitted numbers" in card
     assert "though gains of norms were fitted (see below)" in card
+    assert "1 tuned at the end" in card
     assert card.count(" with fitted norms") > 1
     used = {name: elsewhere[name] for name in used_members(run, members)}
     done = by_lfs("reproduce", REPO, *local_members(used))

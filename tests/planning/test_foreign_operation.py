@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gptailor_merge.cli.app import main
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.recipe.recipe import Recipe
 from tests.host.test_hook import SCRIPTS, assert_same_weights, run, write
-from tests.packages import install
+from tests.packages import command, install
 
 MODULE = '''
 """Blends two sources: share of the first, the rest of the second."""
@@ -57,9 +60,12 @@ class TestBlend(LayerOperationContract):
 
 
 @pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """A directory for PYTHONPATH that holds the package as an installer would leave it."""
-    return offer(tmp_path / "site", "blend = blending:Blend")
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory that holds the package as an installer would leave it; this process finds it, too."""
+    site = offer(tmp_path / "site", "blend = blending:Blend")
+    monkeypatch.syspath_prepend(site)
+    yield site
+    sys.modules.pop("blending", None)
 
 
 def offer(site: Path, entry: str) -> Path:
@@ -88,11 +94,11 @@ def test_a_recipe_with_the_operation_is_checked_merged_and_run_by_mergekit(
     family: dict[str, str], package: Path, tmp_path: Path
 ) -> None:
     file = write(tmp_path / "recipe.yml", document(family, op="blend", share=0.25))
-    done = run([str(SCRIPTS / "gptailor"), "recipe", "lint", file], PYTHONPATH=python_path(package))
+    done = command(main, "recipe", "lint", file)
     assert done.returncode == 0, done.stderr
     assert "sound; 3 layers" in done.stdout
     out = str(tmp_path / "out")
-    done = run([str(SCRIPTS / "gptailor"), "merge", file, out], PYTHONPATH=python_path(package))
+    done = command(main, "merge", file, out)
     assert done.returncode == 0, done.stderr
     stock = str(tmp_path / "stock")
     done = run([str(SCRIPTS / "mergekit-yaml"), file, stock], PYTHONPATH=python_path(package))
@@ -107,18 +113,21 @@ def test_a_recipe_with_the_operation_is_checked_merged_and_run_by_mergekit(
 
 def test_the_operation_finds_its_own_mistakes(family: dict[str, str], package: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "recipe.yml", document(family, op="blend"))
-    done = run([str(SCRIPTS / "gptailor"), "recipe", "lint", file], PYTHONPATH=python_path(package))
+    done = command(main, "recipe", "lint", file)
     assert done.returncode == 2
     assert "slices[1].parameters: share is missing; blend takes a number between 0 and 1" in done.stderr
     wrong = write(tmp_path / "wrong.yml", document(family, op="blnd", share=0.5))
-    done = run([str(SCRIPTS / "gptailor"), "recipe", "lint", wrong], PYTHONPATH=python_path(package))
+    done = command(main, "recipe", "lint", wrong)
     assert "unknown op, found 'blnd'; did you mean 'blend'?" in done.stderr
 
 
-def test_an_operation_that_cannot_be_imported_is_one_message(family: dict[str, str], tmp_path: Path) -> None:
+def test_an_operation_that_cannot_be_imported_is_one_message(
+    family: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = offer(tmp_path / "site", "blend = blending:Missing")
     file = write(tmp_path / "recipe.yml", document(family, op="blend", share=0.5))
-    done = run([str(SCRIPTS / "gptailor"), "recipe", "lint", file], PYTHONPATH=python_path(site))
+    monkeypatch.syspath_prepend(site)
+    done = command(main, "recipe", "lint", file)
     assert done.returncode == 2
     assert "the op 'blend' of gptailor-blend cannot be imported from blending:Missing" in done.stderr
     assert "Traceback" not in done.stderr
@@ -126,7 +135,13 @@ def test_an_operation_that_cannot_be_imported_is_one_message(family: dict[str, s
 
 def test_the_contract_that_ships_holds_for_it(package: Path, tmp_path: Path) -> None:
     (tmp_path / "test_blend.py").write_text(CONTRACT)
-    command = [str(SCRIPTS / "pytest"), "-q", "-p", "no:cacheprovider", str(tmp_path / "test_blend.py")]
-    done = run(command, cwd=tmp_path, PYTHONPATH=python_path(package))
+    pytest_command = [
+        str(SCRIPTS / "pytest"),
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(tmp_path / "test_blend.py"),
+    ]
+    done = run(pytest_command, cwd=tmp_path, PYTHONPATH=python_path(package))
     assert done.returncode == 0, done.stdout
     assert "6 passed" in done.stdout

@@ -12,6 +12,7 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.preparation import Preparation, prepare
 from gptailor_merge.space.outer import METHODS
+from gptailor_merge.testing.tiny_models import write_tokenizer
 from tests.conftest import MakeFamily
 from tests.zoo import write_family
 
@@ -91,6 +92,7 @@ def test_tied_embeddings_are_one_component(make_family: MakeFamily) -> None:
 def test_parts_are_named_by_the_architecture(family: dict[str, str], tmp_path: Path) -> None:
     assert prepared(family, parts=True).space.parts == ("mlp.", "post_attention_layernorm.")
     gemma = write_family(tmp_path, "gemma2")
+    write_tokenizer(Path(gemma["base"]))
     filters = ("mlp.", "post_feedforward_layernorm.", "pre_feedforward_layernorm.")
     assert prepared(gemma, parts=True).space.parts == filters
 

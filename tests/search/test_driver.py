@@ -371,7 +371,7 @@ def _search(config: SearchConfig, run: Run) -> None:
 def test_killed_at_twenty_instants_a_search_ends_as_if_undisturbed(
     family: dict[str, str], texts: dict[str, str], tmp_path: Path
 ) -> None:
-    config = config_of(family, texts, budget=24)
+    config = config_of(family, texts, budget=16)
     undisturbed = Run(tmp_path / "undisturbed")
     disturbed = Run(tmp_path / "disturbed")
     # Children of a server that has imported everything and computed nothing: a fresh interpreter

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from gptailor_merge.cli.app import evolve_main, main
+from gptailor_merge.errors import ConfigError
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.journal import Journal
-from tests.packages import install
+from gptailor_merge.search.baselines.registry import baseline
+from gptailor_merge.search.optimizers.registry import check
+from tests.packages import command, install
 from tests.search.test_driver import config_of
 
 HERE = Path(__file__).parent.parent.parent
@@ -114,9 +119,12 @@ def run(package: Path, *command: str, cwd: Path | None = None) -> subprocess.Com
     )
 
 
-def gptailor(main: str, package: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = f"from gptailor_merge.cli.app import {main}; {main}()"
-    return run(package, "-c", program, *arguments)
+@pytest.fixture
+def installed(package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The package is found in this process."""
+    monkeypatch.syspath_prepend(package)
+    yield
+    sys.modules.pop("their_search", None)
 
 
 @pytest.fixture
@@ -133,26 +141,21 @@ def with_optimizer(config: Path, name: str) -> str:
     return str(config)
 
 
-def test_a_search_with_an_optimizer_from_outside(package: Path, config: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("installed")
+def test_a_search_with_an_optimizer_from_outside(config: Path, tmp_path: Path) -> None:
     """It is raced, since it is known what the optimiser keeps."""
-    answer = gptailor(
-        "evolve_main",
-        package,
-        with_optimizer(config, "walk"),
-        "--out",
-        str(tmp_path / "run"),
-        "--device",
-        "cpu",
-    )
+    file, out = with_optimizer(config, "walk"), str(tmp_path / "run")
+    answer = command(evolve_main, file, "--out", out, "--device", "cpu")
     assert answer.returncode == 0, answer.stderr
     with Journal(Directory(tmp_path / "run").journal) as journal:
         assert journal.counts().candidates == 24
         assert journal.counts().dropped > 0
 
 
-def test_a_baseline_from_outside(package: Path, config: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("installed")
+def test_a_baseline_from_outside(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    answer = gptailor("main", package, "baseline", "last", str(config), "--out", str(out), "--device", "cpu")
+    answer = command(main, "baseline", "last", str(config), "--out", str(out), "--device", "cpu")
     assert answer.returncode == 0, answer.stderr
     recipe = Recipe.load(Directory(out).best)
     removed = [part.sources[0].layer_range for part in recipe.slices if part.parameter("op") == "remove"]
@@ -165,28 +168,15 @@ REFUSALS = {
     "wolk": "search.optimizer: unknown optimizer, found 'wolk'; did you mean 'walk'?",
     "kind": "the baseline 'kind' is the class Last; expected an object with in_space, candidates and find",
 }
-ASK = """
-import sys
-
-from gptailor_merge.errors import ConfigError
-from gptailor_merge.search.baselines.registry import baseline
-from gptailor_merge.search.optimizers.registry import check
-
-for name in sys.argv[1:]:
-    try:
-        baseline(name) if name == "kind" else check(name, racing=None)
-    except ConfigError as error:
-        print(error)
-"""
 
 
-def test_what_cannot_be_used_is_a_sentence(package: Path, config: Path, tmp_path: Path) -> None:
-    answer = run(package, "-c", ASK, *REFUSALS)
-    lines = answer.stdout.splitlines()
-    assert len(lines) == len(REFUSALS), answer.stderr
-    for line, message in zip(lines, REFUSALS.values(), strict=True):
-        assert line.startswith(message)
-    answer = gptailor("evolve_main", package, with_optimizer(config, "wolk"), "--out", str(tmp_path / "run"))
+@pytest.mark.usefixtures("installed")
+def test_what_cannot_be_used_is_a_sentence(config: Path, tmp_path: Path) -> None:
+    for name, message in REFUSALS.items():
+        with pytest.raises(ConfigError) as error:
+            baseline(name) if name == "kind" else check(name, racing=None)
+        assert str(error.value).startswith(message)
+    answer = command(evolve_main, with_optimizer(config, "wolk"), "--out", str(tmp_path / "run"))
     assert answer.returncode == 2
     assert REFUSALS["wolk"] in " ".join(answer.stderr.split())
 

@@ -17,7 +17,7 @@ from gptailor_merge.testing.three_models import assert_three_equal
 from gptailor_merge.tuning.finalists import to_tune
 from tests.repair.test_finalists import config, run
 
-TUNE = {"finalists": 2, "steps": 2, "tokens": 1024}
+TUNE = {"finalists": 2, "steps": 1, "tokens": 512}
 
 
 def test_the_best_are_tuned_and_a_killed_run_ends_alike(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ from tests.repair.test_repaired_recipe import demo
 
 MEMBERS = {name: str(DEMO / "family" / name) for name in ("stories", "maths")}
 TEXTS = {name: str(DEMO / "calibration" / f"{name}.jsonl") for name in ("stories", "maths")}
-FEW = TuneOptions(steps=3, step_tokens=512)
+FEW = TuneOptions(steps=3, step_tokens=256)
 
 
 def run(recipe: Recipe, out: Path, options: TuneOptions = FEW, **settings: Any) -> TunedRecipe:
     out.mkdir(exist_ok=True)
-    standard: dict[str, Any] = {"members": MEMBERS, "teachers": {}, "tokens": 2048, "sequence_length": 128}
+    standard: dict[str, Any] = {"members": MEMBERS, "teachers": {}, "tokens": 1024, "sequence_length": 128}
     return tune_recipe(
         recipe, TEXTS, out, options=options, device=torch.device("cpu"), **{**standard, **settings}
     )
@@ -45,7 +45,7 @@ def block() -> Recipe:
 def test_a_tuned_recipe_is_better_and_one_model_by_every_way(block: Recipe, tmp_path: Path) -> None:
     tuned = run(block, tmp_path / "gains")
     assert tuned.tuning.after < tuned.tuning.before - 0.01
-    assert 0 < tuned.fitted_tokens < 2048
+    assert 0 < tuned.fitted_tokens < 1024
     slots = check(tuned.recipe).slots
     assert {slot.operation.method for slot in slots} == {"task_arithmetic"}
     assert {tuple(model for model, _ in slot.layers) for slot in slots} == {tuned.recipe.models}
@@ -89,7 +89,7 @@ def test_the_command_writes_recipe_and_gains(block: Recipe, tmp_path: Path) -> N
     file, out = tmp_path / "recipe.yml", tmp_path / "tuned"
     file.write_text(block.to_yaml())
     arguments = ["tune", str(file), "--out", str(out), "--device", "cpu", "--json", "--steps", "1"]
-    arguments += ["--tokens", "2048", "--sequence-length", "128", "--weights", "layer"]
+    arguments += ["--tokens", "1024", "--sequence-length", "128", "--weights", "layer"]
     for name in ("stories", "maths"):
         arguments += ["--data", f"{name}={TEXTS[name]}", "--member", f"{name}={MEMBERS[name]}"]
     answer = CliRunner().invoke(app, arguments)

@@ -27,7 +27,7 @@ ROW, FRAME = 34, 64
 
 def figure_json(figure: go.Figure) -> str:
     """Returns a figure as JSON, in which names are text: plotly reads tags and entities in every label."""
-    return json.dumps(_without_tags(json.loads(figure.to_json())))
+    return json.dumps(_without_tags(json.loads(figure.to_json())), separators=(",", ":"))
 
 
 def _without_tags(value: Any) -> Any:
