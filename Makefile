@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: test demo clean
+.PHONY: test types tests demo clean
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -18,7 +18,13 @@ RUN ?= runs/demo
 test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --no-print-directory -j 2 types tests
+
+# mypy runs beside the tests: what it takes of a core, the tests do not take at their end.
+types:
 	$(BIN)/mypy
+
+tests:
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # One thread: on two virtual cores two threads of a model this small are at times ten times slower.
