@@ -72,7 +72,10 @@ def mutate_journal(file: Path, rng: random.Random) -> None:
         return
     try:
         mutate_table(file, rng)
-    except sqlite3.DatabaseError:  # an earlier change left no database, or a constraint keeps the cell
+    except (
+        sqlite3.DatabaseError,
+        UnicodeDecodeError,
+    ):  # an earlier change left no database, or a constraint keeps the cell
         mutated_bytes(file, rng)
 
 

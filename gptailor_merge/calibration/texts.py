@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -196,3 +196,22 @@ def identity(text: str) -> str:
     'Once upon a time'
     """
     return " ".join(text[: 16 * _IDENTITY].split())[:_IDENTITY]
+
+
+def check_ids(sets: Iterable[TokenSet], rows: int, model: str) -> None:
+    """Checks that a model has a row for every token of texts.
+
+    Args:
+        rows: of its embeddings.
+        model: the word for it in messages.
+
+    Raises:
+        DataError: names the texts and the largest id.
+    """
+    for token_set in sets:
+        largest = max((int(ids.max()) for ids in token_set.sequences if len(ids)), default=0)
+        if largest >= rows:
+            raise DataError(
+                f"{token_set.name}: the tokenizer gives the id {largest}, and {model} has rows for {rows} "
+                "tokens; its tokenizer is that of another model, or was changed"
+            )

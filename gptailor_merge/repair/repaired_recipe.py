@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gptailor_merge.calibration.texts import check_ids
 from gptailor_merge.errors import RecipeError
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.config_types import DataSource
@@ -79,6 +80,7 @@ def repair_recipe(
         raise RecipeError("is repaired already; repair the recipe that it was made of", file=file)
     tokenizer = load_tokenizer(family.by_model(plan.tokenizer).directory)
     sets = token_sets(data, tokenizer, tokens, sequence_length)
+    check_ids(sets, family.by_model(plan.tokenizer).vocabulary_size, plan.tokenizer)
     composer = composer_of(recipe, family, device)
     repairer = Repairer(composer, family, sets, everywhere=everywhere)
     repaired, cuts = repairer.repair(plan, staged or out, progress)

@@ -14,6 +14,7 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.models.contents import MEMBER
 from gptailor_merge.objectives.scores import COSTS, TOTAL, UNITS, Score
 from gptailor_merge.planning.resolve import plan
+from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.report.recipe_map import Agreement, Place, agreement, outer, places
 from gptailor_merge.report.search_history import Box, Trial, trials
 from gptailor_merge.runs.metadata import Dimensions
@@ -230,7 +231,7 @@ def view(record: Record, others: Sequence[Record] = ()) -> RunView:
             totals(c.scores, record.axes) for c in record.finished if record.axes and c.digest not in on_front
         ),
         picked=next((point.name for point in record.front if point.candidate is best), None),
-        agreement=agreement([c.parsed for c in good], names, depth) if good else None,
+        agreement=agreement(_known(record, good, names), names, depth) if good else None,
         sizes={name: size for name, size in record.sizes.items() if name in (BASE, FOUND)},
         held_out=tuple(_held_out(record, others)),
         gaps=() if best is None else record.gaps.get(best.digest, ()),
@@ -361,3 +362,20 @@ def _settings(config: SearchConfig) -> dict[str, str]:
 
 def _written(value: Any) -> str:
     return " to ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _known(record: Record, candidates: Sequence[Candidate], names: Mapping[str, str]) -> list[Recipe]:
+    """Returns the recipes of candidates.
+
+    Raises:
+        ConfigError: one takes layers of a model that is no member.
+    """
+    recipes = [candidate.parsed for candidate in candidates]
+    strange = next((model for recipe in recipes for model in recipe.models if model not in names), None)
+    if strange is not None:
+        raise ConfigError(
+            f"the recipes of the journal take layers of {strange}, which is no member; expected the config "
+            "that the run was begun with",
+            file=record.directory.config,
+        )
+    return recipes

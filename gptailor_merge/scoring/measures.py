@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from gptailor_merge.calibration.batches import layout
-from gptailor_merge.calibration.texts import TokenSet
+from gptailor_merge.calibration.texts import TokenSet, check_ids
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, InputError, KeyPath, Problem
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective, Purpose
@@ -128,6 +128,9 @@ def measures(
         context = replace(context, without=frozenset(text for source in seen for text in source.documents))
     reporting = _without_repetitions(_prepared("held_out", sections["held_out"], context))
     _refuse_leaks(seen, reporting)
+    base = teachers.family.base
+    sources = [*seen, *(source for measure in reporting for source in measure.prepared.sets)]
+    check_ids([s for s in sources if isinstance(s, TokenSet)], base.vocabulary_size, base.model)
     prepared = {**searching, "held_out": reporting}
     passes = {
         name: _passes(name, section, context.device, config.batch_tokens)

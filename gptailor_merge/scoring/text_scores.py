@@ -13,7 +13,7 @@ import torch
 from gptailor_merge.calibration.batches import Batch, layout
 from gptailor_merge.calibration.conversations import TEXT
 from gptailor_merge.calibration.text_files import bare_name
-from gptailor_merge.calibration.texts import TokenSet
+from gptailor_merge.calibration.texts import TokenSet, check_ids
 from gptailor_merge.errors import ConfigError, FamilyError
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import member_digest
@@ -102,6 +102,7 @@ def score_on_texts(
     files = named_files(data, column)
     sets = token_sets(files, tokenizer_of(path), tokens, sequence_length)  # before any weight is loaded
     live = open_model(path, device)
+    check_ids(sets, live.model.config.get_text_config().vocab_size, str(path))
     rungs = layout(sets, BATCH_TOKENS, device=device)
     objectives: list[Objective] = [Perplexity("nll", sets)]
     if reference is not None:

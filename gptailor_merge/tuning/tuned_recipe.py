@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gptailor_merge.calibration.texts import check_ids
 from gptailor_merge.composing.editing import GAINS_FILE
 from gptailor_merge.errors import RecipeError
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
@@ -108,6 +109,7 @@ def tune_recipe(
         kind="kl", data=dict(data), teacher=taught, tokens=tokens, sequence_length=sequence_length
     )
     sets = token_sets(data, context.tokenizer, tokens, sequence_length)
+    check_ids(sets, family.by_model(plan.tokenizer).vocabulary_size, plan.tokenizer)
     progress("running the teachers")
     aims = [Aim(objective, 1.0, sets)]
     tuner = Tuner(composer_of(recipe, family, device), aims, context, options)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gptailor_merge.calibration import texts as texts_module
-from gptailor_merge.calibration.texts import TextSource, identity, tokenize
+from gptailor_merge.calibration.texts import TextSource, TokenSet, check_ids, identity, tokenize
 from gptailor_merge.errors import DataError
 from gptailor_merge.models.loading import load_tokenizer
 
@@ -152,3 +153,12 @@ def test_a_data_set_in_a_directory_is_read(tmp_path: Path, tokenizer, monkeypatc
         DataError, match=r"data: row 1: found the keys content; .*\{dataset: data, column: con"
     ):
         read("text")
+
+
+def test_an_id_that_the_model_has_no_row_for_is_named(tmp_path: Path) -> None:
+    token_set = TokenSet("a", (torch.tensor([1, 95]), torch.tensor([96, 2])), "digest")
+    check_ids([token_set], 97, "org/base")
+    with pytest.raises(
+        DataError, match="a: the tokenizer gives the id 96, and org/base has rows for 96 tokens"
+    ):
+        check_ids([token_set], 96, "org/base")

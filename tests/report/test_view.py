@@ -171,3 +171,10 @@ def test_a_run_of_other_models_or_held_out_data_is_no_baseline(tmp_path: Path) -
     assert list(view(run, [elsewhere]).held_out[0].scores) == ["base", "found"]
     old = made_of("old")
     assert list(view(run, [old]).held_out[0].scores) == ["base", "found", "old"]
+
+
+def test_recipes_of_other_models_than_the_config_names_are_refused(tmp_path: Path) -> None:
+    family = {**CONFIG["family"], "variants": {"other": "org/other", "code": "org/code@v1"}}
+    run = write(tmp_path / "run", one_recipe(), family=family)
+    with pytest.raises(ConfigError, match="take layers of /home/alice/math, which is no member"):
+        view(run.record())
