@@ -86,6 +86,8 @@ def mutate_table(file: Path, rng: random.Random) -> None:
     )
     with contextlib.closing(sqlite3.connect(file)) as database, database:
         tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        if not tables:
+            raise sqlite3.DatabaseError("an earlier change left no table")
         table = rng.choice(tables)
         column = rng.choice([row[1] for row in database.execute(f"PRAGMA table_info({table})")])
         change = rng.choice(
@@ -109,7 +111,7 @@ TARGETS = (
         mutate_text,
     ),
     Target("plain.yml", ("recipe import IN/plain.yml --out OUT",), mutate_text),
-    Target("search.yml", ("evolve IN/search.yml --out OUT",), mutate_text, 3),
+    Target("search.yml", ("evolve IN/search.yml --out OUT --budget 4",), mutate_text, 3),
     Target("base/config.json", (LINT, LINT, LINT, "check IN/base"), mutate_text, 3),
     Target("base/model.safetensors", (LINT, LINT, "check IN/base", MERGE), mutated_header, 3),
     Target(

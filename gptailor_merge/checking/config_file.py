@@ -140,7 +140,12 @@ def check_dtypes(config: ConfigFile, weights: StoredWeights) -> Finding:
     stored = ", ".join(f"{count} {dtype}" for dtype, count in sorted(counts.items())) or "no tensors"
     declared = config.raw.get("dtype", config.raw.get("torch_dtype"))
     right = {dtype_name(dtype) for dtype in counts if _is_float(dtype)}
-    if "quantization_config" not in config.raw and declared is not None and right and declared not in right:
+    if (
+        "quantization_config" not in config.raw
+        and declared is not None
+        and right
+        and str(declared) not in right
+    ):
         return Finding(
             "dtypes",
             "warn",

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.documents import explain, read_yaml
-from gptailor_merge.errors import ConfigError, SearchError
+from gptailor_merge.errors import ConfigError, Problem, SearchError
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -113,6 +113,9 @@ def read(directory: Directory) -> Record:
     with snapshot(directory.journal) as journal:
         document = _document(directory)
         versions = document.pop("environment", {})
+        if not isinstance(versions, dict):
+            message = f"expected library: version, found {type(versions).__name__}"
+            raise ConfigError(Problem(("environment",), message), file=directory.config)
         settings = _settings(document, directory)
         metadata, counts = journal.metadata(), journal.counts()
         finished = tuple(journal.finished())
