@@ -277,6 +277,12 @@ def test_a_dtype_that_is_not_the_stored_one(model: Path) -> None:
     assert only(model, "dtypes", "warn").startswith("stored are 48 BF16, config.json has dtype 'float32'")
 
 
+def test_a_dtype_that_is_no_name(model: Path) -> None:
+    edit(model / "config.json", dtype=["float32"])
+    found = {finding.name: finding.sentence for finding in examine(model).findings}
+    assert found["dtypes"].startswith("stored are 48 BF16, config.json has dtype ['float32']")
+
+
 def test_a_layer_that_reads_the_cache_of_another(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model composed of layers that kept their old index would do this."""
 
