@@ -48,7 +48,10 @@ def test_objectives_of_a_package_that_is_gone_are_named(tmp_path: Path) -> None:
     [
         ("[]", "config.yml: expected a mapping, found list"),
         ("family: {", "config.yml: not valid YAML"),
-        (yaml.safe_dump({**CONFIG, "environment": 1.5}), "environment: expected library: version, found float"),
+        (
+            yaml.safe_dump({**CONFIG, "environment": 1.5}),
+            "environment: expected library: version, found float",
+        ),
         (yaml.safe_dump({**CONFIG, "sead": 1}), r"sead: unknown key; did you mean 'seed'\?"),
     ],
 )
