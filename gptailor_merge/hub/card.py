@@ -40,6 +40,7 @@ from gptailor_merge.report.formatting import plain
 from gptailor_merge.report.pictures import Picture
 from gptailor_merge.runs.record import FOUND
 from gptailor_merge.scoring.measures import reported
+from gptailor_merge.search.candidates import Status
 from gptailor_merge.visible_text import visible_line
 
 TEMPLATE = "model_card_template.md"
@@ -115,6 +116,7 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
         "digest": release.digest,
         "repairs": _repairs(release),
         "fitted_norms": _fitted_norms(release),
+        "tuned": release.source.best is not None and release.source.best.status == Status.TUNED,
         "recipe": recipe,
         "recipe_fence": fence(recipe),
         "versions": plain_text(", ".join(f"{name} {version}" for name, version in versions.items())),

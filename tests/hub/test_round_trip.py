@@ -224,7 +224,7 @@ def test_members_may_be_anywhere(
     assert list(load(hub.content(REPO, recipe.parameters.gains))) == ["model.norm.weight"]
     card = hub.content(REPO, "README.md").decode()
     assert "The gains of norms in 3 of its 3 layers and outside the layers are fitted numbers" in card
-    assert "though gains of norms were fitted (see below)" in card
+    assert "though gains of norms were fitted (see below) and merge weights were fitted to calib" in card
     assert "1 tuned at the end" in card
     assert card.count(" with fitted norms") > 1
     used = {name: elsewhere[name] for name in used_members(run, members)}
