@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -165,6 +165,11 @@ class Plan:
     def rest_component(self) -> Component:
         """The component that `rest` stands for."""
         return self.rest or Component((self.base_model,), Operation(SELECT, ((),)))
+
+    def with_edits(self, change: Callable[[Edit], Edit]) -> Plan:
+        """Returns the plan with each of its edits changed, those outside the layers included."""
+        slots = tuple(replace(slot, edits=tuple(map(change, slot.edits))) for slot in self.slots)
+        return replace(self, slots=slots, gains=None if self.gains is None else change(self.gains))
 
     @property
     def kept(self) -> tuple[int, ...]:

@@ -106,8 +106,7 @@ def _with_relative_files(plan: Plan, directory: Path) -> Plan:
             return edit
         return replace(edit, file=Path(edit.file).relative_to(directory.parent).as_posix())
 
-    slots = tuple(replace(slot, edits=tuple(map(relative, slot.edits))) for slot in plan.slots)
-    return replace(plan, slots=slots, gains=None if plan.gains is None else relative(plan.gains))
+    return plan.with_edits(relative)
 
 
 def finalists(log: RepairLog, axes: Sequence[str], count: int) -> list[Candidate]:
@@ -123,10 +122,20 @@ def finalists(log: RepairLog, axes: Sequence[str], count: int) -> list[Candidate
     if axes:
         return [point.candidate for point in front(searched, axes)]
     dropped = (candidate for candidate in log.candidates() if candidate.status == Status.DROPPED)
+    return best_by_layers((*searched, *dropped), count)
+
+
+def best_by_layers(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
+    """Returns the best candidate of each choice of layers, the best choices first, at most `count`."""
     best: dict[tuple[int, ...], Candidate] = {}
-    for candidate in sorted((*searched, *dropped), key=_rank):
+    for candidate in sorted(candidates, key=_rank):
         best.setdefault(candidate.plan.kept, candidate)
     return list(best.values())[:count]
+
+
+def has_files(candidate: Candidate) -> bool:
+    """Tells whether the maps and gains of a candidate are there."""
+    return all(Path(file).is_file() for file in edit_files(candidate.parsed))
 
 
 def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog, directory: Path) -> None:
@@ -151,7 +160,7 @@ def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog,
     done = {
         original
         for original, repaired in log.repairs().items()
-        if repaired.digest not in best or all(Path(file).is_file() for file in edit_files(repaired.parsed))
+        if repaired.digest not in best or has_files(repaired)
     }
     chosen = finalists(log, judge.settings.axes, config.finalists)
     for number, candidate in enumerate(chosen, start=1):

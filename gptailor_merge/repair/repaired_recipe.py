@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,8 @@ def repair_recipe(
     composer = composer_of(recipe, family, device)
     repairer = Repairer(composer, family, sets, everywhere=everywhere)
     repaired, cuts = repairer.repair(plan, staged or out, progress)
-    slots = [replace(slot, edits=tuple(_moved(edit, out) for edit in slot.edits)) for slot in repaired.slots]
-    return RepairedRecipe(rewritten(recipe, slots), cuts, repairer.tokens)
+    moved = repaired.with_edits(partial(_moved, out=out))
+    return RepairedRecipe(rewritten(recipe, moved.slots), cuts, repairer.tokens)
 
 
 def _moved(edit: Edit, out: Path) -> Edit:

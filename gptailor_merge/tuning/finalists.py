@@ -11,8 +11,7 @@ from typing import Protocol
 from gptailor_merge.composing.editing import GAINS_FILE
 from gptailor_merge.errors import ConfigError, DataError, Problem
 from gptailor_merge.files import make_directory
-from gptailor_merge.recipe.edits import edit_files
-from gptailor_merge.repair.finalists import FinalistJudge, Finished, best_of
+from gptailor_merge.repair.finalists import FinalistJudge, Finished, best_by_layers, best_of, has_files
 from gptailor_merge.scoring.workplace import Workplace
 from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.front import front
@@ -40,10 +39,7 @@ def to_tune(log: TuneLog, axes: Sequence[str], count: int) -> list[Candidate]:
     known = [candidate for candidate in log.finished() if candidate.status != Status.TUNED]
     if axes:
         return [point.candidate for point in front(known, axes)] if count else []
-    best: dict[tuple[int, ...], Candidate] = {}
-    for candidate in sorted(known, key=_rank):
-        best.setdefault(candidate.plan.kept, candidate)
-    return list(best.values())[:count]
+    return best_by_layers(known, count)
 
 
 def tune_finalists(workplace: Workplace, judge: FinalistJudge, log: TuneLog, directory: Path) -> None:
@@ -60,10 +56,10 @@ def tune_finalists(workplace: Workplace, judge: FinalistJudge, log: TuneLog, dir
     chosen = to_tune(log, judge.settings.axes, section.finalists)
     best = {candidate.digest for candidate in best_of(log, judge.settings.axes)}
     done = {
-        original for original, tuned in log.tunings().items() if tuned.digest not in best or _has_files(tuned)
+        original for original, tuned in log.tunings().items() if tuned.digest not in best or has_files(tuned)
     }
     # What a search has dropped of a candidate that it did not choose then is gone.
-    left = [candidate for candidate in chosen if candidate.digest not in done and _has_files(candidate)]
+    left = [candidate for candidate in chosen if candidate.digest not in done and has_files(candidate)]
     if not left or not section.steps:
         return
     tuner = _tuner(workplace)
@@ -77,11 +73,6 @@ def tune_finalists(workplace: Workplace, judge: FinalistJudge, log: TuneLog, dir
         judged = judge.judge(candidate, tuned, directory, Status.TUNED)
         spent = replace(judged, tokens=judged.tokens + tuning.fit.tokens, seconds=judged.seconds + seconds)
         log.record_tuning(candidate.digest, spent)
-
-
-def _has_files(candidate: Candidate) -> bool:
-    """Tells whether the maps and gains of a candidate are there."""
-    return all(Path(file).is_file() for file in edit_files(candidate.parsed))
 
 
 def _tuner(workplace: Workplace) -> Tuner:
@@ -102,8 +93,3 @@ def _tuner(workplace: Workplace) -> Tuner:
         return Tuner(workplace.composer, aims, measures.context, options)
     except (ConfigError, DataError) as error:
         raise ConfigError(Problem(("tune",), str(error))) from None
-
-
-def _rank(candidate: Candidate) -> tuple[float, int]:
-    assert candidate.loss is not None
-    return candidate.loss, candidate.number

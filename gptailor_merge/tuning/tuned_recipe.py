@@ -162,5 +162,4 @@ def _moved(plan: Plan, out: Path) -> Plan:
     def moved(edit: Edit) -> Edit:
         return replace(edit, file=str(out / GAINS_FILE)) if edit.part == NORMS else edit
 
-    slots = tuple(replace(slot, edits=tuple(map(moved, slot.edits))) for slot in plan.slots)
-    return replace(plan, slots=slots, gains=None if plan.gains is None else moved(plan.gains))
+    return plan.with_edits(moved)
