@@ -31,6 +31,15 @@ Layers = Annotated[
 ]
 """A number of layers, or a range of them."""
 
+_Removed = Annotated[int, Field(ge=0)]
+
+RemovedLayers = Annotated[
+    Annotated[_Removed, Tag("[one]")] | Annotated[tuple[_Removed, _Removed], Tag("[range]")],
+    Discriminator(_form_of_size),
+    BeforeValidator(_read_size),
+]
+"""A number of layers that go, or a range of them; none may go."""
+
 Shares = Annotated[
     Annotated[Share, Tag("[one]")] | Annotated[tuple[Share, Share], Tag("[range]")],
     Discriminator(_form_of_size),
@@ -44,12 +53,12 @@ class Target(Section):
 
     Attributes:
         layers: how many the pruned model has.
-        remove: how many the base model loses.
+        remove: how many the base model loses; 0 merges the family at its full depth.
         parameters: share that the pruned model keeps.
     """
 
     layers: Layers | None = None
-    remove: Layers | None = None
+    remove: RemovedLayers | None = None
     parameters: Shares | None = None
 
     @model_validator(mode="after")

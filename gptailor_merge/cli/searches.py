@@ -146,7 +146,9 @@ def evolve(
 def baseline(
     name: Annotated[
         str,
-        typer.Argument(metavar="METHOD", help="one_shot, shortgpt, uidl, sleb, laco, evopress or random."),
+        typer.Argument(
+            metavar="METHOD", help="best_merge, one_shot, shortgpt, uidl, sleb, laco, evopress or random."
+        ),
     ],
     config: Config,
     out: Out,

@@ -40,10 +40,9 @@ class Ledger:
         """The journal's file, for messages."""
         return self._journal.file
 
-    @property
-    def first_known(self) -> Candidate | None:
-        """The first candidate of a run that is resumed; None where the run is new."""
-        return self._known.get(0)
+    def known(self, number: int) -> Candidate | None:
+        """Returns a candidate of the run that is resumed; None where it had not come so far."""
+        return self._known.get(number)
 
     def original(self, digest: str) -> Candidate | None:
         """Returns the first candidate of a digest that was scored."""

@@ -77,8 +77,8 @@ class Layout:
 
     def _size_problem(self, size: int) -> str | None:
         removed = self.depth - size
-        if not 1 <= size < self.depth:
-            return f"expected 1 to {self.depth - 1} layers to keep of {self.depth}, found {size}"
+        if not 1 <= size <= self.depth:
+            return f"expected 1 to {self.depth} layers to keep of {self.depth}, found {size}"
         if removed > len(self.removable):
             return (
                 f"{removed} layers would have to go, and only {len(self.removable)} may "
@@ -154,6 +154,10 @@ class Layout:
     def kind(self, point: Point, layer: int) -> int:
         """Returns what happens to a layer: a member that is selected, a method that merges, or parts."""
         return index(point["kind"][layer], self.kinds)
+
+    def is_merge(self, kind: int) -> bool:
+        """Tells whether a kind is a method that merges."""
+        return len(self.models) <= kind < len(self.models) + len(self.methods)
 
     def members(self, point: Point, layer: int) -> tuple[int, ...]:
         """Returns the members that a kept layer's slot takes layers of."""

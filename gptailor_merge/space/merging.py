@@ -12,6 +12,9 @@ from gptailor_merge.methods.specs import BasePolicy, MethodSpec, method_names, m
 from gptailor_merge.recipe.plan import SELECT, Operation, Settings
 from gptailor_merge.space.points import WEIGHTS, Array, scale, unscale
 
+TASK_VECTOR_WEIGHT = 0.4
+"""The usual weight of each task vector."""
+
 SEARCHABLE = {"weight", "t"}
 """The required parameters that the space can give a value."""
 
@@ -84,6 +87,25 @@ def merge(method: str, share: Array, weight: Array) -> MemberMerge:
     )
 
 
+def whole_family(method: str, members: int) -> list[MemberMerge]:
+    """Returns the usual merges of a whole family by a method; none where it takes only some members.
+
+    They are the plain average, and where task vectors are added, 0.4 of each (G. Ilharco et al., Editing
+    models with task arithmetic, arXiv 2212.04089).
+
+    Args:
+        members: the number of members.
+    """
+    spec = method_spec(method)
+    assert spec is not None
+    adds_task_vectors = spec.base is BasePolicy.REQUIRED
+    weights = (scale(unscale(1 / members)), *((TASK_VECTOR_WEIGHT,) if adds_task_vectors else ()))
+    everybody = np.full(members, 0.75)
+    merges = [merge(method, everybody, np.full(members, unscale(weight))) for weight in weights]
+    distinct = [m for i, m in enumerate(merges) if m not in merges[:i]]
+    return [m for m in distinct if len(m.members) >= max(2, members - _spares_base(spec))]
+
+
 def set_merge(members: Iterable[int], operation: Operation, share: Array, weight: Array) -> None:
     """Sets the entries of a point to those of a merge.
 
@@ -109,6 +131,24 @@ def change(share: Array, weight: Array, rng: np.random.RandomState) -> None:
     if rng.uniform() < 0.3:
         share[member] = 1 - share[member]
     weight[:] = np.clip(weight + rng.normal(scale=0.15, size=len(weight)), 0, 1)
+
+
+def change_member(
+    shares: Array, weights: Array, layers: Sequence[int], member: int, rng: np.random.RandomState
+) -> None:
+    """Changes a member's weight in several layers by the same amount, and has it take part in them."""
+    shares[layers, member] = 0.75
+    weights[layers, member] = np.clip(weights[layers, member] + rng.normal(scale=0.15), 0, 1)
+
+
+def begin(method: str, share: Array, weight: Array, rng: np.random.RandomState) -> None:
+    """Sets the entries of a layer that is merged from now on: the family's usual merge, or random ones."""
+    merges = whole_family(method, len(share))
+    if merges:
+        chosen = merges[rng.randint(len(merges))]
+        set_merge(chosen.members, chosen.operation, share, weight)
+    else:
+        share[:], weight[:] = rng.uniform(size=len(share)), rng.uniform(size=len(weight))
 
 
 def shape(sources: Sequence[Any], operation: Operation) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gptailor_merge.space import merging, outer
@@ -18,6 +20,10 @@ OUTER_SHARE = 0.15
 
 SWAP_SHARE = 0.4
 """The share of moves in which a removed layer changes places with a kept one."""
+
+
+WIDE_SHARE = 0.5
+"""The share of moves at a merged slot that change one member's weight in neighbouring merged slots alike."""
 
 
 NEIGHBOUR_SHARE = 0.2
@@ -60,7 +66,7 @@ def _change_layers(layout: Layout, point: dict[str, Array], rng: np.random.Rando
     kept = layout.kept_layers(point)
     removed = sorted(set(range(layout.depth)) - set(kept))
     exchangeable = [layer for layer in kept if layer in layout.removable]
-    if exchangeable and rng.uniform() < SWAP_SHARE:
+    if exchangeable and removed and rng.uniform() < SWAP_SHARE:
         out, back = rng.choice(exchangeable), rng.choice(removed)
         keys = point["removal"]
         keys[out], keys[back] = keys[back], keys[out]
@@ -69,6 +75,9 @@ def _change_layers(layout: Layout, point: dict[str, Array], rng: np.random.Rando
     if layout.neighbours and rng.uniform() < NEIGHBOUR_SHARE and _shift(layout, point, layer, rng):
         return
     kind = layout.kind(point, layer)
+    if layout.is_merge(kind) and rng.uniform() < WIDE_SHARE:
+        _change_widely(layout, point, kept, layer, rng)
+        return
     changes_inside = kind >= len(layout.models) and rng.uniform() < 0.5
     if changes_inside and kind == layout.parts_kind:
         _change_part(layout, point, layer, rng)
@@ -78,10 +87,23 @@ def _change_layers(layout: Layout, point: dict[str, Array], rng: np.random.Rando
         _change_kind(layout, point, layer, kind, rng)
 
 
+def _change_widely(
+    layout: Layout, point: dict[str, Array], kept: Sequence[int], layer: int, rng: np.random.RandomState
+) -> None:
+    """Changes a member's weight alike in the merged slots around one, up to a random distance."""
+    reach, member = rng.randint(1, layout.depth), rng.randint(len(layout.models))
+    merged = [other for other in kept if layout.is_merge(layout.kind(point, other))]
+    near = [other for other in merged if abs(other - layer) <= reach]
+    merging.change_member(point["share"], point["weight"], near, member, rng)
+
+
 def _change_kind(
     layout: Layout, point: dict[str, Array], layer: int, kind: int, rng: np.random.RandomState
 ) -> None:
     chosen = rng.choice([alternative for alternative in range(layout.kinds) if alternative != kind])
+    if kind < len(layout.models) and layout.is_merge(chosen):
+        method = layout.methods[chosen - len(layout.models)]
+        merging.begin(method, point["share"][layer], point["weight"][layer], rng)
     if chosen == layout.parts_kind and kind < len(layout.models):
         # One part stays the member's that was selected.
         point["part"][layer] = middle(kind, len(layout.models))

@@ -65,6 +65,20 @@ class Outer:
         member = self.models.index(model) if model in self.models else 0
         point[KIND][:] = middle(member, self.kinds)
 
+    def merge(self, point: Point, method: str, number: int) -> None:
+        """Merges both from all members by a method; takes the base's where the space has no such merge.
+
+        Args:
+            number: says which of the usual merges, see merging.whole_family.
+        """
+        merges = merging.whole_family(method, len(self.models)) if method in self.methods else []
+        if number >= len(merges):
+            self.select(point, self.models[0])
+            return
+        point[KIND][:] = middle(len(self.models) + self.methods.index(method), self.kinds)
+        for share, weight in zip(point[SHARE], point[WEIGHT], strict=True):
+            merging.set_merge(merges[number].members, merges[number].operation, share, weight)
+
     def encode(self, point: Point, plan: Plan) -> None:
         """Sets a point's entries to the embeddings and the head of a plan.
 

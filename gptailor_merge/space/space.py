@@ -9,7 +9,7 @@ import numpy as np
 from gptailor_merge.planning.writing import recipe_of
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.space import decoding, encoding, moves
+from gptailor_merge.space import decoding, encoding, merging, moves
 from gptailor_merge.space.layout import Layout
 from gptailor_merge.space.points import Array, Point, middle
 
@@ -43,18 +43,41 @@ class Space(Layout):
         """Writes a plan over this family as a recipe."""
         return recipe_of(plan, self.depth)
 
+    def merges(self, removed: set[int]) -> list[Plan]:
+        """Returns the usual merges of the whole family that this space has, without some layers.
+
+        They may be of a size that this space lacks. Embeddings and head are merged alike where the space
+        merges them, and else the base's.
+        """
+        pruned, point = self._pruned(removed)
+        plans = []
+        for place, method in enumerate(self.methods):
+            point["kind"][:] = middle(len(self.models) + place, self.kinds)
+            for number, merge in enumerate(merging.whole_family(method, len(self.models))):
+                for share, weight in zip(point["share"], point["weight"], strict=True):
+                    merging.set_merge(merge.members, merge.operation, share, weight)
+                if self.outer is not None:
+                    self.outer.merge(point, method, number)
+                plans.append(pruned.decode(point))
+        return plans
+
     def select(self, member: int, removed: set[int]) -> Plan:
         """Returns the plan of one member without some layers; it may be of a size that this space lacks."""
+        pruned, point = self._pruned(removed)
+        point["kind"][:] = middle(member, self.kinds)
+        if self.outer is not None:
+            self.outer.select(point, self.models[member])
+        return pruned.decode(point)
+
+    def _pruned(self, removed: set[int]) -> tuple[Space, dict[str, Array]]:
+        """Returns the space of the models without some layers, and a point of it without these."""
         sizes = (self.depth - len(removed),)
         removable = tuple(sorted(set(self.removable) | removed))
         pruned = replace(self, sizes=sizes, removable=removable, patterns={})
         point = encoding.half(pruned)
-        point["kind"][:] = middle(member, self.kinds)
         point["removal"][:] = 0.0
         point["removal"][sorted(removed)] = 1.0
-        if self.outer is not None:
-            self.outer.select(point, self.models[member])
-        return pruned.decode(point)
+        return pruned, point
 
     def mutate(self, point: Point, rng: np.random.RandomState) -> Point:
         """Returns a neighbour: one to a few moves away, each of which changes the plan.

@@ -303,7 +303,7 @@ def test_other_errors_of_the_system_are_sentences(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target": {"layers": 5}}, "target: expected 1 to 4 layers to keep of 5, found 5"),
+        ({"target": {"layers": 6}}, "target: expected 1 to 5 layers to keep of 5, found 6"),
         ({"operations": {"merge": ["slrep"]}}, "operations.merge[0]: unknown method, found 'slrep'"),
         ({"search": {"optimizer": "Nobody"}}, "search.optimizer: unknown optimizer, found 'Nobody'"),
         ({"search": {"optimizer": "NoBidding", "budgte": 1}}, "search.budgte: unknown key"),

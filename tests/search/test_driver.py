@@ -32,11 +32,16 @@ from gptailor_merge.search.optimizers import registry as optimizers
 from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.space.space import Space
-from tests.space.test_space import space
+from tests.space.test_space import space as family_space
 
 SETTINGS = SearchSettings(
-    optimizer="default", budget=40, population=8, seed=7, weights={"kl": 1.0}, fingerprint="f", max_failures=5
+    optimizer="default", budget=66, population=8, seed=7, weights={"kl": 1.0}, fingerprint="f", max_failures=5
 )
+
+
+def space(kept: int | tuple[int, ...] = 5, methods: tuple[str, ...] = ("slerp",)) -> Space:
+    """A space whose start is affordable: four members and, but for slerp, their usual merges are scored."""
+    return family_space(kept=kept, methods=methods)
 
 
 class FakeScorer:
@@ -99,7 +104,7 @@ def test_the_search_finds_better_recipes(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.db") as journal:
         best = search(space(), FakeScorer(), journal, SETTINGS)
         losses = [c.loss for c in journal.candidates() if c.loss is not None]
-        assert journal.counts().candidates == 40
+        assert journal.counts().candidates == SETTINGS.budget
     assert best.loss == min(losses)
     assert best.loss < min(losses[:8])
 
@@ -113,7 +118,7 @@ def test_duplicates_are_not_scored_twice(tmp_path: Path) -> None:
         duplicates = [c for c in journal.candidates() if c.status == "duplicate"]
         originals = {c.number: c for c in journal.candidates()}
     assert len(scorer.scored) == len(set(scorer.scored)) == 3 + 3  # three probes, three recipes
-    assert (counts.candidates, counts.duplicates, counts.tokens) == (40, 34, 6 * 128)
+    assert (counts.candidates, counts.duplicates, counts.tokens) == (66, 60, 6 * 128)
     for candidate in duplicates:
         original = originals[candidate.original]  # type: ignore[index]
         assert (original.digest, original.loss, original.status) == (
@@ -126,16 +131,25 @@ def test_duplicates_are_not_scored_twice(tmp_path: Path) -> None:
 def test_the_search_starts_where_removing_costs_least(tmp_path: Path) -> None:
     class Graded(FakeScorer):
         def value(self, made: Plan) -> float:
-            return float(sum(set(range(8)) - {slot.layers[0][1] for slot in made.slots}))
+            removed = float(sum(set(range(8)) - {slot.layers[0][1] for slot in made.slots}))
+            average = ["org/base", "org/a", "org/b", "org/c"], {"weight": 0.25}
+            (models, settings) = (
+                [m for m, _ in made.slots[0].layers],
+                dict(made.slots[0].operation.inputs[-1]),
+            )
+            return removed + ((models, settings) != average)
 
     with Journal(tmp_path / "j.db") as journal:
-        search(space(), Graded(), journal, SETTINGS)
+        merging = space(methods=("task_arithmetic",))
+        search(merging, Graded(), journal, replace(SETTINGS, budget=60))
         candidates = list(journal.candidates())
-    assert [c.status for c in candidates[:6]] == ["probe"] * 6
-    assert [c.loss for c in candidates[:6]] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    first = candidates[6].plan
-    assert [slot.layers for slot in first.slots] == [(("org/base", i),) for i in (0, 4, 5, 6, 7)]
-    assert candidates[6].loss == min(c.loss for c in candidates[6:])  # type: ignore[type-var]
+    assert [c.status for c in candidates[:12]] == ["probe"] * 12
+    assert [c.loss for c in candidates[:6]] == [1, 1, 1, 1, 0, 1]  # four members, two merges
+    assert [c.loss for c in candidates[6:12]] == [1, 2, 3, 4, 5, 6]
+    first = candidates[12].plan
+    assert [slot.layers[0][1] for slot in first.slots] == [0, 4, 5, 6, 7]
+    assert [model for model, _ in first.slots[0].layers] == ["org/base", "org/a", "org/b", "org/c"]
+    assert candidates[12].loss == min(c.loss for c in candidates[12:])  # type: ignore[type-var]
 
 
 def test_a_probe_that_is_of_the_target_size_can_win(tmp_path: Path) -> None:
@@ -172,14 +186,15 @@ def test_a_race_is_against_the_best_so_far(tmp_path: Path) -> None:
     scorer = RacingScorer()
     with Journal(tmp_path / "j.db") as journal:
         search(space(), scorer, journal, SETTINGS)
-    probes, first, *later = scorer.races
+    models, probes, first, *later = scorer.races
+    assert models is None
     assert probes is None
     assert first is not None
     assert (first.keep, first.incumbents) == (2, ())
     assert all(race is not None and len(race.incumbents) == 2 for race in later)
 
 
-@pytest.mark.parametrize("budget", [30, 38])
+@pytest.mark.parametrize("budget", [50, 58])
 def test_a_resumed_race_ends_as_an_undisturbed_one(tmp_path: Path, budget: int) -> None:
     """The units of incumbents are not in the journal; they are scored again."""
     with Journal(tmp_path / "one.db") as journal:
@@ -227,7 +242,7 @@ def test_what_a_gate_keeps_out_is_not_scored_and_cannot_win(tmp_path: Path) -> N
     """Members later in the family are better, and org/c is the last."""
     scorer, gate = FakeScorer(), FakeGate()
     with Journal(tmp_path / "j.db") as journal:
-        best = search(space(), scorer, journal, SETTINGS, gate=gate)
+        best = search(space(), scorer, journal, replace(SETTINGS, max_failures=9), gate=gate)
         candidates = list(journal.candidates())
         counts = journal.counts()
     gated = [c for c in candidates if c.status == "gated"]
@@ -271,7 +286,7 @@ FRONT = replace(SETTINGS, axes=("kl", "size"), budget=80, population=16)
 def test_a_front_has_a_recipe_of_each_size(tmp_path: Path) -> None:
     made = space(kept=(3, 4, 5, 6))
     with Journal(tmp_path / "j.db") as journal:
-        search(made, ManyScorer(fails=(9, 20)), journal, FRONT)
+        search(made, ManyScorer(fails=(17, 22)), journal, FRONT)
         points = front(journal.finished(), FRONT.axes)
         first = [len(c.plan.slots) for c in journal.candidates() if c.status != "probe"][:4]
     assert first == [3, 4, 5, 6]  # the base, pruned by what the probes say
@@ -284,7 +299,7 @@ def test_a_resumed_search_for_a_front_ends_as_an_undisturbed_one(tmp_path: Path)
         search(made, ManyScorer(), journal, FRONT)
         undisturbed = rows(journal)
     with Journal(tmp_path / "two.db") as journal:
-        search(made, ManyScorer(), journal, replace(FRONT, budget=38))
+        search(made, ManyScorer(), journal, replace(FRONT, budget=60))
         search(made, ManyScorer(), journal, FRONT)
         assert rows(journal) == undisturbed
 
@@ -315,15 +330,15 @@ def test_many_failures_in_a_row_stop_the_search_with_the_cause(tmp_path: Path) -
 
 def test_a_larger_budget_continues(tmp_path: Path) -> None:
     with Journal(tmp_path / "short.db") as journal:
-        search(space(), FakeScorer(), journal, SearchSettings(**{**vars(SETTINGS), "budget": 29}))
+        search(space(), FakeScorer(), journal, SearchSettings(**{**vars(SETTINGS), "budget": 55}))
         scorer = FakeScorer()
         search(space(), scorer, journal, SETTINGS)
         continued = rows(journal)
     with Journal(tmp_path / "long.db") as journal:
         search(space(), FakeScorer(), journal, SETTINGS)
-        assert rows(journal)[:29] == continued[:29]
-    assert len(continued) == 40
-    assert len(scorer.scored) <= 11
+        assert rows(journal)[:55] == continued[:55]
+    assert len(continued) == SETTINGS.budget
+    assert len(scorer.scored) <= SETTINGS.budget - 55 + 2  # the race's incumbents
 
 
 def test_a_journal_of_another_search_is_refused(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def test_a_resumed_ledger_answers_from_the_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.db") as journal:
         before = Ledger(journal, "f").enter([FIRST, SECOND], scored)
         ledger = Ledger(journal, "f")
-        assert ledger.first_known == before[0]
+        assert ledger.known(0) == before[0]
+        assert ledger.known(2) is None
         assert ledger.unknown([FIRST, SECOND, FIRST, THIRD]) == [THIRD]
         after = ledger.enter([FIRST, SECOND, FIRST, THIRD], scored)
     assert after[:2] == before

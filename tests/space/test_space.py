@@ -24,7 +24,7 @@ MODELS = ("org/base", "org/a", "org/b", "org/c")
 METHODS = ("task_arithmetic", "slerp", "linear", "ties", "model_stock", "nearswap", "multislerp", "nuslerp")
 
 PARTS = ("mlp.", "post_attention_layernorm.")
-WALKS: dict[object, str] = {5: "68862f71241d2622", (4, 5, 6): "e5895bcb7ec31d66"}
+WALKS: dict[object, str] = {5: "7bdeaacba6762ed7", (4, 5, 6): "5a491e5e992b0f86"}
 OUTERS = (
     None,
     Outer(MODELS),
@@ -44,7 +44,7 @@ def space(depth: int = 8, kept: int | tuple[int, ...] = 5, **options: object) ->
 def spaces(draw: st.DrawFn) -> Space:
     depth = draw(st.integers(3, 10))
     removable = draw(st.sets(st.integers(0, depth - 1), min_size=1))
-    possible = st.integers(max(1, depth - len(removable)), depth - 1)
+    possible = st.integers(max(1, depth - len(removable)), depth)
     smallest, largest = sorted((draw(possible), draw(possible)))
     methods = draw(st.lists(st.sampled_from(METHODS), unique=True, max_size=4))
     sizes = tuple(range(smallest, largest + 1))
@@ -208,6 +208,35 @@ def test_mutation_reaches_all_that_is_switched_on() -> None:
     assert pairs == {(one, other) for one in MODELS for other in MODELS if one != other}
 
 
+def test_the_usual_merges_take_the_whole_family() -> None:
+    made = space(methods=("slerp", "task_arithmetic", "linear"), outer=Outer(MODELS, ("linear",)))
+    average, usual, linear = merges = made.merges({2, 3, 4})
+    for merged in merges:
+        assert [slot.layers for slot in merged.slots] == [
+            tuple((model, layer) for model in MODELS) for layer in (0, 1, 5, 6, 7)
+        ]
+        assert made.decode(made.encode(merged)) == merged
+    weights = [[dict(s).get("weight") for s in m.slots[0].operation.inputs] for m in merges]
+    assert weights == [[None, 0.25, 0.25, 0.25], [None, 0.4, 0.4, 0.4], [0.25] * 4]
+    assert [m.embeddings.models for m in merges] == [MODELS[:1], MODELS[:1], MODELS]
+    assert average.embeddings == usual.head == made.select(0, {2}).head
+    assert linear.head.operation == linear.slots[0].operation
+    assert [len(m.slots) for m in made.merges(set())] == [8] * 3
+    assert space(methods=("slerp",)).merges(set()) == []
+
+
+def test_a_move_changes_a_member_in_several_slots_and_keeps_the_others() -> None:
+    made, rng = space(methods=("task_arithmetic",)), np.random.RandomState(0)
+    start = made.encode(made.merges({2, 3, 4})[0])
+    before = made.decode(start)
+    changed = set()
+    for _ in range(200):
+        after = made.decode(made.mutate(start, rng))
+        if after.kept == before.kept:
+            changed.add(sum(one != other for one, other in zip(before.slots, after.slots, strict=True)))
+    assert changed == {0, 1, 2, 3, 4, 5}
+
+
 def test_recombination_takes_components_from_both() -> None:
     made, rng = space(outer=Outer(MODELS)), np.random.RandomState(0)
     first = made.encode(whole(made, "org/a", "org/a"))
@@ -315,8 +344,8 @@ def test_a_recipe_from_elsewhere_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kept": 8}, "target: expected 1 to 7 layers to keep of 8, found 8"),
-        ({"kept": 0}, "target: expected 1 to 7 layers to keep of 8, found 0"),
+        ({"kept": 9}, "target: expected 1 to 8 layers to keep of 8, found 9"),
+        ({"kept": 0}, "target: expected 1 to 8 layers to keep of 8, found 0"),
         ({"kept": 1}, "target: 7 layers would have to go, and only 6 may"),
         ({"removable": (3, 4, 9)}, "operations.removable: layer out of range, found 9 of 8 layers"),
         ({"methods": ("slrep",)}, "operations.merge[0]: unknown method, found 'slrep'; known are"),

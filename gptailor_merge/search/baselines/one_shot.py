@@ -14,7 +14,7 @@ class OneShot:
     """One-shot removal by the loss of the model without each layer alone.
 
     B.-K. Kim et al., Shortened LLaMA, arXiv 2402.02834, with the config's objectives in the place of
-    perplexity. This is what a search starts from by default.
+    perplexity.
     """
 
     in_space = True

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from gptailor_merge.errors import ConfigError, KeyPath, Problem
 from gptailor_merge.extensions import Registry
+from gptailor_merge.search.baselines.best_merge import BestMerge
 from gptailor_merge.search.baselines.evopress import EvoPress
 from gptailor_merge.search.baselines.greedy import SLEB
 from gptailor_merge.search.baselines.influence import UIDL, ShortGPT
@@ -23,6 +24,7 @@ BASELINES: Registry[Baseline] = Registry(
     "baseline",
     GROUP,
     {
+        "best_merge": BestMerge(OneShot()),
         "one_shot": OneShot(),
         "shortgpt": ShortGPT(),
         "uidl": UIDL(),

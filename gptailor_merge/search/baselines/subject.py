@@ -77,6 +77,28 @@ def base_of(space: Space) -> Subject:
     return _member("base", space, space.models[0], own_outer=False)
 
 
+def whole_models(space: Space) -> list[Subject]:
+    """Returns the members of a family and its usual merges, as far as a space has them, the base first."""
+    members = [space.select(number, set()) for number in range(len(space.models))]
+    return [_of_plan(plan, space) for plan in (*members, *space.merges(set()))]
+
+
+def _of_plan(plan: Plan, space: Space) -> Subject:
+    """Returns the model of a plan of full depth whose slots are all made alike."""
+    first = plan.slots[0]
+    sources = tuple(model for model, _ in first.layers)
+    return Subject(
+        sources[0] if len(sources) == 1 else first.operation.method,
+        space.models[0],
+        space.depth,
+        sources,
+        first.operation,
+        outer=plan.embeddings,
+        dtype=space.dtype,
+        out_dtype=space.out_dtype,
+    )
+
+
 def subject_of(family: Family, space: Space, *, member: str | None, merge: str | None) -> Subject | None:
     """Returns the model that the command line names; None where it names none.
 

@@ -12,6 +12,8 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.search.baselines.best_merge import BestMerge
+from gptailor_merge.search.baselines.influence import ShortGPT
 from gptailor_merge.search.baselines.layer_sets import removed_by
 from gptailor_merge.search.baselines.registry import BASELINES, warm_starts
 from gptailor_merge.search.candidates import Candidate
@@ -42,8 +44,13 @@ def test_the_first_generation_takes_what_was_found_to_every_member() -> None:
     found = [made.select(0, {1, 2, 3}), made.select(0, {4, 5, 6})]
     points = first_generation(made, found, 12, rng)
     starts = [made.decode(point).digest for point in points]
-    expected = [made.select(m, gone) for m in range(4) for gone in ({1, 2, 3}, {4, 5, 6})]
-    assert starts[:8] == [pruned.digest for pruned in expected]
+    merges = [plan for gone in ({1, 2, 3}, {4, 5, 6}) for plan in made.merges(gone)]
+    members = [made.select(m, gone) for m in range(4) for gone in ({1, 2, 3}, {4, 5, 6})]
+    assert starts[:2] == [pruned.digest for pruned in found]
+    assert set(starts[2:12]) <= {pruned.digest for pruned in merges}
+    everything = first_generation(made, found, 30, rng)
+    digests = {made.decode(point).digest for point in everything}
+    assert {pruned.digest for pruned in (*merges, *members)} <= digests
     assert len(points) == 12
     assert len(first_generation(made, found, 5, rng)) == 5
     given = made.select(2, {1, 3, 5})
@@ -99,14 +106,30 @@ def test_a_resumed_search_ends_as_an_undisturbed_one(
     assert rows(tmp_path / "grown.db") == undisturbed
 
 
-def test_by_default_it_is_one_shot_where_that_is_affordable(plain: Prepared, tmp_path: Path) -> None:
+def test_by_default_it_is_the_best_merge_as_far_as_that_is_affordable(
+    plain: Prepared, tmp_path: Path
+) -> None:
     searched(plain, tmp_path / "default.db", None)
-    searched(plain, tmp_path / "named.db", ["one_shot"])
+    searched(plain, tmp_path / "named.db", ["best_merge"])
     assert rows(tmp_path / "default.db") == rows(tmp_path / "named.db")
+    searched(plain, tmp_path / "smaller.db", None, budget=36)
+    layers = [len(c.plan.slots) for c in rows(tmp_path / "smaller.db")]
+    whole = BestMerge(ShortGPT()).models_scored(plain.space) + 1  # the influence is measured on one of them
+    assert layers == [plain.space.depth] * whole + [plain.space.sizes[0]] * (36 - whole)
     searched(plain, tmp_path / "small.db", None, budget=20)
     searched(plain, tmp_path / "none.db", [], budget=20)
     assert rows(tmp_path / "small.db") == rows(tmp_path / "none.db")
     assert "probe" not in {c.status for c in rows(tmp_path / "none.db")}
+
+
+@pytest.mark.parametrize("budget", [36, 60])
+def test_a_resumed_search_starts_as_it_did_under_a_larger_budget(
+    budget: int, plain: Prepared, tmp_path: Path
+) -> None:
+    searched(plain, tmp_path / "j.db", None, budget)
+    before = rows(tmp_path / "j.db")
+    searched(plain, tmp_path / "j.db", None, 2 * budget)
+    assert rows(tmp_path / "j.db")[:budget] == before
 
 
 def test_a_search_is_never_worse_than_what_it_starts_from(plain: Prepared, tmp_path: Path) -> None:
