@@ -120,15 +120,18 @@ class RepairSection(Section):
             are. 0 repairs none.
         everywhere: repair also behind slots where no layer is missing.
         data: texts that maps are fitted to; default those of the objectives.
-        tokens: taken of these texts in all.
-        sequence_length: tokens that a model sees at once.
+        texts: own takes sequences of the texts that are not held out; scored takes those that objectives
+            score, as runs of 0.1 did.
+        tokens: taken of the texts in all, as far as they have them.
+        sequence_length: tokens that a model sees at once; default that of the objectives, or 512.
     """
 
     finalists: Annotated[int, Field(ge=0)] = 8
     everywhere: bool = False
     data: Data | None = None
-    tokens: Annotated[int, Field(ge=2)] = 32768
-    sequence_length: Annotated[int, Field(ge=2)] = 512
+    texts: Literal["own", "scored"] = "own"
+    tokens: Annotated[int, Field(ge=2)] = 65536
+    sequence_length: Annotated[int, Field(ge=2)] | None = None
 
 
 class TuneSection(Section):
@@ -210,9 +213,8 @@ class SearchConfig(Section):
         document = read_yaml(file, ConfigError)
         if not isinstance(document, Mapping):
             raise ConfigError(f"expected a mapping, found {type(document).__name__}", file=file)
-        document = {key: value for key, value in document.items() if key != "environment"}
         try:
-            config = cls.model_validate(document)
+            config = cls.model_validate(without_versions(document))
         except ValidationError as error:
             raise ConfigError(explain(error, cls), file=file) from None
         problems = config._problems(file.parent)
@@ -272,7 +274,7 @@ class SearchConfig(Section):
             versions: library -> its version when the run was begun; default those that are installed.
         """
         recorded = dict(environment() if versions is None else versions)
-        document = {**self.document(), "environment": recorded}
+        document = {**self.recorded(), "environment": recorded}
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
     def differences(self, other: SearchConfig) -> list[str]:
@@ -288,6 +290,13 @@ class SearchConfig(Section):
         document: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         if not self.tune.finalists:
             del document["tune"]
+        return document
+
+    def recorded(self) -> dict[str, Any]:
+        """Returns the config as runs record it: without `texts: scored`, which 0.1 did not know."""
+        document = self.document()
+        if self.repair.texts == "scored":
+            del document["repair"]["texts"]
         return document
 
     def _problems(self, directory: Path) -> list[Problem]:
@@ -323,6 +332,11 @@ class SearchConfig(Section):
         if "base" in self.family.variants:
             problems.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
         problems += missing_files(("repair", "data"), self.repair.data or {}, directory)
+        if self.repair.data is not None and self.repair.texts == "scored":
+            message = (
+                "maps are fitted to data of their own, or to what objectives score; leave one of both out"
+            )
+            problems.append(Problem(("repair", "texts"), f"{message}, found 'scored' beside data"))
         return problems
 
     def _repeated_members(self) -> list[Problem]:
@@ -343,6 +357,7 @@ class SearchConfig(Section):
         sections = ("objectives", "gates", "held_out")
         measured = {name: tuple(o.resolved(directory) for o in getattr(self, name)) for name in sections}
         document = self.model_copy(update={**measured, "repair": repair}).document()
+        document["repair"] = repair.model_dump(mode="json", exclude_none=True, exclude_unset=True)
         family = document["family"]
         family["base"] = _absolute(family["base"], directory)
         family["variants"] = {n: _absolute(m, directory) for n, m in family["variants"].items()}
@@ -353,6 +368,19 @@ class SearchConfig(Section):
         if self.target.is_range and not any(objective.is_cost for objective in self.objectives):
             document["objectives"].append({"kind": "parameters"})
         return document
+
+
+def without_versions(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config without the versions that a run records with it, in today's words.
+
+    >>> without_versions({"repair": {"tokens": 32768}, "environment": {"gptailor-merge": "0.1.0"}})
+    {'repair': {'tokens': 32768, 'texts': 'scored'}}
+    """
+    plain = {key: value for key, value in document.items() if key != "environment"}
+    repair = plain.get("repair")
+    if len(plain) < len(document) and isinstance(repair, Mapping) and not {"texts", "data"} & repair.keys():
+        plain["repair"] = {**repair, "texts": "scored"}
+    return plain
 
 
 def _start(file: Path) -> StartRecipe:

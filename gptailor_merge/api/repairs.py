@@ -21,7 +21,7 @@ def repair(
     *,
     column: str = "text",
     everywhere: bool = False,
-    tokens: int = 32768,
+    tokens: int = 65536,
     sequence_length: int = 512,
     device: str = "auto",
     on_step: Callable[[str], None] = ignore,

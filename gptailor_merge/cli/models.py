@@ -90,7 +90,7 @@ def repair(
         bool, typer.Option("--everywhere", help="Also repair slots behind which no layer is missing.")
     ] = False,
     column: Column = "text",
-    tokens: Tokens = 32768,
+    tokens: Tokens = 65536,
     sequence_length: SequenceLength = 512,
     device: Device = "auto",
     as_json: Json = False,

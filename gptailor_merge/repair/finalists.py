@@ -151,10 +151,6 @@ def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog,
     config, texts = workplace.config.repair, workplace.measures.texts
     if not texts or (config.data is None and not has_enough(texts)):
         return
-    try:
-        repairer = Repairer(workplace.composer, workplace.family, texts, everywhere=config.everywhere)
-    except DataError as error:
-        raise ConfigError(Problem(("repair", "data"), str(error))) from None
     best = {candidate.digest for candidate in best_of(log, judge.settings.axes)}
     best |= {original for original, tuned in log.tunings().items() if tuned.digest in best}
     done = {
@@ -163,10 +159,21 @@ def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog,
         if repaired.digest not in best or has_files(repaired)
     }
     chosen = finalists(log, judge.settings.axes, config.finalists)
-    for number, candidate in enumerate(chosen, start=1):
-        if candidate.digest not in done:
-            workplace.progress(f"repairing the cuts of recipe {number} of {len(chosen)}")
-            log.record_repair(candidate.digest, _repair(repairer, judge, candidate, directory))
+    left = [candidate for candidate in chosen if candidate.digest not in done]
+    if not left:
+        return
+    plans, everywhere = [candidate.plan for candidate in left], config.everywhere
+    try:
+        repairer = Repairer(workplace.composer, workplace.family, texts, plans, everywhere=everywhere)
+    except DataError as error:
+        raise ConfigError(Problem(("repair", "data"), str(error))) from None
+    for candidate in left:
+        number = chosen.index(candidate) + 1
+        workplace.progress(f"repairing the cuts of recipe {number} of {len(chosen)}")
+        repaired = _repair(repairer, judge, candidate, directory)
+        # What the base takes is counted once, also where the rest is done in another process.
+        of_base = repairer.tokens if number == 1 else 0
+        log.record_repair(candidate.digest, replace(repaired, tokens=repaired.tokens + of_base))
 
 
 def _repair(repairer: Repairer, judge: FinalistJudge, original: Candidate, directory: Path) -> Candidate:

@@ -83,7 +83,7 @@ def repair_recipe(
     sets = token_sets(data, tokenizer, tokens, sequence_length)
     check_ids(sets, family.by_model(plan.tokenizer).vocabulary_size, plan.tokenizer)
     composer = composer_of(recipe, family, device)
-    repairer = Repairer(composer, family, sets, everywhere=everywhere)
+    repairer = Repairer(composer, family, sets, [plan], everywhere=everywhere)
     repaired, cuts = repairer.repair(plan, staged or out, progress)
     moved = repaired.with_edits(partial(_moved, out=out))
     return RepairedRecipe(rewritten(recipe, moved.slots), cuts, repairer.tokens)

@@ -46,6 +46,19 @@ def claim(config: SearchConfig, directory: Directory, contents: Inputs, *, resum
     return is_new
 
 
+_FITTED = frozenset({"everywhere", "texts", "tokens", "sequence_length"})
+"""Keys of `repair` that say how maps are fitted; their defaults have changed since 0.1."""
+
+
+def as_begun(config: SearchConfig, directory: Directory) -> SearchConfig:
+    """Returns the config with what a run recorded of how it fits maps, where the config leaves that open."""
+    if not (directory.journal.exists() and directory.config.exists()):
+        return config
+    recorded, left_open = SearchConfig.load(directory.config).repair, _FITTED - config.repair.model_fields_set
+    repair = config.repair.model_copy(update={key: getattr(recorded, key) for key in left_open})
+    return config.model_copy(update={"repair": repair})
+
+
 def _check_members(run: Directory, contents: Inputs) -> None:
     """Refuses to go on with members that have changed, before a weight is loaded."""
     with snapshot(run.journal) as journal:
