@@ -13,12 +13,13 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
-from gptailor_merge.objectives.config_types import Data, Positive, Section, absolute_files, missing_files
+from gptailor_merge.objectives.config_types import Positive, Section, absolute_files, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
 from gptailor_merge.recipe.fields import ModelName
 from gptailor_merge.recipe.model_names import renamed, tidy
 from gptailor_merge.recipe.recipe import BASE, Recipe
+from gptailor_merge.repair_config import RepairSection, of_record, to_record
 from gptailor_merge.target_config import Target
 from gptailor_merge.versions import environment
 
@@ -110,28 +111,6 @@ class SearchSection(Section):
     pick: Annotated[str, BeforeValidator(_read_rule)] = KNEE
     start: tuple[str | StartRecipe, ...] = Field(default=(), strict=False)
     warm_start: tuple[str, ...] | None = Field(default=None, strict=False)
-
-
-class RepairSection(Section):
-    """Repair of the best recipes when the search is over, see repair.finalists.
-
-    Attributes:
-        finalists: recipes that are repaired, the best for each choice of layers; of a front all recipes
-            are. 0 repairs none.
-        everywhere: repair also behind slots where no layer is missing.
-        data: texts that maps are fitted to; default those of the objectives.
-        texts: own takes sequences of the texts that are not held out; scored takes those that objectives
-            score, as runs of 0.1 did.
-        tokens: taken of the texts in all, as far as they have them.
-        sequence_length: tokens that a model sees at once; default that of the objectives, or 512.
-    """
-
-    finalists: Annotated[int, Field(ge=0)] = 8
-    everywhere: bool = False
-    data: Data | None = None
-    texts: Literal["own", "scored"] = "own"
-    tokens: Annotated[int, Field(ge=2)] = 65536
-    sequence_length: Annotated[int, Field(ge=2)] | None = None
 
 
 class TuneSection(Section):
@@ -293,11 +272,9 @@ class SearchConfig(Section):
         return document
 
     def recorded(self) -> dict[str, Any]:
-        """Returns the config as runs record it: without `texts: scored`, which 0.1 did not know."""
+        """Returns the config as runs record it, see repair_config."""
         document = self.document()
-        if self.repair.texts == "scored":
-            del document["repair"]["texts"]
-        return document
+        return {**document, "repair": to_record(document["repair"])}
 
     def _problems(self, directory: Path) -> list[Problem]:
         """Returns what is wrong with the values, apart from their types."""
@@ -371,15 +348,10 @@ class SearchConfig(Section):
 
 
 def without_versions(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config without the versions that a run records with it, in today's words.
-
-    >>> without_versions({"repair": {"tokens": 32768}, "environment": {"gptailor-merge": "0.1.0"}})
-    {'repair': {'tokens': 32768, 'texts': 'scored'}}
-    """
+    """Returns a config without the versions that a run records with it, in the words of today."""
     plain = {key: value for key, value in document.items() if key != "environment"}
-    repair = plain.get("repair")
-    if len(plain) < len(document) and isinstance(repair, Mapping) and not {"texts", "data"} & repair.keys():
-        plain["repair"] = {**repair, "texts": "scored"}
+    if len(plain) < len(document) and isinstance(plain.get("repair"), Mapping):
+        plain["repair"] = of_record(plain["repair"])
     return plain
 
 

@@ -71,7 +71,7 @@ class Repairer:
     Args:
         sets: the texts; every fourth sequence chooses the ridge, and some of these tell whether a map helps.
         plans: those that will be repaired; the base's states behind their cuts are computed once.
-        everywhere: try also the places behind slots where no layer is missing.
+        everywhere: tries also the places behind slots where no layer is missing.
 
     Attributes:
         tokens: the number of tokens in the texts; as many go through the base, once for all plans.
@@ -88,7 +88,7 @@ class Repairer:
         sets: Sequence[TokenSet],
         plans: Sequence[Plan],
         *,
-        everywhere: bool = False,
+        everywhere: bool,
     ) -> None:
         fitted, held_back = divided(sets)
         self.tokens = _tokens(sets)

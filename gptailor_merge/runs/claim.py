@@ -10,6 +10,7 @@ from gptailor_merge.documents import read_yaml
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.files import write_beside
 from gptailor_merge.models.contents import MEMBER
+from gptailor_merge.repair_config import FITTED
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.journal import Journal, snapshot
 from gptailor_merge.runs.provenance import Inputs, Period, changed, continued, sentences
@@ -46,16 +47,13 @@ def claim(config: SearchConfig, directory: Directory, contents: Inputs, *, resum
     return is_new
 
 
-_FITTED = frozenset({"everywhere", "texts", "tokens", "sequence_length"})
-"""Keys of `repair` that say how maps are fitted; their defaults have changed since 0.1."""
-
-
 def as_begun(config: SearchConfig, directory: Directory) -> SearchConfig:
     """Returns the config with what a run recorded of how it fits maps, where the config leaves that open."""
     if not (directory.journal.exists() and directory.config.exists()):
         return config
-    recorded, left_open = SearchConfig.load(directory.config).repair, _FITTED - config.repair.model_fields_set
-    repair = config.repair.model_copy(update={key: getattr(recorded, key) for key in left_open})
+    repair, recorded = config.repair, SearchConfig.load(directory.config).repair
+    left_open = [key for key in FITTED if key not in repair.model_fields_set]
+    repair = repair.model_copy(update={key: getattr(recorded, key) for key in left_open})
     return config.model_copy(update={"repair": repair})
 
 

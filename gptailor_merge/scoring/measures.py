@@ -16,6 +16,7 @@ from gptailor_merge.errors import ConfigError, InputError, KeyPath, Problem
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective, Purpose
 from gptailor_merge.objectives.protocols import UnitSet
 from gptailor_merge.objectives.text_kinds import TextConfig, token_sets
+from gptailor_merge.repair_config import LENGTH
 from gptailor_merge.scoring.gap import Pair
 from gptailor_merge.scoring.gates import PREFIX
 from gptailor_merge.scoring.passes import Passes
@@ -39,10 +40,6 @@ class Items:
     task: str
     split: str
     ids: tuple[int, ...]
-
-
-DEFAULT_LENGTH = 512
-"""Tokens of a sequence of `repair.data`."""
 
 
 SECTIONS = ("objectives", "gates", "held_out")
@@ -132,12 +129,11 @@ def measures(
         context = replace(context, without=frozenset(text for source in seen for text in source.documents))
     reporting = _without_repetitions(_prepared("held_out", sections["held_out"], context))
     _refuse_leaks(seen, reporting)
-    held_out = {
-        text for measure in reporting for source in measure.prepared.sets for text in source.documents
-    }
+    reported_on = [source for measure in reporting for source in measure.prepared.sets]
+    held_out = {text for source in reported_on for text in source.documents}
     texts = [*given_texts, *_shared_texts(config, searching["objectives"], tokenizer, held_out)]
     base = teachers.family.base
-    sources = [*seen, *texts, *(source for measure in reporting for source in measure.prepared.sets)]
+    sources = [*seen, *texts, *reported_on]
     check_ids([s for s in sources if isinstance(s, TokenSet)], base.vocabulary_size, base.model)
     prepared = {**searching, "held_out": reporting}
     passes = {
@@ -231,7 +227,7 @@ def _given_texts(config: SearchConfig, tokenizer: PreTrainedTokenizerBase) -> tu
     if not repair.finalists or repair.data is None:
         return ()
     with _located(("repair", "data")):
-        length = repair.sequence_length or DEFAULT_LENGTH
+        length = repair.sequence_length or LENGTH
         return token_sets(repair.data, tokenizer, repair.tokens, length)
 
 
