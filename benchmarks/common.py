@@ -39,14 +39,13 @@ def read_config(file: Path, *, tiny: bool = False) -> SearchConfig:
     config = SearchConfig.load(file)
     if not tiny:
         return config
-    repair = least(config.repair) if config.repair.data is not None else config.repair
     return config.model_copy(
         update={
             "objectives": tuple(map(least, config.objectives)),
             "gates": tuple(map(least, config.gates)),
             "held_out": tuple(map(least, config.held_out)),
             "search": config.search.model_copy(update=_LEAST_SEARCH),
-            "repair": repair.model_copy(update={"finalists": 1}),
+            "repair": least(config.repair).model_copy(update={"finalists": 1}),
         }
     )
 

@@ -13,12 +13,13 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
-from gptailor_merge.objectives.config_types import Data, Positive, Section, absolute_files, missing_files
+from gptailor_merge.objectives.config_types import Positive, Section, absolute_files, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
 from gptailor_merge.recipe.fields import ModelName
 from gptailor_merge.recipe.model_names import renamed, tidy
 from gptailor_merge.recipe.recipe import BASE, Recipe
+from gptailor_merge.repair_config import RepairSection, of_record, to_record
 from gptailor_merge.target_config import Target
 from gptailor_merge.versions import environment
 
@@ -112,25 +113,6 @@ class SearchSection(Section):
     warm_start: tuple[str, ...] | None = Field(default=None, strict=False)
 
 
-class RepairSection(Section):
-    """Repair of the best recipes when the search is over, see repair.finalists.
-
-    Attributes:
-        finalists: recipes that are repaired, the best for each choice of layers; of a front all recipes
-            are. 0 repairs none.
-        everywhere: repair also behind slots where no layer is missing.
-        data: texts that maps are fitted to; default those of the objectives.
-        tokens: taken of these texts in all.
-        sequence_length: tokens that a model sees at once.
-    """
-
-    finalists: Annotated[int, Field(ge=0)] = 8
-    everywhere: bool = False
-    data: Data | None = None
-    tokens: Annotated[int, Field(ge=2)] = 32768
-    sequence_length: Annotated[int, Field(ge=2)] = 512
-
-
 class TuneSection(Section):
     """Tuning of the best recipes when the search and the repairs are over, see tuning.finalists.
 
@@ -210,9 +192,8 @@ class SearchConfig(Section):
         document = read_yaml(file, ConfigError)
         if not isinstance(document, Mapping):
             raise ConfigError(f"expected a mapping, found {type(document).__name__}", file=file)
-        document = {key: value for key, value in document.items() if key != "environment"}
         try:
-            config = cls.model_validate(document)
+            config = cls.model_validate(without_versions(document))
         except ValidationError as error:
             raise ConfigError(explain(error, cls), file=file) from None
         problems = config._problems(file.parent)
@@ -272,7 +253,7 @@ class SearchConfig(Section):
             versions: library -> its version when the run was begun; default those that are installed.
         """
         recorded = dict(environment() if versions is None else versions)
-        document = {**self.document(), "environment": recorded}
+        document = {**self.recorded(), "environment": recorded}
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
     def differences(self, other: SearchConfig) -> list[str]:
@@ -289,6 +270,11 @@ class SearchConfig(Section):
         if not self.tune.finalists:
             del document["tune"]
         return document
+
+    def recorded(self) -> dict[str, Any]:
+        """Returns the config as runs record it, see repair_config."""
+        document = self.document()
+        return {**document, "repair": to_record(document["repair"])}
 
     def _problems(self, directory: Path) -> list[Problem]:
         """Returns what is wrong with the values, apart from their types."""
@@ -323,6 +309,11 @@ class SearchConfig(Section):
         if "base" in self.family.variants:
             problems.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
         problems += missing_files(("repair", "data"), self.repair.data or {}, directory)
+        if self.repair.data is not None and self.repair.texts == "scored":
+            message = (
+                "maps are fitted to data of their own, or to what objectives score; leave one of both out"
+            )
+            problems.append(Problem(("repair", "texts"), f"{message}, found 'scored' beside data"))
         return problems
 
     def _repeated_members(self) -> list[Problem]:
@@ -343,6 +334,7 @@ class SearchConfig(Section):
         sections = ("objectives", "gates", "held_out")
         measured = {name: tuple(o.resolved(directory) for o in getattr(self, name)) for name in sections}
         document = self.model_copy(update={**measured, "repair": repair}).document()
+        document["repair"] = repair.model_dump(mode="json", exclude_none=True, exclude_unset=True)
         family = document["family"]
         family["base"] = _absolute(family["base"], directory)
         family["variants"] = {n: _absolute(m, directory) for n, m in family["variants"].items()}
@@ -353,6 +345,14 @@ class SearchConfig(Section):
         if self.target.is_range and not any(objective.is_cost for objective in self.objectives):
             document["objectives"].append({"kind": "parameters"})
         return document
+
+
+def without_versions(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config without the versions that a run records with it, in the words of today."""
+    plain = {key: value for key, value in document.items() if key != "environment"}
+    if len(plain) < len(document) and isinstance(plain.get("repair"), Mapping):
+        plain["repair"] = of_record(plain["repair"])
+    return plain
 
 
 def _start(file: Path) -> StartRecipe:

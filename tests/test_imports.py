@@ -29,6 +29,7 @@ ORDER = (
     "space",
     "scoring",
     "config",
+    "repair_config",
     "target_config",
     "versions",
     "objectives",

@@ -38,6 +38,18 @@ def divided(sets: Sequence[TokenSet]) -> tuple[list[TokenSet], list[TokenSet]]:
     return [_part(s, ids) for s, ids in zip(sets, fitted, strict=True)], held_back
 
 
+def shortened(sets: Sequence[TokenSet], tokens: int) -> list[TokenSet]:
+    """Returns the first sequences of each set, which have about as many tokens in all.
+
+    A set keeps at least EVERY sequences, if it has them, so that one can be held back.
+    """
+    total = sum(ids.numel() for token_set in sets for ids in token_set.sequences)
+    return [
+        _part(token_set, token_set.sequences[: max(EVERY, token_set.rows_until(min(1.0, tokens / total)))])
+        for token_set in sets
+    ]
+
+
 def _part(whole: TokenSet, sequences: Sequence[torch.Tensor]) -> TokenSet:
     content = torch.stack(list(sequences)).numpy().tobytes()
     return replace(whole, sequences=tuple(sequences), digest=digest_of_bytes(content))

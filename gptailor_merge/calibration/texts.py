@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -130,6 +130,7 @@ def tokenize(
     *,
     tokens: int,
     sequence_length: int,
+    without: Container[str] = frozenset(),
 ) -> TokenSet:
     """Cuts a source's first tokens into sequences.
 
@@ -141,6 +142,7 @@ def tokenize(
         tokens: most tokens taken.
         sequence_length: tokens in a sequence; what is left at the end of a source is dropped, unless
             the source is shorter than one sequence.
+        without: identities of documents that are left out.
 
     Raises:
         DataError: a source with fewer than two tokens.
@@ -151,7 +153,10 @@ def tokenize(
     ended = True
     with closing(source.documents(tokenizer)) as documents:
         for document in documents:
-            known.add(identity(document.text))
+            name_of_text = identity(document.text)
+            if name_of_text in without:
+                continue
+            known.add(name_of_text)
             ids = first_tokens(tokenizer, document, wanted - len(stream))
             if not ended and tokenizer.eos_token_id is not None and ids[:1] != [tokenizer.bos_token_id]:
                 stream.append(tokenizer.eos_token_id)

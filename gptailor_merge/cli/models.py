@@ -87,15 +87,19 @@ def repair(
     data: Texts,
     out: Annotated[Path, typer.Option(help="The directory to make, with the repaired recipe and its maps.")],
     everywhere: Annotated[
-        bool, typer.Option("--everywhere", help="Also repair slots behind which no layer is missing.")
-    ] = False,
+        bool,
+        typer.Option(
+            "--everywhere/--at-cuts",
+            help="Repair every layer, or only those behind which layers are missing, in less time.",
+        ),
+    ] = True,
     column: Column = "text",
-    tokens: Tokens = 32768,
+    tokens: Tokens = 65536,
     sequence_length: SequenceLength = 512,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Make up for removed layers by a linear map in the last layer before each cut; no training."""
+    """Make up for removed layers by linear maps in the layers that are left; no training."""
     from gptailor_merge.api.library_logs import quiet_libraries
     from gptailor_merge.api.repairs import RECIPE
     from gptailor_merge.api.repairs import repair as repair_recipe

@@ -178,7 +178,7 @@ def search_digest(settings: SearchConfig, family: tuple[Parent, ...], baseline: 
     Args:
         baseline: the baseline that was run instead of a search.
     """
-    document = settings.document()
+    document = settings.recorded()
     for key in RESUMABLE:
         document["search"].pop(key, None)
     return digest([public(document, {parent.model: parent.unpinned for parent in family}), baseline])

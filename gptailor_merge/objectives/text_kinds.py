@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -121,19 +121,28 @@ def token_sets(
     tokenizer: PreTrainedTokenizerBase,
     tokens: int,
     sequence_length: int,
+    without: Container[str] = frozenset(),
 ) -> tuple[TokenSet, ...]:
     """Tokenises every source.
 
     Args:
         tokens: taken in all, shared evenly by the sources.
         sequence_length: tokens in a sequence.
+        without: documents that are left out, see calibration.texts.
 
     Raises:
         DataError: a source cannot be read, or has fewer than two tokens.
     """
     share = max(2, tokens // len(data))
     return tuple(
-        tokenize(name, text_source(source), tokenizer, tokens=share, sequence_length=sequence_length)
+        tokenize(
+            name,
+            text_source(source),
+            tokenizer,
+            tokens=share,
+            sequence_length=sequence_length,
+            without=without,
+        )
         for name, source in data.items()
     )
 

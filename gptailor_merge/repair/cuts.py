@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gptailor_merge.recipe.plan import NORMS, Edit, Plan
+from gptailor_merge.recipe.plan import NORMS, SELECT, Component, Edit, Operation, Plan, Slot
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,14 @@ def cuts_of(plan: Plan, depth: int, *, everywhere: bool = False) -> list[Cut]:
         for slot, (layer, after) in enumerate(zip(plan.kept, following, strict=True))
     ]
     return [cut for cut in gaps if cut.removed or (everywhere and cut.removed.stop == cut.removed.start)]
+
+
+def dense(base_model: str, depth: int) -> Plan:
+    """Returns the plan of a whole base; its dtypes are those of the composer."""
+    select = Operation(SELECT, ((),))
+    ends = Component((base_model,), select)
+    slots = tuple(Slot(((base_model, layer),), select) for layer in range(depth))
+    return Plan(base_model, slots, ends, ends, base_model, None, None)
 
 
 def with_edit(plan: Plan, position: int, edit: Edit) -> Plan:

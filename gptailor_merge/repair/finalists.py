@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Protocol
 
-from gptailor_merge.calibration.held_back import has_enough
+from gptailor_merge.calibration.held_back import has_enough, shortened
+from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.editing import GAINS_FILE
 from gptailor_merge.errors import ConfigError, DataError, Problem
 from gptailor_merge.files import make_directory
@@ -29,6 +30,9 @@ from gptailor_merge.search.front import front
 from gptailor_merge.search.judging import verdicts
 from gptailor_merge.search.outcomes import Judgement, candidate_of
 from gptailor_merge.search.settings import SearchSettings
+
+FIRST_TOKENS = 8192
+"""Tokens that tell which finalist is repaired everywhere: their ranks do not change with more."""
 
 
 class Finished(Protocol):
@@ -141,6 +145,10 @@ def has_files(candidate: Candidate) -> bool:
 def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog, directory: Path) -> None:
     """Repairs the finalists that are not repaired yet, and writes what became of them into the log.
 
+    With `everywhere: best` they are repaired at their cuts, on some of the tokens; then the best of them, or
+    all on the front, is repaired everywhere on all tokens. Such a repair is remembered under the digest of
+    the recipe that was repaired first.
+
     Args:
         workplace: the family, the texts and what composes models in this process.
         directory: where the maps of each finalist are, in a directory of its own.
@@ -151,32 +159,76 @@ def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog,
     config, texts = workplace.config.repair, workplace.measures.texts
     if not texts or (config.data is None and not has_enough(texts)):
         return
-    try:
-        repairer = Repairer(workplace.composer, workplace.family, texts, everywhere=config.everywhere)
-    except DataError as error:
-        raise ConfigError(Problem(("repair", "data"), str(error))) from None
-    best = {candidate.digest for candidate in best_of(log, judge.settings.axes)}
-    best |= {original for original, tuned in log.tunings().items() if tuned.digest in best}
-    done = {
-        original
-        for original, repaired in log.repairs().items()
-        if repaired.digest not in best or has_files(repaired)
-    }
-    chosen = finalists(log, judge.settings.axes, config.finalists)
-    for number, candidate in enumerate(chosen, start=1):
-        if candidate.digest not in done:
-            workplace.progress(f"repairing the cuts of recipe {number} of {len(chosen)}")
-            log.record_repair(candidate.digest, _repair(repairer, judge, candidate, directory))
+    axes = judge.settings.axes
+    stage = _Stage(workplace, judge, log, directory)
+    chosen = finalists(log, axes, config.finalists)
+    originals = {candidate.digest: candidate for candidate in chosen}
+    if config.everywhere != "best":
+        stage.repair(originals, texts, everywhere=config.everywhere)
+        return
+    stage.repair(originals, shortened(texts, FIRST_TOKENS), everywhere=False)
+    repairs = log.repairs()
+    by_repaired = {repairs[digest].digest: digest for digest in originals if repairs[digest].loss is not None}
+    best = best_refined([repairs[original] for original in by_repaired.values()], log, axes)
+    stage.repair({digest: originals[by_repaired[digest]] for digest in best}, texts, everywhere=True)
 
 
-def _repair(repairer: Repairer, judge: FinalistJudge, original: Candidate, directory: Path) -> Candidate:
-    """Repairs a finalist and counts what that took."""
+@dataclass(frozen=True)
+class _Stage:
+    """The parts of a run that its repairs need; see `repair_finalists`."""
+
+    workplace: Workplace
+    judge: FinalistJudge
+    log: RepairLog
+    directory: Path
+
+    def repair(
+        self, originals: Mapping[str, Candidate], texts: Sequence[TokenSet], *, everywhere: bool
+    ) -> None:
+        """Repairs the candidates that are not repaired yet.
+
+        Args:
+            originals: the digest that a repair is remembered under -> the candidate that is repaired.
+        """
+        best = {candidate.digest for candidate in best_of(self.log, self.judge.settings.axes)}
+        best |= {original for original, tuned in self.log.tunings().items() if tuned.digest in best}
+        known = self.log.repairs()
+        done = {key for key, repaired in known.items() if repaired.digest not in best or has_files(repaired)}
+        left = {key: candidate for key, candidate in originals.items() if key not in done}
+        if not left:
+            return
+        plans, workplace = [candidate.plan for candidate in left.values()], self.workplace
+        try:
+            repairer = Repairer(workplace.composer, workplace.family, texts, plans, everywhere=everywhere)
+        except DataError as error:
+            raise ConfigError(Problem(("repair", "data"), str(error))) from None
+        for number, (key, candidate) in enumerate(originals.items(), start=1):
+            if key in left:
+                where = "everywhere" if everywhere else "at its cuts"
+                workplace.progress(f"repairing recipe {number} of {len(originals)} {where}")
+                maps = self.directory / key
+                repaired = _repair(repairer, self.judge, candidate, maps)
+                # What the base takes is counted once, also where another process does the rest.
+                of_base = repairer.tokens if number == 1 else 0
+                self.log.record_repair(key, replace(repaired, tokens=repaired.tokens + of_base))
+
+
+def best_refined(refined: Sequence[Candidate], log: Finished, axes: Sequence[str]) -> list[str]:
+    """Returns the digest of the best refined candidate, or of those on a front with what was searched."""
+    if not axes:
+        return [min(refined, key=_rank).digest] if refined else []
+    searched = [candidate for candidate in log.finished() if candidate.status not in REFINED]
+    points = front([*searched, *refined], axes)
+    return [point.candidate.digest for point in points if point.candidate.status in REFINED]
+
+
+def _repair(repairer: Repairer, judge: FinalistJudge, original: Candidate, maps: Path) -> Candidate:
+    """Repairs a finalist, whose maps get a directory, and counts what that took."""
     spent_before, begun = repairer.spent, time.perf_counter()
-    maps = directory / original.digest
     make_directory(maps)
     repaired, _ = repairer.repair(original.plan, maps)
     seconds = time.perf_counter() - begun
-    candidate = judge.judge(original, repaired, directory)
+    candidate = judge.judge(original, repaired, maps.parent)
     spent = repairer.spent - spent_before
     return replace(candidate, tokens=candidate.tokens + spent, seconds=candidate.seconds + seconds)
 

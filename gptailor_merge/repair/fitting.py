@@ -20,8 +20,9 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.objectives.perplexity import Perplexity
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.recipe.plan import MLP, Edit, Plan
-from gptailor_merge.repair.cuts import Cut, cuts_of, with_edit
-from gptailor_merge.repair.regression import Climb
+from gptailor_merge.repair.cuts import Cut, cuts_of, dense, with_edit
+from gptailor_merge.repair.regression import Climb, Moments
+from gptailor_merge.repair.states import DenseStates
 from gptailor_merge.scoring.passes import Passes
 
 RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0)
@@ -29,6 +30,10 @@ RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0)
 
 
 BATCH_TOKENS = 4096
+
+
+LOSS_TOKENS = 8192
+"""Tokens at most, of those that are not fitted to, whose loss tells whether a map helps."""
 
 
 MAP_PATTERN = "repair-*.safetensors"
@@ -64,27 +69,38 @@ class Repairer:
     """Repairs plans of one family with maps that are fitted to the same texts.
 
     Args:
-        sets: the texts; every fourth sequence chooses the ridge, and tells whether a map helps.
-        everywhere: try also the places behind slots where no layer is missing.
+        sets: the texts; every fourth sequence chooses the ridge, and some of these tell whether a map helps.
+        plans: those that will be repaired; the base's states behind their cuts are computed once.
+        everywhere: tries also the places behind slots where no layer is missing.
 
     Attributes:
-        tokens: the number of tokens in the texts.
-        spent: tokens that have gone through models, or through a part of one.
+        tokens: the number of tokens in the texts; as many go through the base, once for all plans.
+        spent: tokens that have gone through plans' models, or through a part of one.
 
     Raises:
         DataError: too few sequences to choose a ridge on.
     """
 
     def __init__(
-        self, composer: Composer, family: Family, sets: Sequence[TokenSet], *, everywhere: bool = False
+        self,
+        composer: Composer,
+        family: Family,
+        sets: Sequence[TokenSet],
+        plans: Sequence[Plan],
+        *,
+        everywhere: bool,
     ) -> None:
         fitted, held_back = divided(sets)
-        self.tokens = sum(ids.numel() for token_set in sets for ids in token_set.sequences)
+        self.tokens = _tokens(sets)
         self.spent = 0
         self._composer, self._family, self._everywhere = composer, family, everywhere
-        self._fitted, self._held_back = self._batches(fitted), self._batches(held_back)
-        self._passes = Passes([Perplexity("nll", tuple(held_back))], [self._held_back], (1.0,))
-        self._tokens_of_loss = sum(batch.ids.numel() for batch in self._held_back)
+        share = min(1.0, LOSS_TOKENS / _tokens(held_back))
+        rungs = self._layout(held_back, (share, 1.0))
+        (fitted_batches,) = self._layout(fitted, (1.0,))
+        self._texts = [
+            (batches, self._dense(plans, batches)) for batches in (fitted_batches, [*rungs[0], *rungs[1]])
+        ]
+        self._passes = Passes([Perplexity("nll", tuple(held_back))], rungs[:1], (share,))
 
     def repair(
         self, plan: Plan, directory: Path, progress: Callable[[str], None] = lambda step: None
@@ -95,55 +111,66 @@ class Repairer:
             directory: where the maps are written.
             progress: told which cut is being repaired.
         """
-        config, depth = self._family.base.config, self._family.depth
-        cuts = cuts_of(plan, depth, everywhere=self._everywhere)
-        notes = [_obstacle(plan, cut, config) for cut in cuts]
-        possible = [cut for cut, note in zip(cuts, notes, strict=True) if note is None]
-        if not possible:
-            return plan, tuple(CutRepair.impossible(cut, note) for cut, note in zip(cuts, notes, strict=True))
-        fitted, held_back = (
-            Climb(self._composer, plan, possible, batches, depth)
-            for batches in (self._fitted, self._held_back)
-        )
-        self.spent += 2 * self.tokens  # the base, and the layers of the plan
-        loss = self._loss(plan)
+        cuts = cuts_of(plan, self._family.depth, everywhere=self._everywhere)
+        fitted, held_back = (Climb(self._composer, batches, dense) for batches, dense in self._texts)
+        loss: float | None = None
         repairs = []
-        for cut, note in zip(cuts, notes, strict=True):
+        for cut in cuts:
+            note = _obstacle(plan, cut, self._family.base.config)
             if note is not None:
                 repairs.append(CutRepair.impossible(cut, note))
                 continue
             missing = f"{len(cut.removed)} layers are" if len(cut.removed) != 1 else "1 layer is"
             progress(f"repairing behind slot {cut.slot}, where {missing} missing")
-            plan, repair = self._repair_cut(plan, cut, loss, fitted, held_back, directory)
+            moments, check = fitted.moments(plan, cut), held_back.moments(plan, cut)
+            if loss is None:
+                self.spent += self.tokens
+                loss = self._loss(plan, held_back)
+            plan, repair = self._repair_cut(plan, cut, loss, moments, check, held_back, directory)
             repairs.append(repair)
-            assert repair.after is not None
             loss = repair.after
         return plan, tuple(repairs)
 
     def _repair_cut(
-        self, plan: Plan, cut: Cut, loss: float, fitted: Climb, held_back: Climb, directory: Path
+        self,
+        plan: Plan,
+        cut: Cut,
+        loss: float,
+        moments: Moments,
+        check: Moments,
+        held_back: Climb,
+        directory: Path,
     ) -> tuple[Plan, CutRepair]:
         """Fits maps at a cut and keeps the best one if it lowers the loss."""
-        moments, check = fitted.moments(plan, cut), held_back.moments(plan, cut)
         maps = {ridge: moments.solve(ridge) for ridge in RIDGES}
         best = min(RIDGES, key=lambda ridge: check.error(maps[ridge]))
         removed = (cut.removed.start, cut.removed.stop)
-        after = self._loss(_with_map(plan, cut, maps[best], directory))
+        after = self._loss(_with_map(plan, cut, maps[best], directory), held_back)
         if not after < loss:
             return plan, CutRepair(cut.slot, removed, None, loss, loss)
         # The map that is kept has the chosen strength and is fitted to all sequences.
         final = _with_map(plan, cut, (moments + check).solve(best), directory)
         return final, CutRepair(cut.slot, removed, best, loss, after)
 
-    def _batches(self, sets: Sequence[TokenSet]) -> list[Batch]:
-        rungs = layout(sets, BATCH_TOKENS, device=self._composer.device)
-        return [batch for rung in rungs for batch in rung]
+    def _dense(self, plans: Sequence[Plan], batches: Sequence[Batch]) -> DenseStates:
+        depth = self._family.depth
+        cuts = (cut for plan in plans for cut in cuts_of(plan, depth, everywhere=self._everywhere))
+        base = dense(self._family.base.model, depth)
+        return DenseStates(self._composer, base, batches, {cut.removed.stop - 1 for cut in cuts})
 
-    def _loss(self, plan: Plan) -> float:
-        """Returns the nats per token on the sequences that were not fitted to."""
-        self.spent += self._tokens_of_loss
-        (by_set,) = self._passes.score(self._composer.compose(plan)).values()
+    def _layout(self, sets: Sequence[TokenSet], shares: Sequence[float]) -> list[list[Batch]]:
+        return layout(sets, BATCH_TOKENS, device=self._composer.device, rungs=shares)
+
+    def _loss(self, plan: Plan, climb: Climb) -> float:
+        """Returns the nats per token on sequences that were not fitted to; runs what is above the climb."""
+        self.spent += self._passes.tokens
+        measured = self._passes.measure_with(climb.forward(plan))
+        (by_set,) = self._passes.scores(measured).values()
         return Score.total(list(by_set.values())).mean
+
+
+def _tokens(sets: Sequence[TokenSet]) -> int:
+    return sum(ids.numel() for token_set in sets for ids in token_set.sequences)
 
 
 def _obstacle(plan: Plan, cut: Cut, config: Mapping[str, Any]) -> str | None:

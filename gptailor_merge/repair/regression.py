@@ -12,16 +12,22 @@ identity, a strong ridge leaves the model as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
 
 import torch
 
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.prefixes import State, advance
-from gptailor_merge.recipe.plan import MLP, SELECT, Component, Edit, Operation, Plan, Slot
+from gptailor_merge.objectives.protocols import Forward, Prediction
+from gptailor_merge.recipe.plan import MLP, Edit, Plan
 from gptailor_merge.repair.cuts import Cut, with_edit
+from gptailor_merge.repair.states import DenseStates, states_of
+from gptailor_merge.scoring.passes import predictions
+
+CLIMB_BYTES = 1024**3
+"""Bytes of a plan's states that are kept on the host."""
 
 
 @dataclass(frozen=True)
@@ -59,29 +65,29 @@ class Moments:
 
 
 class Climb:
-    """Goes up a plan from cut to cut, on given texts; each layer runs once, and so does the base.
+    """Goes up a plan from cut to cut, on given texts; each layer runs once.
+
+    The states that the climb has come to are kept on the host; where `most_bytes` do not hold those of all
+    batches, the other batches begin at the first slot again.
 
     Args:
-        cuts: the cuts that `moments` will be asked for, in order.
         batches: one or more batches of texts.
-        depth: the number of layers of the base.
+        dense: the base's states on these batches.
     """
 
     def __init__(
-        self, composer: Composer, plan: Plan, cuts: Sequence[Cut], batches: Sequence[Batch], depth: int
+        self,
+        composer: Composer,
+        batches: Sequence[Batch],
+        dense: DenseStates,
+        most_bytes: int = CLIMB_BYTES,
     ) -> None:
-        self._composer, self._batches = composer, batches
+        self._composer, self._batches, self._dense = composer, batches, dense
         # MPS has no double precision.
         self._solved_on = composer.device if composer.device.type == "cuda" else torch.device("cpu")
-        ends = sorted({cut.removed.stop - 1 for cut in cuts})
-        base = _base_of(plan, depth)
-        self._wanted = [
-            # Kept off the device, which may not hold the states of all cuts.
-            dict(zip(ends, [state.cpu() for state in self._run(base, batch, None, 0, ends)], strict=True))
-            for batch in batches
-        ]
+        self._most_bytes = most_bytes
         self._slot = 0
-        self._before: list[State] = [None] * len(batches)
+        self._before: dict[int, State] = {}
 
     def moments(self, plan: Plan, cut: Cut) -> Moments:
         """Runs the layers up to a cut, the last one with and without its MLP.
@@ -92,28 +98,40 @@ class Climb:
         bare = with_edit(plan, cut.slot, Edit(MLP))
         record = [cut.slot - 1, cut.slot] if cut.slot else [0]
         total: Moments | None = None
-        for at, batch in enumerate(self._batches):
-            *before, after = self._run(plan, batch, self._before[at], self._slot, record)
-            self._before[at] = before[0] if before else None
-            (rest,) = self._run(bare, batch, self._before[at], cut.slot, [cut.slot])
-            wanted = self._wanted[at][cut.removed.stop - 1]
+        held_bytes = 0
+        for number, batch in enumerate(self._batches):
+            state, first = self._start(number)
+            *before, after = states_of(self._composer, plan, batch, state, first, record)
+            reached = before[0] if before else None
+            (rest,) = states_of(self._composer, bare, batch, reached, cut.slot, [cut.slot])
+            wanted = self._dense.behind(cut.removed.stop - 1, number)
             h, r, y = (s.to(self._solved_on, torch.float64).flatten(0, 1) for s in (after, rest, wanted))
             m = h - r
             moments = Moments(m.T @ m, m.T @ (y - h), float((y - h).square().sum()), len(h))
             total = moments if total is None else total + moments
+            self._before.pop(number, None)
+            if reached is not None and held_bytes + reached.nbytes <= self._most_bytes:
+                held_bytes += reached.nbytes
+                self._before[number] = reached.cpu()
         assert total is not None
         self._slot = cut.slot
         return total
 
-    def _run(self, plan: Plan, batch: Batch, state: State, first: int, record: Sequence[int]) -> list[State]:
-        """Runs the slots from `first` to the last of `record`, and returns the states after those of it."""
-        slots = range(first, record[-1] + 1)
-        return advance(self._composer.compose(plan, only=slots), batch.ids, state, slots, set(record))
+    def forward(self, plan: Plan) -> Forward:
+        """Returns what predicts the batches by a plan whose slots below the last cut are those climbed."""
+        last = len(plan.slots) - 1
+        model = self._composer.compose(plan)
 
+        def forward(batch: Batch) -> Iterator[Prediction]:
+            state, first = self._start(self._batches.index(batch))
+            if first:
+                state = state.to(self._composer.device)
+            (state,) = advance(model, batch.ids, state, range(first, last + 1), {last})
+            return predictions(model, batch, state)
 
-def _base_of(plan: Plan, depth: int) -> Plan:
-    """Returns the plan of the base model."""
-    select = Operation(SELECT, ((),))
-    ends = Component((plan.base_model,), select)
-    slots = tuple(Slot(((plan.base_model, layer),), select) for layer in range(depth))
-    return replace(plan, slots=slots, embeddings=ends, head=ends, tokenizer=plan.base_model)
+        return forward
+
+    def _start(self, number: int) -> tuple[State, int]:
+        """Returns the state that a batch's run begins with, and the first slot that is to run."""
+        state = self._before.get(number)
+        return state, 0 if state is None else self._slot

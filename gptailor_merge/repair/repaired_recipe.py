@@ -53,20 +53,20 @@ def repair_recipe(
     *,
     file: Path | None = None,
     staged: Path | None = None,
-    everywhere: bool = False,
+    everywhere: bool,
     tokens: int,
     sequence_length: int,
     device: torch.device,
     progress: Callable[[str], None] = lambda step: None,
 ) -> RepairedRecipe:
-    """Fits a map at each cut, the first cut first, and keeps those that help.
+    """Fits maps, in the first slot first, and keeps those that help.
 
     Args:
         data: name -> texts.
         out: the directory of the maps, as the repaired recipe names it.
         file: the recipe's file, for messages.
         staged: the directory that the maps are written to, if it is to be renamed to `out` later.
-        everywhere: try also the places behind slots where no layer is missing.
+        everywhere: tries also the places behind slots where no layer is missing.
         tokens: the number of tokens in all, shared evenly by the files.
         progress: told which cut is being repaired.
 
@@ -75,7 +75,7 @@ def repair_recipe(
         DataError: too few sequences to choose a ridge on.
     """
     plan, family = check_with_family(recipe, file=file)
-    if not cuts_of(plan, family.depth, everywhere=everywhere):
+    if not cuts_of(plan, family.depth):
         raise RecipeError("no layer is missing behind another; there is nothing to repair", file=file)
     if plan.repaired:
         raise RecipeError("is repaired already; repair the recipe that it was made of", file=file)
@@ -83,7 +83,7 @@ def repair_recipe(
     sets = token_sets(data, tokenizer, tokens, sequence_length)
     check_ids(sets, family.by_model(plan.tokenizer).vocabulary_size, plan.tokenizer)
     composer = composer_of(recipe, family, device)
-    repairer = Repairer(composer, family, sets, everywhere=everywhere)
+    repairer = Repairer(composer, family, sets, [plan], everywhere=everywhere)
     repaired, cuts = repairer.repair(plan, staged or out, progress)
     moved = repaired.with_edits(partial(_moved, out=out))
     return RepairedRecipe(rewritten(recipe, moved.slots), cuts, repairer.tokens)

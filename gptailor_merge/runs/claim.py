@@ -10,6 +10,7 @@ from gptailor_merge.documents import read_yaml
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.files import write_beside
 from gptailor_merge.models.contents import MEMBER
+from gptailor_merge.repair_config import FITTED
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.journal import Journal, snapshot
 from gptailor_merge.runs.provenance import Inputs, Period, changed, continued, sentences
@@ -44,6 +45,16 @@ def claim(config: SearchConfig, directory: Directory, contents: Inputs, *, resum
     if is_new:
         write_beside(directory.config, config.to_yaml())
     return is_new
+
+
+def as_begun(config: SearchConfig, directory: Directory) -> SearchConfig:
+    """Returns the config with what a run recorded of how it fits maps, where the config leaves that open."""
+    if not (directory.journal.exists() and directory.config.exists()):
+        return config
+    repair, recorded = config.repair, SearchConfig.load(directory.config).repair
+    left_open = [key for key in FITTED if key not in repair.model_fields_set]
+    repair = repair.model_copy(update={key: getattr(recorded, key) for key in left_open})
+    return config.model_copy(update={"repair": repair})
 
 
 def _check_members(run: Directory, contents: Inputs) -> None:

@@ -17,7 +17,7 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.models.stored_values import differences_told
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.repair.finalists import FinalistJudge, drop_files, repair_finalists
-from gptailor_merge.runs.claim import claim, describe, versions_at_begin
+from gptailor_merge.runs.claim import as_begun, claim, describe, versions_at_begin
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.held_out import score_held_out
 from gptailor_merge.runs.journal import Journal
@@ -74,6 +74,7 @@ def execute(
         SearchError, ScoringError: the search failed.
     """
     EXECUTORS[executor]  # an unknown name is an error before anything is written
+    config = as_begun(config, run) if resume else config
     on_step("reading the family")
     with errors_in(file):
         preparation = prepare(config)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gptailor_merge.config import SearchConfig
+from gptailor_merge.config import SearchConfig, without_versions
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem, SearchError
 from gptailor_merge.objectives.scores import Scores
@@ -112,11 +112,11 @@ def read(directory: Directory) -> Record:
     """
     with snapshot(directory.journal) as journal:
         document = _document(directory)
+        settings = _settings(document, directory)
         versions = document.pop("environment", {})
         if not isinstance(versions, dict):
             message = f"expected library: version, found {type(versions).__name__}"
             raise ConfigError(Problem(("environment",), message), file=directory.config)
-        settings = _settings(document, directory)
         metadata, counts = journal.metadata(), journal.counts()
         finished = tuple(journal.finished())
         _check(finished, metadata.axes, directory)
@@ -168,7 +168,7 @@ def _document(directory: Directory) -> dict[str, Any]:
 def _settings(document: Mapping[str, Any], directory: Directory) -> SearchConfig:
     """Parses a stored config. SearchConfig.load would look for the data, which may be gone."""
     try:
-        return SearchConfig.model_validate(document)
+        return SearchConfig.model_validate(without_versions(document))
     except ValidationError as error:
         raise ConfigError(explain(error, SearchConfig), file=directory.config) from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -16,6 +16,7 @@ from gptailor_merge.errors import ConfigError, InputError, KeyPath, Problem
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective, Purpose
 from gptailor_merge.objectives.protocols import UnitSet
 from gptailor_merge.objectives.text_kinds import TextConfig, token_sets
+from gptailor_merge.repair_config import LENGTH
 from gptailor_merge.scoring.gap import Pair
 from gptailor_merge.scoring.gates import PREFIX
 from gptailor_merge.scoring.passes import Passes
@@ -116,20 +117,23 @@ def measures(
     context = replace(context, divided=_divided(sections, context))
     searching = {name: _prepared(name, sections[name], context) for name in ("objectives", "gates")}
     searched = [measure for section in searching.values() for measure in section]
-    texts = _texts(config, searching["objectives"], tokenizer)
+    given_texts = _given_texts(config, tokenizer)
     tuned_on = _tuned_on(config, tokenizer)
     tested = _on_test_splits(searched)
     if tested and not config.allow_test_split:
         hint = "scores on it would tell nothing about other models; expected another, or --allow-test-split"
         raise ConfigError([Problem(p.path, f"{p.message}, {hint}") for p in tested])
-    seen = [*(source for measure in searched for source in measure.prepared.sets), *texts]
+    seen = [*(source for measure in searched for source in measure.prepared.sets), *given_texts]
     seen += [source for sets in tuned_on.values() for source in sets]
     if config.drop_leaks:
         context = replace(context, without=frozenset(text for source in seen for text in source.documents))
     reporting = _without_repetitions(_prepared("held_out", sections["held_out"], context))
     _refuse_leaks(seen, reporting)
+    reported_on = [source for measure in reporting for source in measure.prepared.sets]
+    held_out = {text for source in reported_on for text in source.documents}
+    texts = [*given_texts, *_shared_texts(config, searching["objectives"], tokenizer, held_out)]
     base = teachers.family.base
-    sources = [*seen, *(source for measure in reporting for source in measure.prepared.sets)]
+    sources = [*seen, *texts, *reported_on]
     check_ids([s for s in sources if isinstance(s, TokenSet)], base.vocabulary_size, base.model)
     prepared = {**searching, "held_out": reporting}
     passes = {
@@ -142,7 +146,7 @@ def measures(
         held_out=passes["held_out"],
         pairs=tuple(_pairs(prepared, passes)),
         items=tuple(items for name in SECTIONS for items in _items(name, prepared[name], passes[name])),
-        texts=tuple(texts),
+        texts=tuple({source.digest: source for source in texts}.values()),
         tuned_on=tuned_on,
         context=whole,
         warnings=tuple(
@@ -217,18 +221,46 @@ def _identity(measure: _Measure) -> tuple[str, list[str]]:
     return measure.prepared.metric, [source.digest for source in measure.prepared.sets]
 
 
-def _texts(
-    config: SearchConfig, searching: Sequence[_Measure], tokenizer: PreTrainedTokenizerBase
-) -> list[TokenSet]:
-    """Returns the texts that maps are fitted to; none where nothing is repaired."""
+def _given_texts(config: SearchConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenSet, ...]:
+    """Returns the texts of `repair.data`; none where nothing is repaired or there are no such data."""
     repair = config.repair
-    if not repair.finalists:
-        return []
-    if repair.data is not None:
-        with _located(("repair", "data")):
-            return list(token_sets(repair.data, tokenizer, repair.tokens, repair.sequence_length))
-    sources = (source for m in searching if m.config.calibrates for source in m.prepared.sets)
-    return list({source.digest: source for source in sources if isinstance(source, TokenSet)}.values())
+    if not repair.finalists or repair.data is None:
+        return ()
+    with _located(("repair", "data")):
+        length = repair.sequence_length or LENGTH
+        return token_sets(repair.data, tokenizer, repair.tokens, length)
+
+
+def _shared_texts(
+    config: SearchConfig,
+    searching: Sequence[_Measure],
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Container[str],
+) -> Iterator[TokenSet]:
+    """Yields the texts of the objectives that maps are fitted to, where they have none of their own.
+
+    Args:
+        held_out: documents that are left out.
+    """
+    repair = config.repair
+    if not repair.finalists or repair.data is not None:
+        return
+    measured = [measure for measure in searching if measure.config.calibrates]
+    if repair.texts == "scored":
+        sources = (source for measure in measured for source in measure.prepared.sets)
+        yield from (source for source in sources if isinstance(source, TokenSet))
+        return
+    configs = [measure.config for measure in measured if isinstance(measure.config, TextConfig)]
+    data = [
+        (name, source, repair.sequence_length or objective.sequence_length)
+        for objective in configs
+        for name, source in objective.data.items()
+    ]
+    distinct = [entry for position, entry in enumerate(data) if entry not in data[:position]]
+    for name, source, length in distinct:
+        with _located(("repair",)):
+            share = repair.tokens // len(distinct)
+            yield from token_sets({name: source}, tokenizer, share, length, held_out)
 
 
 def _tuned_on(config: SearchConfig, tokenizer: PreTrainedTokenizerBase) -> dict[int, tuple[TokenSet, ...]]:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gptailor_merge.composing.editing import save_gains
 from gptailor_merge.composing.norms import with_gains
+from gptailor_merge.config import SearchConfig
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.planning.writing import recipe_of
@@ -97,7 +98,9 @@ def test_a_search_is_published_loaded_and_built_again(
 
 def test_the_demo_goes_to_the_hub_and_back(hub: StandIn, by_lfs: Worker, tmp_path: Path) -> None:
     """The trained family: its best recipe is repaired, and published with its maps."""
-    run, demo = tmp_path / "run", DEMO / "search.yml"
+    run, demo = tmp_path / "run", tmp_path / "search.yml"
+    document = SearchConfig.load(DEMO / "search.yml").document()
+    demo.write_text(yaml.safe_dump({**document, "repair": {"finalists": 2, "tokens": 8192}}))
     into = ("--push-to-hub", "--hub-model-id", REPO, "--license", "apache-2.0")
     done = by_lfs(demo, "--out", run, "--device", "cpu", "--budget", "32", *into, evolve=True)
     assert done.code == 0, done.err

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +48,9 @@ def config(directory: Path, *, held_out: bool = False, **changes: Any) -> Search
     document["search"] = {"budget": 24, "population": 8, "warm_start": ["shortgpt"]}
     if not held_out:
         del document["held_out"]
+    repair = {"tokens": 1024, **changes.pop("repair", {})}
     file = directory / "search.yml"
-    file.write_text(yaml.safe_dump({**document, **changes}))
+    file.write_text(yaml.safe_dump({**document, **changes, "repair": repair}))
     return SearchConfig.load(file)
 
 
@@ -65,11 +69,18 @@ def test_finalists_are_repaired_and_the_best_of_them_is_found(tmp_path: Path) ->
         repairs = journal.repairs()
         best, counts = journal.best(), journal.counts()
         spent = sum(c.tokens for c in (*journal.candidates(), *repairs.values()))
-        assert [c.digest for c in finalists(journal, (), 3)] == list(repairs)
+        assert [c.digest for c in finalists(journal, (), 3)] == list(repairs)[:3]
     assert best is not None
     assert best.status == Status.REPAIRED
     assert (summary.digest, summary.loss) == (best.digest, best.loss)
-    originals = [candidates[digest] for digest in repairs]
+    originals = [candidates[digest] for digest in list(repairs)[:3]]
+    # The best of them is repaired everywhere, too.
+    *at_cuts, everywhere = repairs.values()
+    first_best = min(at_cuts, key=lambda c: math.inf if c.loss is None else c.loss)
+    assert list(repairs)[3] == first_best.digest
+    assert everywhere.plan.kept == first_best.plan.kept
+    assert len(everywhere.plan.repaired) > len(first_best.plan.repaired)
+    assert everywhere.digest == best.digest
     # One for each choice of layers, the best choices first.
     kept = [plan(c.parsed).kept for c in originals]
     assert len({*kept}) == len(kept) == 3
@@ -121,16 +132,42 @@ def test_what_is_repaired_is_not_repaired_again_unless_its_maps_are_lost(tmp_pat
     assert len([step for step in told if step.startswith("repairing")]) == 1
     assert (lost.digest, lost.loss) == (summary.digest, summary.loss)
     assert all((made.path / file).is_file() for file in map_files(Recipe.load(made.best)))
+    # A run that was killed after one repair comes to the same.
+    killed = tmp_path / "killed"
+    shutil.copytree(tmp_path / "original", killed / "run")
+    with closing(sqlite3.connect(killed / "run" / "journal.db")) as journal, journal:
+        journal.execute("DELETE FROM repairs WHERE rowid > 1")
+    shutil.rmtree(killed / "run" / "repair")
+    assert repairs_of(run(settings, killed, resume=True)[0]) == repairs_of(made)
+
+
+def repairs_of(made: Run) -> dict[str, tuple[Any, ...]]:
+    with Journal(made.journal) as journal:
+        return {key: (c.digest, c.loss, c.recipe, c.tokens, c.cause) for key, c in journal.repairs().items()}
+
+
+def test_a_run_of_an_earlier_version_is_repaired_as_it_was_begun(tmp_path: Path) -> None:
+    """Its config has no `texts`: maps were fitted at the cuts, to the sequences that objectives score."""
+    recorded = {"finalists": 2, "everywhere": False, "tokens": 32768, "sequence_length": 512}
+    made, summary = run(config(tmp_path, repair={**recorded, "texts": "scored"}), tmp_path)
+    assert yaml.safe_load(made.config.read_text())["repair"] == recorded
+    with Journal(made.journal) as journal:
+        assert len(journal.repairs()) == 2
+        inputs = journal.metadata().inputs
+    assert inputs is not None
+    for name in ("stories", "maths"):
+        assert inputs[f"repair: {name}"] == inputs[f"objectives: kl on {name}"]
+    search = yaml.safe_load((tmp_path / "search.yml").read_text())
+    (tmp_path / "search.yml").write_text(yaml.safe_dump({**search, "repair": {"finalists": 2}}))
+    assert run(SearchConfig.load(tmp_path / "search.yml"), tmp_path, resume=True)[1] == summary
+    with pytest.raises(ConfigError, match="begun with another config; repair differ"):
+        run(config(tmp_path, repair={"finalists": 2, "tokens": 4096}), tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("objectives", ["none repaired", "too few texts", "no texts"])
 def test_without_repairs_the_search_has_the_last_word(tmp_path: Path, objectives: str) -> None:
-    changes: dict[str, Any] = {"none repaired": {"repair": {"finalists": 0}}}.get(objectives, {})
-    settings = config(tmp_path, **changes)
-    if objectives == "too few texts":
-        (one,) = settings.objectives
-        few = one.model_copy(update={"tokens": 256, "sequence_length": 64})
-        settings = settings.model_copy(update={"objectives": (few,)})
+    repair = {"none repaired": {"finalists": 0}, "too few texts": {"tokens": 256}}.get(objectives, {})
+    settings = config(tmp_path, repair=repair)
     if objectives == "no texts":
         document = yaml.safe_load((tmp_path / "search.yml").read_text())
         task = {"kind": "task", "tasks": ["gptailor_maths"], "include_path": str(DEMO / "tasks"), "limit": 8}

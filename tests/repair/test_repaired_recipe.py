@@ -28,7 +28,10 @@ TEXTS = {name: str(DEMO / "calibration" / f"{name}.jsonl") for name in ("stories
 def run(recipe: Recipe, data: dict[str, str], out: Path, **settings: Any) -> RepairedRecipe:
     out.mkdir(exist_ok=True)
     return repair_recipe(
-        recipe, data, out, **{"tokens": 4096, "sequence_length": 128, "device": CPU, **settings}
+        recipe,
+        data,
+        out,
+        **{"tokens": 4096, "sequence_length": 128, "device": CPU, "everywhere": False, **settings},
     )
 
 
@@ -140,14 +143,15 @@ def test_the_command_writes_a_recipe_with_its_maps(block: Recipe, tmp_path: Path
     out = tmp_path / "repaired"
     data = [argument for path in TEXTS.values() for argument in ("--data", path)]
     settings = ["--tokens", "2048", "--sequence-length", "128"]
-    done = CliRunner().invoke(app, ["repair", str(file), *data, "--out", str(out), *settings, "--json"])
+    command = ["repair", str(file), *data, *settings, "--at-cuts"]
+    done = CliRunner().invoke(app, [*command, "--out", str(out), "--json"])
     assert done.exit_code == 0, done.output
     (cut,) = json.loads(done.stdout)["cuts"]
     assert cut["after"] < cut["before"]
     assert sorted(f.name for f in out.iterdir()) == [RECIPE, "repair-2.safetensors"]
     written = check(Recipe.load(out / RECIPE))
     assert [bool(slot.edits) for slot in written.slots] == [False, False, True] + [False] * 6
-    table = CliRunner().invoke(app, ["repair", str(file), *data, "--out", str(tmp_path / "b"), *settings])
+    table = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "b")])
     assert "fitted to 2,048 tokens" in table.stdout
 
 
