@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-HELPERS = ("common", "paper_search", "quality_report")
+HELPERS = ("common", "paper_search", "quality_bench", "quality_methods", "quality_report")
 """Modules that are no program."""
 
 DOMAINS = ("stories", "encyclopedia", "maths", "code")
