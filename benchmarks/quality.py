@@ -2,8 +2,8 @@
 
     python benchmarks/quality.py --json FILE [--sizes 9 …] [--seeds 5] [--jobs 2] [--plots DIR] [--tiny]
                                  [--family DIR [--base DIR] [--texts DIR] [--without NAME …]
-                                  [--tokens N] [--held-out-tokens N] [--sequence-length N]] [--train TEXT_DIR]
-                                 [--arm NAME …]
+                                  [--outside NAME=FILE[:COLUMN] …] [--tokens N] [--held-out-tokens N]
+                                  [--sequence-length N]] [--train TEXT_DIR] [--arm NAME …]
 
 For each number of layers that stays and each seed, every method prunes the family on a calibration set of
 its own, which is drawn from the family's calibration texts with the seed; all methods of a seed see the
@@ -24,10 +24,11 @@ at three quarters of the layers: removal from the base only, removal and selecti
 --family names a directory laid out as recipes/demo, or one with `base` and a directory for each variant, a
 model or an adapter (--base says where the base is, if not there), with --texts naming a directory that has
 calibration/NAME.jsonl and held-out/NAME.jsonl; the member NAME, or else the base, teaches them. A domain that
-is held out only, or that --without leaves out of calibration, is outside what is calibrated on: it stands for
-itself, and is not in the mean.
+is held out only, that --without leaves out of calibration, or that --outside names, is outside what is
+calibrated on: it stands for itself, and is not in the mean.
 What the file holds is not run again. With --train a larger family of 24 layers is trained first, as
-train_family.py does, into the directory that --family names; on a GPU where there is one.
+train_family.py does, into the directory that --family names; on a GPU where there is one. --tiny measures a
+random family of a few layers where --family names no other.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ from typing import Annotated, Any
 import torch
 import typer
 import yaml
-from common import DEMO, Tiny
+from common import DEMO, Tiny, tiny_family
 from quality_bench import TASK_METRICS, Bench, Job, domain_losses, on_tasks
-from quality_methods import ABLATION, ARMS, OURS, PAPER, PLAIN, RIVALS
+from quality_methods import ABLATION, ARMS, OURS, PAPER, RIVALS
 from quality_report import report
 from train_family import train_family
 
@@ -57,8 +58,8 @@ SHARES, ABLATED = (5 / 6, 3 / 4, 2 / 3, 7 / 12, 1 / 2), 3 / 4
 """Shares of the layers that stay."""
 LARGER = {"layers": 24, "width": 256}
 TASKS = ("gptailor_stories", "gptailor_encyclopedia", "gptailor_maths", "gptailor_code")
-TINY_ARMS = (*RIVALS, "shortgpt", "best member", ABLATION[-1])
-TINY_TUNED = (OURS, PLAIN, next(iter(RIVALS)))
+TINY_ARMS = (*RIVALS, "shortgpt", ABLATION[-1])
+TINY_TUNED = (OURS, next(iter(RIVALS)))
 
 
 def execute(job: Job) -> tuple[str, dict[str, Any]]:
@@ -74,6 +75,7 @@ def configuration(
     base: Path | None = None,
     texts: Path | None = None,
     without: Sequence[str] = (),
+    outside: Sequence[str] = (),
     sizes: Mapping[str, int] | None = None,
     tiny: bool = False,
 ) -> dict[str, Any]:
@@ -84,6 +86,7 @@ def configuration(
         base: the base, if it is not in the family's directory.
         texts: has calibration/NAME.jsonl and held-out/NAME.jsonl; default the family's directory.
         without: domains that are held out only.
+        outside: other texts that are held out, each NAME=FILE or NAME=FILE:COLUMN.
         sizes: replaces keys of the objectives and of the held-out set: tokens, held_out_tokens,
             sequence_length.
     """
@@ -91,26 +94,23 @@ def configuration(
     laid_out_as_demo = (family / "family").is_dir()
     models, texts = family / "family" if laid_out_as_demo else family, texts or family
     base = base or models / "base"
-    order = [*document["objectives"][0]["data"]]
-
-    def in_order(path: Path) -> tuple[bool, int, str]:
-        """Sorts the demo's domains as its config has them, and others behind them."""
-        return path.stem not in order, order.index(path.stem) if path.stem in order else 0, path.stem
-
     variants = {}
-    for directory in sorted(
-        (path for path in models.iterdir() if path.is_dir() and path != base), key=in_order
-    ):
+    for directory in sorted(path for path in models.iterdir() if path.is_dir() and path != base):
         if (directory / "adapter_config.json").is_file():
             variants[directory.name] = f"{base}+{directory}"
         elif (directory / "config.json").is_file() and directory.name != "base":
             variants[directory.name] = str(directory)
     document["family"] = {"base": str(base), "variants": variants}
+    held_out: dict[str, Any]
     calibrated, held_out = (
-        {file.stem: str(file) for file in sorted((texts / kind).glob("*.jsonl"), key=in_order)}
+        {file.stem: str(file) for file in sorted((texts / kind).glob("*.jsonl"))}
         for kind in ("calibration", "held-out")
     )
     calibrated = {name: file for name, file in calibrated.items() if name not in without}
+    for text in outside:
+        name, _, source = text.partition("=")
+        file, _, column = source.partition(":")
+        held_out[name] = {"file": str(Path(file).resolve()), "column": column or "text"}
     changed = dict(sizes or {})
     held_out_tokens = changed.pop("held_out_tokens", None)
     (objective,), (measured,) = document["objectives"], document["held_out"]
@@ -150,10 +150,13 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0.")] = 5,
     jobs: Annotated[int, typer.Option(min=1, help="Number of processes.")] = 2,
     plots: Annotated[Path | None, typer.Option(help="A directory for pictures.")] = None,
-    family: Annotated[Path, typer.Option(help="A directory laid out as recipes/demo, or of members.")] = DEMO,
+    family: Annotated[
+        Path | None, typer.Option(help="A directory laid out as recipes/demo, or of members.")
+    ] = None,
     base: Annotated[Path | None, typer.Option(help="The base, if it is not FAMILY/base.")] = None,
     texts: Annotated[Path | None, typer.Option(help="Has calibration/ and held-out/.")] = None,
     without: Annotated[list[str] | None, typer.Option(help="A domain to hold out only.")] = None,
+    outside: Annotated[list[str] | None, typer.Option(help="NAME=FILE[:COLUMN] to hold out, too.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Calibration tokens.")] = None,
     held_out_tokens: Annotated[int | None, typer.Option(help="Held-out tokens.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens in a sequence.")] = None,
@@ -161,39 +164,47 @@ def main(
     train: Annotated[Path | None, typer.Option(help="Texts to train a larger family on.")] = None,
     tiny: Tiny = False,
 ) -> None:
-    if train is not None and not (family / "training.json").exists():
-        train_family(train, family, device=str(pick_device("auto")), **LARGER)
-    given = {"tokens": tokens, "held_out_tokens": held_out_tokens, "sequence_length": sequence_length}
-    config = configuration(
-        family.resolve(),
-        base=None if base is None else base.resolve(),
-        texts=None if texts is None else texts.resolve(),
-        without=without or (),
-        sizes={name: number for name, number in given.items() if number is not None},
-        tiny=tiny,
-    )
-    directory = Path(config["family"]["base"])
-    depth = json.loads((directory / "config.json").read_text())["num_hidden_layers"]
-    if tiny:
-        sizes, seeds = [round(ABLATED * depth)], 1
-    sizes = sizes or [round(share * depth) for share in SHARES]
-    if unknown := set(arm or ()) - set(ARMS):
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}; known are {', '.join(ARMS)}")
-    results: dict[str, Any] = json.loads(json_file.read_text()) if json_file.exists() else {}
-    text = yaml.safe_dump(config)
-    wanted = [
-        job_of(text, layers, seed, arm, depth=depth, tiny=tiny) for seed in range(seeds) for layers in sizes
-    ]
-    quiet_libraries()
-    if "members" not in results:
-        results["members"] = members(config)
-    missing = [job for job in wanted if job.key not in results]
-    for key, result in done(missing, 1 if tiny else jobs):
-        results[key] = result
-        json_file.write_text(json.dumps(results, indent=1))
-        means = {name: round(method["held_out"]["mean"], 4) for name, method in result.items()}
-        print(key, means, flush=True)
-    report(results, sorted({job.layers for job in wanted}, reverse=True), seeds, plots)
+    with tempfile.TemporaryDirectory() as scratch:
+        if tiny and family is None:
+            family = Path(scratch)
+            tiny_family(family, depth=8)
+        family = family or DEMO
+        if train is not None and not (family / "training.json").exists():
+            train_family(train, family, device=str(pick_device("auto")), **LARGER)
+        given = {"tokens": tokens, "held_out_tokens": held_out_tokens, "sequence_length": sequence_length}
+        config = configuration(
+            family.resolve(),
+            base=None if base is None else base.resolve(),
+            texts=None if texts is None else texts.resolve(),
+            without=without or (),
+            outside=outside or (),
+            sizes={name: number for name, number in given.items() if number is not None},
+            tiny=tiny,
+        )
+        directory = Path(config["family"]["base"])
+        depth = json.loads((directory / "config.json").read_text())["num_hidden_layers"]
+        if tiny:
+            sizes, seeds = [round(ABLATED * depth)], 1
+        sizes = sizes or [round(share * depth) for share in SHARES]
+        if unknown := set(arm or ()) - set(ARMS):
+            raise typer.BadParameter(f"{', '.join(sorted(unknown))}; known are {', '.join(ARMS)}")
+        results: dict[str, Any] = json.loads(json_file.read_text()) if json_file.exists() else {}
+        text = yaml.safe_dump(config)
+        wanted = [
+            job_of(text, layers, seed, arm, depth=depth, tiny=tiny)
+            for seed in range(seeds)
+            for layers in sizes
+        ]
+        quiet_libraries()
+        if "members" not in results:
+            results["members"] = members(config)
+        missing = [job for job in wanted if job.key not in results]
+        for key, result in done(missing, 1 if tiny else jobs):
+            results[key] = result
+            json_file.write_text(json.dumps(results, indent=1))
+            means = {name: round(method["held_out"]["mean"], 4) for name, method in result.items()}
+            print(key, means, flush=True)
+        report(results, sorted({job.layers for job in wanted}, reverse=True), seeds, plots)
 
 
 def job_of(config: str, layers: int, seed: int, arms: Sequence[str] | None, *, depth: int, tiny: bool) -> Job:

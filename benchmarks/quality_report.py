@@ -29,8 +29,10 @@ def report(results: Results, sizes: Sequence[int], seeds: int, plots: Path | Non
     console.print("What stands behind the mean is outside what was calibrated on, and not in it")
     console.print(lines)
     for layers in sizes:
-        jobs = [results[key(layers, seed)] for seed in range(seeds) if key(layers, seed) in results]
-        if jobs:
+        known = [results[key(layers, seed)] for seed in range(seeds) if key(layers, seed) in results]
+        # A job that was interrupted lacks some methods.
+        jobs = [{name: job[name] for name in job if all(name in other for other in known)} for job in known]
+        if jobs and OURS in jobs[0]:
             console.print(f"\n{layers} layers, {len(jobs)} seeds")
             console.print("As the methods are")
             console.print(table_of(jobs, whole))
@@ -147,7 +149,9 @@ def _kept(losses: Mapping[str, float], reference: Mapping[str, float]) -> str:
 def speed_of(jobs: Sequence[Mapping[str, Any]]) -> str:
     """Tells when our search was as good on the held-out set as others are in the end."""
     baselines = [n for n in jobs[0] if n not in (OURS, NOT_TUNED, PLAIN, PAPER) and "remove" not in n]
-    lines = []
+    lines: list[str] = []
+    if not baselines:
+        return ""
     goals = {"the best baseline": [min(held_out(job, name) for name in baselines) for job in jobs]}
     if PAPER in jobs[0]:
         goals["the paper's search"] = [held_out(job, PAPER) for job in jobs]
