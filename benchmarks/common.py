@@ -39,6 +39,11 @@ def least(section: Section) -> Section:
     return section.model_copy(update={name: value for name, value in _LEAST.items() if name in known})
 
 
+def least_tune(tune: Section) -> Section:
+    """Returns the section with one recipe that is tuned in one step."""
+    return tune.model_copy(update={"finalists": 1, "steps": 1, "tokens": 512})
+
+
 def read_config(file: Path, *, tiny: bool = False) -> SearchConfig:
     """Reads a search config; a tiny one has few candidates and little data."""
     config = SearchConfig.load(file)
@@ -52,6 +57,7 @@ def read_config(file: Path, *, tiny: bool = False) -> SearchConfig:
             "held_out": tuple(map(least, config.held_out)),
             "search": config.search.model_copy(update=_LEAST_SEARCH),
             "repair": repair.model_copy(update={"finalists": 1}),
+            "tune": least_tune(config.tune) if config.tune.finalists else config.tune,
         }
     )
 

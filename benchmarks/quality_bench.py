@@ -1,14 +1,8 @@
-"""Measures what methods come to: as it is, repaired, and repaired and tuned, all treated alike.
-
-The recipe of a method is repaired, and the repaired one tuned, by the public functions, with the texts,
-tokens and steps that our own search repairs and tunes with.
-"""
+"""Measures what methods come to: as it is, repaired, and repaired and tuned, all treated alike."""
 
 from __future__ import annotations
 
 import random
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +10,9 @@ from typing import Any
 
 import yaml
 from quality_methods import ARMS, EQUAL_SECONDS, NOT_TUNED, OURS, PLAIN, Methods, Result, Spent
+from treatment import repaired, tuned
 
-from gptailor_merge import Plan, Recipe, RecipeError, SearchConfig, Session, open_session, plan
-from gptailor_merge import repair as repair_recipe
-from gptailor_merge import tune as tune_recipe
+from gptailor_merge import Plan, Recipe, SearchConfig, Session, open_session, plan
 from gptailor_merge.api.engine import Evaluator, Passes, Scores, means_of
 
 TEXTS, TASK_METRICS = "perplexity", ("acc", "margin")
@@ -111,13 +104,13 @@ class Bench:
         }
         recipe, spent = last.recipe, result.spent
         if not result.repaired and not last.plan.repaired:
-            recipe, cost = self.repaired(recipe)
+            recipe, cost = repaired(self.session, recipe, self.directory)
             spent += cost
         if not result.tuned:
             figures["repaired"] = self._refined(recipe, spent)
         if name.removesuffix(EQUAL_SECONDS) in self.job.tuned:
             if not result.tuned:
-                recipe, cost = self.tuned(recipe)
+                recipe, cost = tuned(self.session, recipe, self.directory)
                 spent += cost
             figures["tuned"] = self._refined(recipe, spent)
         return figures
@@ -139,47 +132,6 @@ class Bench:
             return {}
         (outcome,) = self.items.score([plan])
         return on_tasks(outcome.scores)
-
-    def repaired(self, recipe: Recipe) -> tuple[Recipe, Spent]:
-        """Repairs a recipe on the texts that our search repairs on, if it has a cut that can be."""
-        begun = time.perf_counter()
-        sets = self.session.workplace.measures.texts
-        lengths = [ids.numel() for token_set in sets for ids in token_set.sequences]
-        try:
-            result = repair_recipe(
-                recipe,
-                self._data(),
-                Path(tempfile.mkdtemp(dir=self.directory)),
-                everywhere=self.config.repair.everywhere,
-                tokens=sum(lengths) or self.calibration["tokens"],
-                sequence_length=max(lengths, default=self.calibration["sequence_length"]),
-                device=str(self.session.device),
-            )
-        except RecipeError:
-            return recipe, Spent(0, 0.0)
-        return result.recipe, Spent(result.spent, time.perf_counter() - begun)
-
-    def tuned(self, recipe: Recipe) -> tuple[Recipe, Spent]:
-        """Tunes a recipe as our search tunes its own, whether it does so or not."""
-        begun, section = time.perf_counter(), self.config.tune
-        result = tune_recipe(
-            recipe,
-            self._data(),
-            Path(tempfile.mkdtemp(dir=self.directory)),
-            members=self.config.family.variants,
-            teachers=self.calibration.get("teacher", {}),
-            steps=section.steps,
-            weights=section.weights,
-            norms=section.norms,
-            rate=section.rate,
-            tokens=section.tokens,
-            sequence_length=self.calibration["sequence_length"],
-            device=str(self.session.device),
-        )
-        return result.recipe, Spent(result.tuning.fit.tokens, time.perf_counter() - begun)
-
-    def _data(self) -> list[str]:
-        return [f"{name}={file}" for name, file in self.calibration["data"].items()]
 
 
 def parts_of(session: Session) -> tuple[Evaluator, Evaluator | None]:

@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-HELPERS = ("common", "paper_search", "quality_bench", "quality_methods", "quality_report")
+HELPERS = ("common", "paper_search", "quality_bench", "quality_methods", "quality_report", "treatment")
 """Modules that are no program."""
 
 DOMAINS = ("stories", "encyclopedia", "maths", "code")
@@ -50,8 +50,12 @@ def figures(file: Path) -> Any:
 
 def test_the_demo_prints_its_table(tmp_path: Path) -> None:
     done = run("demo", "--out", tmp_path / "run")
-    for row in ("base", "best contiguous block dropped", "the same search, not repaired"):
-        assert row in done.stdout
+    ours, rival = "found by gptailor-evolve", "one merge + ShortGPT"
+    rows = [line.strip().split("  ")[0] for line in done.stdout.splitlines()]
+    assert {"base", "best contiguous block dropped"} <= {*rows}
+    for name in (ours, rival):
+        begin = rows.index(name)
+        assert rows[begin + 1 : begin + 3] == [f"{name}, repaired", f"{name}, repaired, tuned"]
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
