@@ -101,11 +101,7 @@ def configuration(
         elif (directory / "config.json").is_file() and directory.name != "base":
             variants[directory.name] = str(directory)
     document["family"] = {"base": str(base), "variants": variants}
-    held_out: dict[str, Any]
-    calibrated, held_out = (
-        {file.stem: str(file) for file in sorted((texts / kind).glob("*.jsonl"))}
-        for kind in ("calibration", "held-out")
-    )
+    calibrated, held_out = (texts_in(texts / kind) for kind in ("calibration", "held-out"))
     calibrated = {name: file for name, file in calibrated.items() if name not in without}
     for text in outside:
         name, _, source = text.partition("=")
@@ -129,6 +125,11 @@ def configuration(
         limit = 4 if tiny else 100
         document["held_out"] += [{**tasks, "metric": metric, "limit": limit} for metric in TASK_METRICS]
     return document
+
+
+def texts_in(directory: Path) -> dict[str, Any]:
+    """Returns name -> file of the texts in a directory."""
+    return {file.stem: str(file) for file in sorted(directory.glob("*.jsonl"))}
 
 
 def members(config: Mapping[str, Any], device: str = "auto") -> dict[str, Any]:

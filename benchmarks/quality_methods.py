@@ -134,7 +134,7 @@ class Methods:
         if repairs or tunes:
             yield PLAIN, plain
 
-    def baseline(self, name: str, **subject: str) -> Iterator[tuple[str, Result]]:
+    def baseline(self, name: str, **subject: Any) -> Iterator[tuple[str, Result]]:
         """Prunes by a baseline; yields ending -> result, two of them where it does not end by itself."""
         if name not in ENDLESS:
             yield "", traced(self.session.prune(name, **subject))
@@ -158,8 +158,10 @@ class Methods:
         return self._best_of("member", list(self.config.family.variants))[1]
 
     def _best_of(self, kind: str, names: Sequence[str]) -> tuple[str, Result]:
-        names = names[:1] if self.tiny else names
-        results = {name: traced(self.session.prune("shortgpt", **{kind: name})) for name in names}
+        results = {}
+        for name in names[:1] if self.tiny else names:
+            subject: dict[str, Any] = {kind: name}
+            results[name] = traced(self.session.prune("shortgpt", **subject))
         best = min(results, key=lambda name: results[name].steps[-1].loss)
         spent = Spent(0, 0.0)
         for result in results.values():

@@ -149,7 +149,7 @@ def latency_table(release: Release) -> str:
     return markdown(["model", "what", "ms"], rows, left=2) if rows else ""
 
 
-def stage_tables(stages: Sequence[StageTable]) -> list[tuple[Markdown, str]]:
+def stage_tables(stages: Sequence[StageTable]) -> list[tuple[str, str]]:
     """Returns the name of each objective, and a table: stages by what was calibrated on and what was not."""
     tables = []
     for table in stages:
