@@ -21,12 +21,14 @@ def report(results: Results, sizes: Sequence[int], seeds: int, plots: Path | Non
     """Prints the results of these sizes, and draws them where a directory is given."""
     console = Console(width=200)
     whole = results["members"]
-    lines = Table("", *(name for name in whole["base"]["held_out"]), "accuracy", box=box.MARKDOWN)
+    inside, outside = domains_of(whole)
+    lines = Table("", *whole["base"]["held_out"], "accuracy", box=box.MARKDOWN)
     for name, member in whole.items():
         values = member["held_out"].values()
-        lines.add_row(name, *(f"{value:.3f}" for value in values), f"{accuracy(member):.3f}")
+        lines.add_row(name, *(f"{value:.3f}" for value in values), _share(accuracy(member)))
     console.print("\nThe whole models: held-out loss, nats per token; mean accuracy of the tasks")
-    console.print("What stands behind the mean is outside what was calibrated on, and not in it")
+    if outside:
+        console.print(f"{', '.join(outside)}: not calibrated on; the mean is over {', '.join(inside)}")
     console.print(lines)
     for layers in sizes:
         known = [results[key(layers, seed)] for seed in range(seeds) if key(layers, seed) in results]
@@ -38,7 +40,7 @@ def report(results: Results, sizes: Sequence[int], seeds: int, plots: Path | Non
             console.print(table_of(jobs, whole))
             for limit in ("tokens", "seconds"):
                 console.print(f"All treated alike, those that do not end by themselves at equal {limit}")
-                console.print(treated_table(jobs, limit))
+                console.print(treated_table(jobs, limit, outside))
             console.print(speed_of(jobs))
     if plots is not None:
         plots.mkdir(parents=True, exist_ok=True)
@@ -47,6 +49,13 @@ def report(results: Results, sizes: Sequence[int], seeds: int, plots: Path | Non
 
 def key(layers: int, seed: int) -> str:
     return f"{layers} layers, seed {seed}"
+
+
+def domains_of(whole: Results) -> tuple[list[str], list[str]]:
+    """Returns the domains that are calibrated on, and those that stand behind the mean and are not in it."""
+    names = [*whole["base"]["held_out"]]
+    at = names.index("mean")
+    return names[:at], names[at + 1 :]
 
 
 def accuracy(method: Mapping[str, Any]) -> float:
@@ -60,9 +69,18 @@ def held_out(job: Mapping[str, Any], name: str, treatment: str = "held_out") -> 
 
 def table_of(jobs: Sequence[Mapping[str, Any]], whole: Results) -> Table:
     """Draws the methods from best to worst; p is from the paired t test against ours, seed by seed."""
-    domains = [*whole["base"]["held_out"]]
-    domains.remove("mean")
-    columns = ["", "held out", "− ours", "p", "ours better in", *domains, "kept, base", "kept, best"]
+    domains, outside = domains_of(whole)
+    columns = [
+        "",
+        "held out",
+        "− ours",
+        "p",
+        "ours better in",
+        *domains,
+        *outside,
+        "kept, base",
+        "kept, best",
+    ]
     columns += ["accuracy", "kept", "tokens", "seconds"]
     table = Table(*columns, box=box.MARKDOWN)
     names = sorted(
@@ -81,25 +99,27 @@ def table_of(jobs: Sequence[Mapping[str, Any]], whole: Results) -> Table:
         cells = [name, f"{losses.mean():.4f} ± {_spread(losses):.4f}"]
         cells += against(losses, np.array([held_out(job, OURS) for job in jobs]), name)
         cells += [f"{value:.3f}" for value in by_domain.values()]
+        cells += [f"{np.mean([job[name]['held_out'][d] for job in jobs]):.3f}" for d in outside]
         cells += [_kept(by_domain, base), _kept(by_domain, best)]
         right = mean(accuracy, name)
-        cells += [f"{right:.3f}", f"{right / accuracy(whole['base']):.1%}"]
+        cells += [_share(right), _share(right / accuracy(whole["base"]))]
         cells += [f"{mean(lambda method: method['tokens'], name):,.0f}"]
         cells += [f"{mean(lambda method: method['seconds'], name):.0f}"]
         table.add_row(*cells)
     return table
 
 
-def treated_table(jobs: Sequence[Mapping[str, Any]], limit: str) -> Table:
+def treated_table(jobs: Sequence[Mapping[str, Any]], limit: str, outside: Sequence[str]) -> Table:
     """Draws the methods repaired, and repaired and tuned, from best to worst, each with its totals.
 
     Args:
         limit: where a method does not end by itself, our search's "tokens" or "seconds" stopped it.
+        outside: domains that are not calibrated on; their losses after all treatment.
     """
     heads = [
         f"{column}{of}" for of in ("repaired", "tuned") for column in ("", "− ours, ", "p, ", "better in, ")
     ]
-    table = Table("", *heads, "outside", "tokens in all", "seconds in all", box=box.MARKDOWN)
+    table = Table("", *heads, *outside, "tokens in all", "seconds in all", box=box.MARKDOWN)
     names = {name.removesuffix(EQUAL_SECONDS): name for name in jobs[0]} if limit == "seconds" else {}
     names = names or {name: name for name in jobs[0] if not name.endswith(EQUAL_SECONDS)}
 
@@ -120,9 +140,7 @@ def treated_table(jobs: Sequence[Mapping[str, Any]], limit: str) -> Table:
             compared = against(losses, reference, OURS if name == ours or not mean else name)
             cells += [mean, *compared]
         totals = [final(job, name) for job in jobs]
-        behind = [*totals[0]][[*totals[0]].index("mean") + 1 :] if "mean" in totals[0] else []
-        outside = [domain for domain in behind if domain not in ("tokens", "seconds")]
-        cells.append(", ".join(f"{d} {np.mean([total[d] for total in totals]):.3f}" for d in outside))
+        cells += [f"{np.mean([total[domain] for total in totals]):.3f}" for domain in outside]
         cells += [f"{np.mean([total[key] for total in totals]):,.0f}" for key in ("tokens", "seconds")]
         table.add_row(*cells)
     return table
@@ -135,6 +153,10 @@ def against(losses: Any, ours: Any, name: str) -> list[str]:
     apart = losses - ours
     p = float(ttest_rel(losses, ours).pvalue) if len(losses) > 1 and apart.std() > 0 else math.nan
     return [f"{apart.mean():+.4f}", f"{p:.2g}", f"{int((apart > 0).sum())} of {len(apart)}"]
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
 
 
 def _spread(values: Any) -> float:
