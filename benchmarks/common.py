@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import random
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import numpy as np
+import torch
 import typer
 from pydantic import BaseModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gptailor_merge import Plan, SearchConfig, Session, Space
 from gptailor_merge.api.engine import Scores, means_of
@@ -34,6 +39,11 @@ def least(section: Section) -> Section:
     return section.model_copy(update={name: value for name, value in _LEAST.items() if name in known})
 
 
+def least_tune(tune: Section) -> Section:
+    """Returns the section with one recipe that is tuned in one step."""
+    return tune.model_copy(update={"finalists": 1, "steps": 1, "tokens": 512})
+
+
 def read_config(file: Path, *, tiny: bool = False) -> SearchConfig:
     """Reads a search config; a tiny one has few candidates and little data."""
     config = SearchConfig.load(file)
@@ -46,6 +56,7 @@ def read_config(file: Path, *, tiny: bool = False) -> SearchConfig:
             "held_out": tuple(map(least, config.held_out)),
             "search": config.search.model_copy(update=_LEAST_SEARCH),
             "repair": least(config.repair).model_copy(update={"finalists": 1}),
+            "tune": least_tune(config.tune) if config.tune.finalists else config.tune,
         }
     )
 
@@ -78,3 +89,25 @@ def losses_of(scores: Scores) -> dict[str, float]:
     """Returns the means of scores that have one objective."""
     (by_set,) = scores.values()
     return means_of(by_set)
+
+
+def tiny_family(root: Path, depth: int = 6) -> None:
+    """Writes a random base with two variants near it, and texts of two domains, laid out as the demo's."""
+    alphabet = [chr(code) for code in range(32, 127)]
+    core = Tokenizer(models.WordLevel({letter: n for n, letter in enumerate(alphabet)}, unk_token=" "))
+    core.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=" ", eos_token=" ")
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": depth}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(alphabet), max_position_embeddings=512, **shape))
+    for name in ("base", "stories", "maths"):
+        model.save_pretrained(root / "family" / name)
+        tokenizer.save_pretrained(root / "family" / name)
+        for parameter in model.parameters():
+            parameter.data.add_(0.02 * torch.randn_like(parameter))
+    rng = random.Random(0)
+    for kind in ("calibration", "held-out"):
+        (root / kind).mkdir(parents=True)
+        for domain, letters in {"stories": alphabet[65:90], "maths": alphabet[16:32]}.items():
+            lines = [json.dumps({"text": "".join(rng.choices(letters, k=64))}) for _ in range(32)]
+            (root / kind / f"{domain}.jsonl").write_text("\n".join(lines) + "\n")

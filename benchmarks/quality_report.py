@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from quality_methods import EQUAL_SECONDS, NOT_TUNED, OURS, PAPER, PLAIN, RIVALS
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import ttest_rel
 
-OURS, PLAIN, PAPER = "default search", "not repaired", "paper"
-REFERENCE = "base"
 Results = Mapping[str, Any]
 
 
@@ -22,17 +21,26 @@ def report(results: Results, sizes: Sequence[int], seeds: int, plots: Path | Non
     """Prints the results of these sizes, and draws them where a directory is given."""
     console = Console(width=200)
     whole = results["members"]
-    lines = Table("", *(name for name in whole["base"]["held_out"]), "accuracy", box=box.MARKDOWN)
+    inside, outside = domains_of(whole)
+    lines = Table("", *whole["base"]["held_out"], "accuracy", box=box.MARKDOWN)
     for name, member in whole.items():
         values = member["held_out"].values()
-        lines.add_row(name, *(f"{value:.3f}" for value in values), f"{accuracy(member):.3f}")
+        lines.add_row(name, *(f"{value:.3f}" for value in values), _share(accuracy(member)))
     console.print("\nThe whole models: held-out loss, nats per token; mean accuracy of the tasks")
+    if outside:
+        console.print(f"{', '.join(outside)}: not calibrated on; the mean is over {', '.join(inside)}")
     console.print(lines)
     for layers in sizes:
-        jobs = [results[key(layers, seed)] for seed in range(seeds) if key(layers, seed) in results]
-        if jobs:
+        known = [results[key(layers, seed)] for seed in range(seeds) if key(layers, seed) in results]
+        # A job that was interrupted lacks some methods.
+        jobs = [{name: job[name] for name in job if all(name in other for other in known)} for job in known]
+        if jobs and OURS in jobs[0]:
             console.print(f"\n{layers} layers, {len(jobs)} seeds")
+            console.print("As the methods are")
             console.print(table_of(jobs, whole))
+            for limit in ("tokens", "seconds"):
+                console.print(f"All treated alike, those that do not end by themselves at equal {limit}")
+                console.print(treated_table(jobs, limit, outside))
             console.print(speed_of(jobs))
     if plots is not None:
         plots.mkdir(parents=True, exist_ok=True)
@@ -43,25 +51,42 @@ def key(layers: int, seed: int) -> str:
     return f"{layers} layers, seed {seed}"
 
 
+def domains_of(whole: Results) -> tuple[list[str], list[str]]:
+    """Returns the domains that are calibrated on, and those that stand behind the mean and are not in it."""
+    names = [*whole["base"]["held_out"]]
+    at = names.index("mean")
+    return names[:at], names[at + 1 :]
+
+
 def accuracy(method: Mapping[str, Any]) -> float:
-    return float(np.mean([task["acc"] for task in method["tasks"].values()]))
+    return float(np.mean([task["acc"] for task in method["tasks"].values()])) if method["tasks"] else math.nan
 
 
-def held_out(job: Mapping[str, Any], name: str) -> float:
-    return float(job[name]["held_out"]["mean"])
-
-
-def repaired(job: Mapping[str, Any], name: str) -> float:
-    return float(job[name].get("repaired", {}).get("mean", math.nan))
+def held_out(job: Mapping[str, Any], name: str, treatment: str = "held_out") -> float:
+    """Returns the mean loss of a method: "held_out" as it is, "repaired" or "tuned"; nan if it has none."""
+    return float(job[name].get(treatment, {}).get("mean", math.nan))
 
 
 def table_of(jobs: Sequence[Mapping[str, Any]], whole: Results) -> Table:
     """Draws the methods from best to worst; p is from the paired t test against ours, seed by seed."""
-    domains = [name for name in whole["base"]["held_out"] if name != "mean"]
-    columns = ["", "held out", "− ours", "p", "ours better in", *domains, "kept, base", "kept, best"]
-    columns += ["accuracy", "kept", "tokens", "seconds", "repaired", "− ours repaired", "p"]
+    domains, outside = domains_of(whole)
+    columns = [
+        "",
+        "held out",
+        "− ours",
+        "p",
+        "ours better in",
+        *domains,
+        *outside,
+        "kept, base",
+        "kept, best",
+    ]
+    columns += ["accuracy", "kept", "tokens", "seconds"]
     table = Table(*columns, box=box.MARKDOWN)
-    names = sorted(jobs[0], key=lambda name: float(np.mean([held_out(job, name) for job in jobs])))
+    names = sorted(
+        (name for name in jobs[0] if not name.endswith(EQUAL_SECONDS)),
+        key=lambda name: float(np.mean([held_out(job, name) for job in jobs])),
+    )
     best = {d: min(member["held_out"][d] for member in whole.values()) for d in domains}
     base = whole["base"]["held_out"]
 
@@ -74,17 +99,49 @@ def table_of(jobs: Sequence[Mapping[str, Any]], whole: Results) -> Table:
         cells = [name, f"{losses.mean():.4f} ± {_spread(losses):.4f}"]
         cells += against(losses, np.array([held_out(job, OURS) for job in jobs]), name)
         cells += [f"{value:.3f}" for value in by_domain.values()]
+        cells += [f"{np.mean([job[name]['held_out'][d] for job in jobs]):.3f}" for d in outside]
         cells += [_kept(by_domain, base), _kept(by_domain, best)]
         right = mean(accuracy, name)
-        cells += [f"{right:.3f}", f"{right / accuracy(whole['base']):.1%}"]
+        cells += [_share(right), _share(right / accuracy(whole["base"]))]
         cells += [f"{mean(lambda method: method['tokens'], name):,.0f}"]
         cells += [f"{mean(lambda method: method['seconds'], name):.0f}"]
-        fixed = np.array([repaired(job, name) for job in jobs])
-        if np.isnan(fixed).any():
-            cells += ["", "", ""]
-        else:
-            ours = np.array([repaired(job, OURS) for job in jobs])
-            cells += [f"{fixed.mean():.4f}", *against(fixed, ours, name)[:2]]
+        table.add_row(*cells)
+    return table
+
+
+def treated_table(jobs: Sequence[Mapping[str, Any]], limit: str, outside: Sequence[str]) -> Table:
+    """Draws the methods repaired, and repaired and tuned, from best to worst, each with its totals.
+
+    Args:
+        limit: where a method does not end by itself, our search's "tokens" or "seconds" stopped it.
+        outside: domains that are not calibrated on; their losses after all treatment.
+    """
+    heads = [
+        f"{column}{of}" for of in ("repaired", "tuned") for column in ("", "− ours, ", "p, ", "better in, ")
+    ]
+    table = Table("", *heads, *outside, "tokens in all", "seconds in all", box=box.MARKDOWN)
+    names = {name.removesuffix(EQUAL_SECONDS): name for name in jobs[0]} if limit == "seconds" else {}
+    names = names or {name: name for name in jobs[0] if not name.endswith(EQUAL_SECONDS)}
+
+    def final(job: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+        treated: Mapping[str, Any] = job[name].get("tuned") or job[name].get("repaired") or job[name]
+        return treated
+
+    def order(name: str) -> float:
+        return float(np.mean([final(job, name).get("mean", math.inf) for job in jobs]))
+
+    for shown, name in sorted(names.items(), key=lambda pair: order(pair[1])):
+        cells = [shown]
+        for treatment in ("repaired", "tuned"):
+            ours = NOT_TUNED if treatment == "repaired" and NOT_TUNED in jobs[0] else OURS
+            losses = np.array([held_out(job, name, treatment) for job in jobs])
+            reference = np.array([held_out(job, ours, treatment) for job in jobs])
+            mean = "" if np.isnan(losses).any() else f"{losses.mean():.4f} ± {_spread(losses):.4f}"
+            compared = against(losses, reference, OURS if name == ours or not mean else name)
+            cells += [mean, *compared]
+        totals = [final(job, name) for job in jobs]
+        cells += [f"{np.mean([total[domain] for total in totals]):.3f}" for domain in outside]
+        cells += [f"{np.mean([total[key] for total in totals]):,.0f}" for key in ("tokens", "seconds")]
         table.add_row(*cells)
     return table
 
@@ -98,6 +155,10 @@ def against(losses: Any, ours: Any, name: str) -> list[str]:
     return [f"{apart.mean():+.4f}", f"{p:.2g}", f"{int((apart > 0).sum())} of {len(apart)}"]
 
 
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.3f}"
+
+
 def _spread(values: Any) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
@@ -109,8 +170,10 @@ def _kept(losses: Mapping[str, float], reference: Mapping[str, float]) -> str:
 
 def speed_of(jobs: Sequence[Mapping[str, Any]]) -> str:
     """Tells when our search was as good on the held-out set as others are in the end."""
-    baselines = [n for n in jobs[0] if n not in (OURS, PLAIN, PAPER) and "remove" not in n]
-    lines = []
+    baselines = [n for n in jobs[0] if n not in (OURS, NOT_TUNED, PLAIN, PAPER) and "remove" not in n]
+    lines: list[str] = []
+    if not baselines:
+        return ""
     goals = {"the best baseline": [min(held_out(job, name) for name in baselines) for job in jobs]}
     if PAPER in jobs[0]:
         goals["the paper's search"] = [held_out(job, PAPER) for job in jobs]
@@ -129,8 +192,16 @@ def speed_of(jobs: Sequence[Mapping[str, Any]]) -> str:
             f"as good as {label}: in {len(reached)} of {len(jobs)} seeds, after {tokens:,.0f} tokens "
             f"({share:.1%} of all) and {seconds:.1f} s in the mean"
         )
-    for label, loss in {"": held_out, " if that is repaired, too": repaired}.items():
-        worse = sum(loss(job, OURS) > min(loss(job, name) for name in baselines) for job in jobs)
+    told = {"held_out": "", "repaired": " if both are repaired", "tuned": " if both are repaired and tuned"}
+    for treatment, label in told.items():
+        ours = NOT_TUNED if treatment == "repaired" and NOT_TUNED in jobs[0] else OURS
+        rivals = [name for name in baselines if treatment in jobs[0][name]]
+        if not rivals or treatment not in jobs[0][ours]:
+            continue
+        worse = sum(
+            held_out(job, ours, treatment) > min(held_out(job, name, treatment) for name in rivals)
+            for job in jobs
+        )
         lines.append(f"worse than the best baseline of the seed{label}: in {worse} of {len(jobs)} seeds")
     return "\n".join(lines)
 
@@ -142,7 +213,7 @@ def draw(results: Results, sizes: Sequence[int], seeds: int, directory: Path) ->
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    shown = ["uidl", "shortgpt", "laco", "sleb", "evopress", "random", PAPER, PLAIN, OURS]
+    shown = ["uidl", "shortgpt", "laco", "sleb", "evopress", "random", *RIVALS, PAPER, PLAIN, OURS]
     figure, axes = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
     for name in shown:
         points = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,13 @@ from gptailor_merge.testing.tiny_models import write_member as write_member
 DEMO = Path(__file__).parent.parent / "recipes" / "demo"
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Keeps all that is imported out of garbage collections, which the package asks for after every model."""
+    gc.collect()
+    gc.freeze()
+
 
 TASKS: dict[str, dict[str, Any]] = {
     "choice": {

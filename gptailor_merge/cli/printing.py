@@ -71,6 +71,12 @@ def summary(summary: Summary) -> None:
             for model, scores in held_out.items()
         }
         numbers(f"held-out set: {objective}", columns, rows)
+    for stages in summary.stages:
+        table = _table("", *stages.columns, "tokens", "seconds", title=f"by stage, {stages.objective}")
+        for row in stages.rows:
+            scores = (_number(score.natural) for score in stages.scores(row))
+            table.add_row(row.stage, *scores, f"{row.tokens:,}", f"{row.seconds:.0f}")
+        show(table)
     _gaps(summary)
     if summary.front:
         sizes = len({row.layers for row in summary.front})

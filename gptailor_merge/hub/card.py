@@ -27,6 +27,7 @@ from gptailor_merge.hub.card_tables import (
     removed_sentence,
     size_table,
     slots_table,
+    stage_tables,
 )
 from gptailor_merge.hub.citations import CITATIONS
 from gptailor_merge.hub.markdown import code, fence, plain_text
@@ -104,6 +105,7 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
         "kv_note": "" if sizes["after"].kv_cache is None else _KV_NOTE,
         "latency_table": latency_table(release),
         "held_out": tables,
+        "stages": stage_tables(summary.stages),
         "held_out_settings": _plain_texts(described("held_out", _quality(settings), release.items, versions)),
         "has_errors": any(table.has_errors for table in tables),
         "gaps": _plain_texts(_gaps(release)),

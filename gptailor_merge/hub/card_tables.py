@@ -15,6 +15,7 @@ from gptailor_merge.recipe.grouping import runs
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.wording import component_text, operation_text, range_text, source_text
 from gptailor_merge.runs.record import FOUND, Record
+from gptailor_merge.runs.stages import StageTable
 
 THIS = Markdown("**this model**")
 
@@ -146,6 +147,19 @@ def latency_table(release: Release) -> str:
         if name.startswith(("prefill_latency", "decode_latency")) and name not in measured:
             rows.append([THIS, name.replace("_", " "), f"{values[TOTAL]:.2f}"])
     return markdown(["model", "what", "ms"], rows, left=2) if rows else ""
+
+
+def stage_tables(stages: Sequence[StageTable]) -> list[tuple[str, str]]:
+    """Returns the name of each objective, and a table: stages by what was calibrated on and what was not."""
+    tables = []
+    for table in stages:
+        rows = [
+            [row.stage, *map(score_text, table.scores(row)), f"{row.tokens:,}", f"{row.seconds:,.0f}"]
+            for row in table.rows
+        ]
+        header = ["stage", *table.columns, "tokens", "seconds"]
+        tables.append((plain_text(table.objective), markdown(header, rows)))
+    return tables
 
 
 def held_out_tables(record: Record) -> list[HeldOutTable]:

@@ -126,6 +126,7 @@ class Release:
             "held_out": {model: _scores(scores) for model, scores in self.held_out.items()},
             "sizes": {n: size for n, size in shown["sizes"].items() if n in ("base", FOUND)},
             "front": [{**asdict(row), "recipe": row.recipe.name} for row in self.summary.front],
+            **({"stages": shown["stages"]} if "stages" in shown else {}),
             "items": [{**asdict(items), "ids": len(items.ids)} for items in self.items],
             "recipe": self.recipe.to_mapping(),
             "config": self.config,

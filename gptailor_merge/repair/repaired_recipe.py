@@ -35,11 +35,13 @@ class RepairedRecipe:
         recipe: the recipe with a map at each cut where one helps.
         cuts: what became of each cut, in the order of the slots.
         tokens: the number of tokens that the maps that were kept are fitted to.
+        spent: the number of tokens that went through models, or through a part of one, for it.
     """
 
     recipe: Recipe
     cuts: tuple[CutRepair, ...]
     tokens: int
+    spent: int
 
     def to_json(self) -> dict[str, Any]:
         """Returns what `gptailor repair --json` prints."""
@@ -86,7 +88,7 @@ def repair_recipe(
     repairer = Repairer(composer, family, sets, [plan], everywhere=everywhere)
     repaired, cuts = repairer.repair(plan, staged or out, progress)
     moved = repaired.with_edits(partial(_moved, out=out))
-    return RepairedRecipe(rewritten(recipe, moved.slots), cuts, repairer.tokens)
+    return RepairedRecipe(rewritten(recipe, moved.slots), cuts, repairer.tokens, repairer.spent)
 
 
 def _moved(edit: Edit, out: Path) -> Edit:

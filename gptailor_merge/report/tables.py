@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gptailor_merge.objectives.scores import TOTAL
-from gptailor_merge.report.formatting import number, signed
+from gptailor_merge.objectives.scores import TOTAL, Score
+from gptailor_merge.report.formatting import number, plain, signed
 from gptailor_merge.report.sections import panels
 from gptailor_merge.report.view import HeldOut, RunView
 from gptailor_merge.runs.record import FOUND
+from gptailor_merge.runs.stages import StageTable
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class NumberTable:
 def number_tables(view: RunView) -> Mapping[str, Sequence[NumberTable]]:
     """Returns the tables of a run, by the key of the chart or section that they stand below."""
     held_out = {f"held-out-{n}": [_held_out_table(rows)] for n, (_, rows) in enumerate(panels(view))}
-    gaps = [_gap_table(view)] if view.gaps else []
+    gaps = [*map(_stage_table, view.stages), *([_gap_table(view)] if view.gaps else [])]
     front = [_front_table(view)] if view.front else []
     return {**held_out, "held-out": gaps, "front": front}
 
@@ -67,7 +68,7 @@ def _held_out_table(rows: Sequence[HeldOut]) -> NumberTable:
             NumberRow(
                 (
                     NumberCell("all together" if row.name == TOTAL else row.name),
-                    *(_score(row, model) for model in models),
+                    *(_score_cell(row.scores[model]) for model in models),
                     NumberCell(f"{row.scores[FOUND].count:,.0f}"),
                 ),
                 total=row.name == TOTAL,
@@ -78,10 +79,27 @@ def _held_out_table(rows: Sequence[HeldOut]) -> NumberTable:
     )
 
 
-def _score(row: HeldOut, model: str) -> NumberCell:
-    score = row.scores[model]
+def _score_cell(score: Score) -> NumberCell:
     error = score.natural_error
     return NumberCell(number(score.natural), "" if error is None else f"± {number(error)}")
+
+
+def _stage_table(stages: StageTable) -> NumberTable:
+    return NumberTable(
+        f"Held-out {plain(stages.objective)} by stage",
+        ("", *stages.columns, "tokens of the stage", "seconds"),
+        tuple(
+            NumberRow(
+                (
+                    NumberCell(row.stage),
+                    *map(_score_cell, stages.scores(row)),
+                    NumberCell(f"{row.tokens:,}"),
+                    NumberCell(f"{row.seconds:,.0f}"),
+                )
+            )
+            for row in stages.rows
+        ),
+    )
 
 
 def _gap_table(view: RunView) -> NumberTable:

@@ -21,6 +21,7 @@ from gptailor_merge.runs.metadata import Dimensions
 from gptailor_merge.runs.provenance import changed
 from gptailor_merge.runs.record import FOUND, Record
 from gptailor_merge.runs.redaction import public, public_name
+from gptailor_merge.runs.stages import StageTable
 from gptailor_merge.runs.summary import FrontRow, front_rows, totals
 from gptailor_merge.scoring.gap import Gap
 from gptailor_merge.search.candidates import Candidate, Counts
@@ -129,6 +130,7 @@ class RunView:
         picked: the name of the front's recipe that the run chose.
         sizes: BASE and FOUND -> their dimensions.
         gaps: how far search scores of the best recipe are from its held-out scores.
+        stages: the held-out scores at the end of each stage.
         others: other runs to compare with.
         config: the search config, as YAML.
     """
@@ -160,6 +162,7 @@ class RunView:
     sizes: Mapping[str, Dimensions]
     held_out: tuple[HeldOut, ...]
     gaps: tuple[Gap, ...]
+    stages: tuple[StageTable, ...]
     others: tuple[Other, ...]
     warnings: tuple[str, ...]
     settings: Mapping[str, str]
@@ -235,6 +238,7 @@ def view(record: Record, others: Sequence[Record] = ()) -> RunView:
         sizes={name: size for name, size in record.sizes.items() if name in (BASE, FOUND)},
         held_out=tuple(_held_out(record, others)),
         gaps=() if best is None else record.gaps.get(best.digest, ()),
+        stages=record.stages,
         others=tuple(_other(other, box) for other in others if other.best is not None),
         warnings=record.warnings,
         settings=_settings(record.settings),

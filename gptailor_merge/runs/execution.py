@@ -27,6 +27,7 @@ from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.runs.provenance import inputs_of
 from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
+from gptailor_merge.runs.stages import stages_in
 from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL
 from gptailor_merge.scoring.workplace import BankMode, Job, open_workplace
 from gptailor_merge.search.baselines.choice import Choice
@@ -122,11 +123,13 @@ def execute(
                     on_candidate=on_candidate,
                 )
             chosen = _write_chosen(run, journal, config, settings.axes, best)
+            stages = [stage.best for stage in stages_in(journal, settings.axes, config.search.pick)]
+            drop_files(journal, run.repairs, [*chosen.values(), *stages])
             sizes = _sizes(preparation.family, chosen)
             journal.describe(replace(journal.metadata(), sizes=sizes))
             if held_out is not None:
                 on_step("scoring on the held-out set")
-                score_held_out(workplace, scoring, held_out, journal, chosen)
+                score_held_out(workplace, scoring, held_out, journal, chosen, stages)
         finish(run)
     return run
 
@@ -134,7 +137,7 @@ def execute(
 def _write_chosen(
     run: Directory, journal: Journal, config: SearchConfig, axes: tuple[str, ...], best: Candidate
 ) -> dict[str, Candidate]:
-    """Writes the best recipe and those of the front, drops other files, and returns name -> recipe."""
+    """Writes the best recipe and those of the front, and returns name -> recipe."""
     chosen = {}
     if axes:
         points = front(journal.finished(), axes)
@@ -143,7 +146,6 @@ def _write_chosen(
         best = pick(points, config.search.pick, axes).candidate
     write_beside(run.best, best.recipe)
     chosen[FOUND] = best
-    drop_files(journal, run.repairs, chosen.values())
     return chosen
 
 

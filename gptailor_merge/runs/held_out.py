@@ -1,14 +1,15 @@
-"""The members and the chosen recipes of a run are scored on the held-out set."""
+"""The members, the chosen recipes and those of the stages of a run are scored on the held-out set."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gptailor_merge.errors import ScoringError
 from gptailor_merge.models.loading import load_model
 from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.repair.finalists import has_files
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.gap import gap
@@ -24,8 +25,9 @@ def score_held_out(
     held_out: Executor,
     journal: Journal,
     chosen: Mapping[str, Candidate],
+    stages: Sequence[Candidate],
 ) -> None:
-    """Scores the members and the chosen recipes, and writes scores and gaps into the journal.
+    """Scores the members, the chosen recipes and those of the stages, and writes scores and gaps down.
 
     A resumed run does not score the members again: unlike the recipes, they stay the same.
 
@@ -33,6 +35,8 @@ def score_held_out(
         searched_on: scores plans on the calibration set.
         held_out: scores plans on the held-out set.
         chosen: name -> recipe, of the best recipe and those of the front.
+        stages: the recipe that the run would have chosen at the end of each stage. One whose maps or gains
+            are gone, as an early version left them, is not scored.
 
     Raises:
         ScoringError: a recipe could not be scored.
@@ -45,7 +49,8 @@ def score_held_out(
             journal.record_held_out(name, with_errors(passes, measured))
     # The best recipe is also one of the front's: each model is scored once.
     distinct = {candidate.digest: candidate.plan for candidate in chosen.values()}
-    reported = _outcomes(held_out, distinct)
+    of_stages = {candidate.digest: candidate.plan for candidate in stages if has_files(candidate)}
+    reported = _outcomes(held_out, {**distinct, **of_stages})
     searched = _outcomes(searched_on, distinct) if pairs else {}
     for name, candidate in chosen.items():
         journal.record_held_out(name, with_errors(passes, reported[candidate.digest].measured))
@@ -62,7 +67,8 @@ def score_held_out(
         for digest, outcome in searched.items()
     }
     journal.keep_held_out({*(member.name for member in members), *chosen})
-    journal.describe(replace(journal.metadata(), gaps=gaps))
+    stage_scores = {digest: with_errors(passes, reported[digest].measured) for digest in of_stages}
+    journal.describe(replace(journal.metadata(), gaps=gaps, stages=stage_scores))
 
 
 def measure_members(workplace: Workplace) -> dict[str, Measured]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gptailor_merge.errors import InputError, SearchError
-from gptailor_merge.objectives.scores import UNITS, Score, Scores
+from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.runs.metadata import Metadata
+from gptailor_merge.runs.stored_scores import dump_scores, load_scores
 from gptailor_merge.scoring.measures import Items
 from gptailor_merge.search.candidates import REFINED, Candidate, Counts, Status
 
@@ -168,7 +169,7 @@ class Journal:
         """Writes finished candidates, either all or none."""
         rows = [
             (
-                *(c.number, c.digest, c.recipe, c.status, c.loss, _dump(c.scores), c.fingerprint),
+                *(c.number, c.digest, c.recipe, c.status, c.loss, dump_scores(c.scores), c.fingerprint),
                 *(c.cause, c.original, c.tokens, c.seconds),
             )
             for c in candidates
@@ -214,7 +215,7 @@ class Journal:
             isinstance(digest, str) and isinstance(recipe, str) and isinstance(loss, (float, type(None)))
         ):
             raise TypeError(f"candidate {number}")
-        candidate = Candidate(number, digest, recipe, status, loss, _load(scores), *rest)
+        candidate = Candidate(number, digest, recipe, status, loss, load_scores(scores), *rest)
         return replace(candidate, directory=self.file.parent)
 
     def record_repair(self, original: str, repaired: Candidate) -> None:
@@ -232,7 +233,7 @@ class Journal:
 
     def _record_refined(self, status: Status, original: str, refined: Candidate) -> None:
         c = refined
-        row = (original, c.number, c.digest, c.recipe, c.loss, _dump(c.scores), c.fingerprint, c.cause)
+        row = (original, c.number, c.digest, c.recipe, c.loss, dump_scores(c.scores), c.fingerprint, c.cause)
         with self._explained("written"):
             self._db.execute(
                 f"INSERT OR REPLACE INTO {_REFINED_IN[status]} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -296,7 +297,7 @@ class Journal:
     def record_held_out(self, model: str, scores: Scores) -> None:
         """Writes the held-out scores of a model, replacing older ones."""
         with self._explained("written"):
-            self._db.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?)", (model, _dump(scores)))
+            self._db.execute("INSERT OR REPLACE INTO held_out VALUES (?, ?)", (model, dump_scores(scores)))
 
     def keep_held_out(self, models: Collection[str]) -> None:
         """Deletes the held-out scores of all models but these."""
@@ -308,7 +309,7 @@ class Journal:
         """Returns model -> its held-out scores, in the order in which models were first scored."""
         with self._explained("read"):
             rows = self._db.execute("SELECT model, scores FROM held_out ORDER BY rowid")
-            return {model: _load(scores) for model, scores in rows}
+            return {model: load_scores(scores) for model, scores in rows}
 
 
 def snapshot(file: Path) -> Journal:
@@ -323,26 +324,3 @@ def snapshot(file: Path) -> Journal:
     if not file.is_file():
         raise InputError("no such journal; expected a run directory of gptailor-evolve", file=file)
     return Journal(":memory:", original=file)
-
-
-def _dump(scores: Scores) -> str:
-    return json.dumps({o: {n: _written(s) for n, s in by.items()} for o, by in scores.items()})
-
-
-def _written(score: Score) -> list[Any]:
-    return [score.mean, score.count, score.unit, *([] if score.error is None else [score.error])]
-
-
-def _load(text: str) -> Scores:
-    """Reads scores, and refuses what `_dump` does not write."""
-    stored: Mapping[str, Mapping[str, Any]] = json.loads(text)
-    scores = {o: {n: Score(*score) for n, score in by.items()} for o, by in stored.items()}
-    for by_set in scores.values():
-        for score in by_set.values():
-            if score.unit not in UNITS:
-                raise ValueError(f"a score in {score.unit!r}")
-            for number in (score.mean, score.count, score.error or 0.0):
-                math.isnan(number)  # raises a TypeError where it is no number
-        if not by_set:
-            raise ValueError("an objective without scores")
-    return scores

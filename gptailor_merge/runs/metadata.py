@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
+from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.runs.provenance import History, Inputs, Period
+from gptailor_merge.runs.stored_scores import dump_scores, load_scores
 from gptailor_merge.scoring.gap import Gap
 
 
@@ -30,6 +32,7 @@ class Metadata:
         warnings: sentences that belong beside every score.
         sizes: model -> its dimensions; None until the search has ended.
         gaps: digest of a recipe -> its gaps; None until recipes are scored on the held-out set.
+        stages: digest of a stage's recipe -> its held-out scores, see stages; None as with gaps.
         inputs: what the scores depend on; None where an early version did not record it.
         history: the versions of the libraries in the course of the run; None as with inputs.
     """
@@ -39,6 +42,7 @@ class Metadata:
     warnings: tuple[str, ...] = ()
     sizes: Mapping[str, Dimensions] | None = None
     gaps: Mapping[str, tuple[Gap, ...]] | None = None
+    stages: Mapping[str, Scores] | None = None
     inputs: Inputs | None = None
     history: History | None = None
 
@@ -58,6 +62,8 @@ class Metadata:
         if self.gaps is not None:
             gaps = {digest: [asdict(gap) for gap in recipe_gaps] for digest, recipe_gaps in self.gaps.items()}
             rows["gaps"] = json.dumps(gaps)
+        if self.stages is not None:
+            rows["stages"] = json.dumps({d: dump_scores(scores) for d, scores in self.stages.items()})
         if self.inputs is not None:
             rows["inputs"] = json.dumps(self.inputs)
         if self.history is not None:
@@ -69,9 +75,11 @@ class Metadata:
         """Reads rows that `to_rows` wrote, and ignores other keys.
 
         Raises:
-            ValueError: a row holds something else.
+            ValueError, TypeError, KeyError, AttributeError: a row holds something else.
         """
         known = {key: adapter.validate_json(rows[key]) for key, adapter in _STORED.items() if key in rows}
+        if "stages" in known:
+            known["stages"] = {digest: load_scores(text) for digest, text in known["stages"].items()}
         return cls(baseline=rows.get("baseline", ""), **known)
 
 
@@ -80,6 +88,7 @@ _STORED: Mapping[str, TypeAdapter[Any]] = {
     "warnings": TypeAdapter(tuple[str, ...]),
     "sizes": TypeAdapter(dict[str, Dimensions]),
     "gaps": TypeAdapter(dict[str, tuple[Gap, ...]]),
+    "stages": TypeAdapter(dict[str, str]),
     "inputs": TypeAdapter(dict[str, str]),
     "history": TypeAdapter(tuple[Period, ...]),
 }

@@ -18,6 +18,7 @@ from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.journal import snapshot
 from gptailor_merge.runs.metadata import Dimensions
 from gptailor_merge.runs.provenance import Inputs
+from gptailor_merge.runs.stages import StageTable, bought_elsewhere, stage_tables, stages_in
 from gptailor_merge.scoring.gap import Gap
 from gptailor_merge.scoring.gates import PREFIX
 from gptailor_merge.scoring.measures import Items
@@ -49,6 +50,8 @@ class Record:
         items: the items of tasks that are scored.
         sizes: model -> its dimensions; empty until the search has ended.
         gaps: digest of a recipe -> how far its search scores are from its held-out scores.
+        stages: the held-out scores at the end of each stage; empty where there is nothing to compare, and
+            where an early version measured the last stage only.
         warnings: sentences that belong beside every score.
         inputs: what the scores depend on, see provenance; empty where an early version recorded nothing.
     """
@@ -71,6 +74,7 @@ class Record:
     items: tuple[Items, ...]
     sizes: Mapping[str, Dimensions]
     gaps: Mapping[str, tuple[Gap, ...]]
+    stages: tuple[StageTable, ...]
     warnings: tuple[str, ...]
     inputs: Inputs
 
@@ -89,7 +93,7 @@ class Record:
     def objectives(self) -> tuple[str, ...]:
         """The objectives that are searched on, in the order of the config."""
         scores = {} if self.best is None else self.best.scores
-        return tuple(name for name in scores if not name.startswith(PREFIX))
+        return _searched(scores)
 
     @property
     def fingerprint(self) -> str | None:
@@ -122,6 +126,12 @@ def read(directory: Directory) -> Record:
         _check(finished, metadata.axes, directory)
         points = tuple(front(finished, metadata.axes)) if metadata.axes else ()
         # A resumed run has a best recipe from before; a baseline decides itself how many it proposes.
+        best = _chosen(directory, points, metadata.axes, settings) if points else journal.best()
+        stages = stage_tables(
+            stages_in(journal, metadata.axes, settings.search.pick),
+            metadata.stages or {},
+            _calibrated(settings, {} if best is None else best.scores),
+        )
         complete = bool(metadata.baseline) or counts.candidates >= settings.search.budget
         return Record(
             directory=directory,
@@ -135,16 +145,33 @@ def read(directory: Directory) -> Record:
             counts=counts,
             axes=metadata.axes,
             front=points,
-            best=_chosen(directory, points, metadata.axes, settings) if points else journal.best(),
+            best=best,
             done=complete and directory.best.exists(),
             baseline=metadata.baseline or None,
             held_out=journal.held_out(),
             items=tuple(journal.items()),
             sizes=metadata.sizes or {},
             gaps=metadata.gaps or {},
-            warnings=metadata.warnings,
+            stages=stages,
+            warnings=(*metadata.warnings, *bought_elsewhere(stages)),
             inputs=metadata.inputs or {},
         )
+
+
+def _searched(scores: Scores) -> tuple[str, ...]:
+    return tuple(name for name in scores if not name.startswith(PREFIX))
+
+
+def _calibrated(settings: SearchConfig, scores: Scores) -> set[str]:
+    """Returns the names of the sets that recipes were chosen by or fitted to.
+
+    Args:
+        scores: a recipe's, on the calibration set.
+    """
+    named = zip(_searched(scores), settings.objectives, strict=False)
+    counted = [name for name, config in named if config.weight is not None or settings.pareto]
+    fitted = settings.repair.data or {} if settings.repair.finalists else {}
+    return {set_name for name in counted for set_name in scores[name]} | {*fitted}
 
 
 def _check(finished: Sequence[Candidate], axes: Sequence[str], directory: Directory) -> None:

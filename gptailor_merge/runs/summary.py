@@ -11,6 +11,7 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.scores import TOTAL, Scores, natural
 from gptailor_merge.runs.metadata import Dimensions
 from gptailor_merge.runs.record import FOUND, Record
+from gptailor_merge.runs.stages import StageTable
 from gptailor_merge.scoring.gap import Gap
 from gptailor_merge.search.candidates import Candidate, Counts
 from gptailor_merge.search.front import pick
@@ -45,6 +46,8 @@ class Summary:
             (FOUND), and the recipes of the front by the names of their files.
         sizes: model -> its dimensions.
         front: the recipes that no other beats in every objective; empty where one recipe is sought.
+        stages: the held-out scores at the end of each stage, beside sets that were not calibrated on; empty
+            where there is nothing to compare.
         gaps: how far search scores of the chosen recipe are from its held-out scores.
         warnings: sentences that belong beside the scores.
         baseline: the baseline that was run instead of a search, and its model; None for a search.
@@ -58,6 +61,7 @@ class Summary:
     held_out: Mapping[str, Mapping[str, Mapping[str, float]]]
     sizes: Mapping[str, Dimensions]
     front: tuple[FrontRow, ...] = ()
+    stages: tuple[StageTable, ...] = ()
     gaps: tuple[Gap, ...] = ()
     warnings: tuple[str, ...] = ()
     baseline: str | None = None
@@ -82,6 +86,7 @@ class Summary:
             "held_out": self.held_out,
             "sizes": {name: size._asdict() for name, size in self.sizes.items()},
             "front": [{**asdict(row), "recipe": str(row.recipe)} for row in self.front],
+            **({"stages": [table.to_json() for table in self.stages]} if self.stages else {}),
             "gaps": [{**asdict(gap), "gap": gap.difference} for gap in self.gaps],
             "warnings": list(self.warnings),
             **({} if self.baseline is None else {"baseline": self.baseline}),
@@ -116,6 +121,8 @@ def summarize(record: Record, rule: str | None = None) -> Summary:
         held_out=held_out,
         sizes=sizes,
         front=front_rows(record),
+        # Another recipe of the front than the run chose has other stages behind it.
+        stages=record.stages if rule is None else (),
         gaps=record.gaps.get(best.digest, ()),
         warnings=record.warnings,
         baseline=record.baseline,

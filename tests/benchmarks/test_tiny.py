@@ -17,7 +17,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-HELPERS = ("common", "paper_search", "quality_report")
+HELPERS = ("common", "paper_search", "quality_bench", "quality_methods", "quality_report", "treatment")
 """Modules that are no program."""
 
 DOMAINS = ("stories", "encyclopedia", "maths", "code")
@@ -32,12 +32,15 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def run(name: str, *arguments: object) -> Result:
+OWN_ARMS = ("not tuned", "not repaired")
+
+
+def run(name: str, *arguments: object, exit_code: int = 0) -> Result:
     """Runs a benchmark in this process."""
     program = typer.Typer()
     program.command()(importlib.import_module(name).main)
     done = CliRunner().invoke(program, ["--tiny", *map(str, arguments)], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == exit_code, done.output
     return done
 
 
@@ -47,8 +50,12 @@ def figures(file: Path) -> Any:
 
 def test_the_demo_prints_its_table(tmp_path: Path) -> None:
     done = run("demo", "--out", tmp_path / "run")
-    for row in ("base", "best contiguous block dropped", "the same search, not repaired"):
-        assert row in done.stdout
+    ours, rival = "found by gptailor-evolve", "one merge + ShortGPT"
+    rows = [line.strip().split("  ")[0] for line in done.stdout.splitlines()]
+    assert {"base", "best contiguous block dropped"} <= {*rows}
+    for name in (ours, rival):
+        begin = rows.index(name)
+        assert rows[begin + 1 : begin + 3] == [f"{name}, repaired", f"{name}, repaired, tuned"]
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 
@@ -111,11 +118,81 @@ def test_lm_eval_and_ours_give_the_same_accuracies(tmp_path: Path) -> None:
 def test_all_methods_are_compared(tmp_path: Path) -> None:
     done = run("quality", "--json", tmp_path / "figures.json", "--plots", tmp_path / "plots")
     results = figures(tmp_path / "figures.json")
-    assert set(results["members"]) == {"base", "stories", "maths", "code"}
-    methods = results["9 layers, seed 0"]
-    assert set(methods) >= {"default search", "not repaired", "shortgpt", "best merge", "remove + merge"}
+    assert set(results["members"]) == {"base", "stories", "maths"}
+    methods = results["6 layers, seed 0"]
+    rivals = {f"one merge + {name}" for name in ("ShortGPT", "SLEB", "EvoPress", "EvoPress (equal seconds)")}
+    assert set(methods) == {"default search", *OWN_ARMS, "shortgpt", "remove + merge"} | rivals
+    ours, rival = methods["default search"], methods["one merge + ShortGPT"]
+    assert "repaired" not in ours  # its best recipe is tuned
+    assert {**ours["tuned"], "seconds": 0} == {**ours["held_out"], "tokens": ours["tokens"], "seconds": 0}
+    assert methods["not repaired"]["tokens"] < methods["not tuned"]["tokens"] < ours["tokens"]
+    assert rival["tokens"] < rival["repaired"]["tokens"] < rival["tuned"]["tokens"]
     assert "as good as the best baseline" in done.stdout
     assert (tmp_path / "plots" / "quality-sizes.png").is_file()
+
+
+def test_a_family_of_adapters_is_measured_on_texts_beside_it(tmp_path: Path) -> None:
+    """What a text is called decides who teaches it, and whether it is calibrated on."""
+    family, texts = tmp_path / "family", tmp_path / "texts"
+    for name, file in {"code": "adapter_config.json", "maths": "config.json"}.items():
+        (family / name).mkdir(parents=True)
+        (family / name / file).write_text("{}")
+    for kind, names in {"calibration": ("code", "tales"), "held-out": ("code", "tales", "maths")}.items():
+        (texts / kind).mkdir(parents=True)
+        for name in names:
+            (texts / kind / f"{name}.jsonl").write_text("")
+    config = importlib.import_module("quality").configuration(
+        family,
+        base=tmp_path / "base",
+        texts=texts,
+        without=["tales"],
+        outside=[f"sums={tmp_path}/sums.jsonl:question"],
+        sizes={"tokens": 96, "held_out_tokens": 128, "sequence_length": 16},
+    )
+    base = str(tmp_path / "base")
+    variants = {"code": f"{base}+{family / 'code'}", "maths": str(family / "maths")}
+    assert config["family"] == {"base": base, "variants": variants}
+    (objective,), (held_out,) = config["objectives"], config["held_out"]
+    assert objective["data"] == {"code": str(texts / "calibration" / "code.jsonl")}
+    assert objective["teacher"] == {"code": "code"}
+    assert (objective["tokens"], held_out["tokens"]) == (96, 128)
+    assert (objective["sequence_length"], held_out["sequence_length"]) == (16, 16)
+    assert set(held_out["data"]) == {"code", "tales", "maths", "sums"}
+    assert held_out["data"]["sums"] == {"file": str(tmp_path / "sums.jsonl"), "column": "question"}
+
+
+def test_what_one_gpu_measures_is_tried_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part has a bound; one that reaches it, or fails, leaves what it has to the file."""
+    gpu = importlib.import_module("gpu")
+    assert sum(part.seconds for part in gpu.PARTS) <= 480
+
+    def endless(subject: Any, note: Any) -> None:
+        note({"rounds": {"first": 1}})
+        while True:
+            note({"rounds": {"last": 2}})
+
+    def failing(subject: Any, note: Any) -> None:
+        raise ValueError("no such kernel")
+
+    parts = (gpu.Part("endless", 0.05, endless), *gpu.PARTS, gpu.Part("failing", 9, failing))
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    file = tmp_path / "figures.json"
+    done = run("gpu", "--json", file, exit_code=1)
+    results = figures(file)
+    assert {name: results[name]["ended"] for name in ("endless", "quality", "failing")} == {
+        "endless": "bound",
+        "quality": "whole",
+        "failing": "failed: no such kernel",
+    }
+    assert results["endless"]["results"] == {"rounds": {"first": 1, "last": 2}}
+    quality = results["quality"]["results"]
+    assert set(quality["members"]) == {"base", "maths", "stories"}
+    for seed in (0, 1):
+        job = quality[f"4 layers, seed {seed}"]
+        assert set(job) == {"default search", *OWN_ARMS, "one merge + ShortGPT"}
+        assert "tuned" in job["default search"]
+        assert "tuned" in job["one merge + ShortGPT"]
+    assert "4 layers, 2 seeds" in done.stdout
 
 
 def test_stock_mergekit_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
+from gptailor_merge.runs.stages import StageRow, StageTable
 from tests.conftest import write_tasks
 
 # lm-eval and what it imports warn of their own deprecations.
@@ -181,6 +182,17 @@ def test_tables_hold_the_numbers_of_the_journal(of_tasks: Release) -> None:
         for model, what, ms in latencies
     }
     assert found == pytest.approx(expected, abs=0.005)
+
+
+def test_stages_stand_below_the_held_out_scores(of_tasks: Release) -> None:
+    row = StageRow("tuned", Score(2.5, 8), {"b|c": Score(3.5, 8)}, 1234, 5.0)
+    table = StageTable("nats", ("a",), ("b|c",), (row,))
+    assert "by stage" not in card_of(of_tasks, REPO).text
+    text = card_of(replace(of_tasks, summary=replace(of_tasks.summary, stages=(table,))), REPO).text
+    shown = section(text, "Held-out scores")
+    assert "\n### nats by stage\n" in shown
+    assert "| stage | mean of a | b\\|c (not calibrated on) | tokens | seconds |\n" in shown
+    assert "\n| tuned | 2.5000 | 3.5000 | 1,234 | 5 |\n" in shown
 
 
 def test_one_line_says_how_much_smaller_and_at_what_price(of_tasks: Release) -> None:

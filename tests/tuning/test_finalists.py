@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,13 @@ def test_the_best_are_tuned_and_a_killed_run_ends_alike(tmp_path: Path) -> None:
     assert best.loss is not None
     assert all(candidate.loss is None or best.loss < candidate.loss for candidate in chosen)
     assert (summary.counts.tuned, summary.counts.tokens) == (2, sum(candidate.tokens for candidate in spent))
+    (table,) = summary.stages
+    assert [row.stage for row in table.rows] == ["found", "repaired", "tuned"]
+    assert [row.tokens for row in table.rows][2] == sum(tuned.tokens for tuned in tunings.values())
+    assert sum(row.tokens for row in table.rows) == summary.counts.tokens
+    assert table.rows[2].calibrated is not None
+    assert table.rows[2].calibrated.natural == summary.held_out["found"]["perplexity"]["total"]
+    assert len({row.calibrated for row in table.rows}) == 3
     recipe = Recipe.load(undisturbed.best)
     assert {Path(file).parts[0] for file in edit_files(recipe)} == {"repair"}
     files = {undisturbed.path / file for file in edit_files(recipe)}
@@ -49,6 +57,9 @@ def test_the_best_are_tuned_and_a_killed_run_ends_alike(tmp_path: Path) -> None:
     for _ in range(2):
         _, again = run(settings, killed, resume=True)
         assert (again.digest, again.loss, again.held_out) == (summary.digest, summary.loss, summary.held_out)
+        assert [replace(row, seconds=0) for row in again.stages[0].rows] == [
+            replace(row, seconds=0) for row in table.rows
+        ]
         with Journal(begun.journal) as journal:
             assert {o: t.digest for o, t in journal.tunings().items()} == {
                 o: t.digest for o, t in tunings.items()

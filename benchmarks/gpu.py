@@ -1,0 +1,220 @@
+"""What is measured on one GPU, in one command of at most eight minutes.
+
+    python benchmarks/gpu.py --json FILE --family DIR --texts DIR [--base DIR] [--part NAME …] [--tiny]
+                             [--outside NAME=FILE[:COLUMN] …]
+
+Every part has a bound in seconds: when it is reached, the part ends with the results that it has by then and
+is marked as ended by its bound. FILE is written again after every result, so that nothing is lost of a run
+that is cut off. --family and --texts are what quality.py takes: a real family, as ../shared/smollm2-family
+makes one. --tiny runs every part with a random family of a few layers, on the CPU.
+
+A part is an entry of PARTS: its name, its bound, and a function that takes what is measured and hands over
+each result.
+
+`quality`: 22 of 30 layers, two seeds; our search with its ablations, the baselines, and the merge rivals,
+which are repaired and tuned as our own search is. Both seeds of a method are run before the next method.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import torch
+import typer
+import yaml
+from common import Tiny, tiny_family
+from quality import configuration, members
+from quality_bench import Bench, Job
+from quality_methods import ABLATION, OURS, RIVALS
+from quality_report import report
+
+from gptailor_merge import quiet_libraries
+from gptailor_merge.api.engine import pick_device
+
+SHARE_KEPT, SEEDS, BUDGET = 22 / 30, 2, 240
+SIZES = {"tokens": 16_384, "held_out_tokens": 65_536, "sequence_length": 512}
+ARMS = (OURS, *RIVALS, *ABLATION, "shortgpt", "sleb", "evopress")
+TINY_ARMS = (OURS, next(iter(RIVALS)))
+
+Note = Callable[[dict[str, Any]], None]
+"""Hands over results; what it is given is laid over what it was given before, one level deep."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        config: the search config, without a target.
+        depth: the layers of the family.
+    """
+
+    config: dict[str, Any]
+    depth: int
+    device: str
+    tiny: bool
+
+
+def quality(subject: Subject, note: Note) -> None:
+    """Compares the methods at one size."""
+    note({"members": members(subject.config, subject.device)})
+    layers, text = round(SHARE_KEPT * subject.depth), yaml.safe_dump(subject.config)
+    tuned = TINY_ARMS if subject.tiny else (OURS, "not tuned", "not repaired", *RIVALS)
+    with tempfile.TemporaryDirectory() as root:
+        benches = []
+        for seed in range(SEEDS):
+            directory = Path(root) / str(seed)
+            directory.mkdir()
+            job = Job(text, layers, seed, tuned=tuned, tiny=subject.tiny)
+            benches.append(Bench(job, directory, subject.device))
+        for arm in TINY_ARMS if subject.tiny else ARMS:
+            for bench in benches:
+                for name, result in bench.methods.results(arm):
+                    note({bench.job.key: {name: bench.measured(name, result)}})
+
+
+def quality_tables(results: dict[str, Any], subject: Subject) -> None:
+    """Prints what the methods came to, as far as they were run."""
+    if "members" in results:
+        report(results, [round(SHARE_KEPT * subject.depth)], SEEDS, None)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the command.
+
+    Attributes:
+        seconds: its bound.
+        run: measures, and hands over each result as soon as it is known.
+        show: prints the results.
+    """
+
+    name: str
+    seconds: float
+    run: Callable[[Subject, Note], None]
+    show: Callable[[dict[str, Any], Subject], None] = lambda results, subject: None
+
+
+PARTS = (Part("quality", 450, quality, quality_tables),)
+"""All parts, in the order in which they are run; their bounds add up to less than eight minutes."""
+
+
+class BoundReachedError(BaseException):
+    """The bound of a part is reached. No `except Exception` of what is measured takes it for a failure."""
+
+
+@contextmanager
+def bounded(seconds: float) -> Iterator[None]:
+    """Raises BoundReachedError in the block when that many seconds have gone."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise BoundReachedError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@dataclass
+class Figures:
+    """The results of all parts, and their file."""
+
+    file: Path
+    document: dict[str, Any] = field(default_factory=dict)
+
+    def write(self) -> None:
+        """Replaces the file whole."""
+        beside = self.file.with_suffix(".part")
+        beside.write_text(json.dumps(self.document, indent=1), encoding="utf-8")
+        beside.replace(self.file)
+
+    def run(self, part: Part, subject: Subject) -> None:
+        """Runs a part; writes how it ended: "whole", "bound", or what went wrong."""
+        begun, results = time.perf_counter(), dict[str, Any]()
+        entry: dict[str, Any] = {"bound": part.seconds, "ended": "not yet", "results": results}
+        self.document[part.name] = entry
+
+        def note(more: dict[str, Any]) -> None:
+            for name, value in more.items():
+                results[name] = {**results.get(name, {}), **value}
+            entry["seconds"] = round(time.perf_counter() - begun, 1)
+            self.write()
+
+        try:
+            with bounded(part.seconds):
+                part.run(subject, note)
+            entry["ended"] = "whole"
+        except BoundReachedError:
+            entry["ended"] = "bound"
+        except Exception as error:  # the other parts are worth their time all the same
+            traceback.print_exc()
+            entry["ended"] = f"failed: {error}"
+        note({})
+
+
+def main(
+    json_file: Annotated[Path, typer.Option("--json", help="The file that the results go to.")],
+    family: Annotated[Path | None, typer.Option(help="A directory of members; see quality.py.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="Has calibration/ and held-out/.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The base, if it is not FAMILY/base.")] = None,
+    outside: Annotated[list[str] | None, typer.Option(help="NAME=FILE[:COLUMN] to hold out, too.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="A part to run; default all.")] = None,
+    tiny: Tiny = False,
+) -> None:
+    if not tiny and (family is None or texts is None):
+        raise typer.BadParameter("expected --family and --texts, or --tiny")
+    if unknown := set(part or ()) - {known.name for known in PARTS}:
+        raise typer.BadParameter(
+            f"no part {', '.join(unknown)}; known are {', '.join(p.name for p in PARTS)}"
+        )
+    quiet_libraries()
+    with tempfile.TemporaryDirectory() as scratch:
+        if tiny:
+            tiny_family(Path(scratch))
+            family, texts, base = Path(scratch, "family"), Path(scratch), None
+        assert family is not None
+        assert texts is not None
+        config = configuration(
+            family.resolve(),
+            base=None if base is None else base.resolve(),
+            texts=texts.resolve(),
+            outside=outside or (),
+            sizes=SIZES,
+            tiny=tiny,
+        )
+        if not tiny:
+            config["search"]["budget"] = BUDGET
+        depth = json.loads(Path(config["family"]["base"], "config.json").read_text())["num_hidden_layers"]
+        device = "cpu" if tiny else str(pick_device("auto"))
+        subject = Subject(config, depth, device, tiny)
+        name = torch.cuda.get_device_name() if device.startswith("cuda") else device
+        figures = Figures(json_file, {"device": name, "torch": torch.__version__})
+        for chosen in PARTS:
+            if not part or chosen.name in part:
+                figures.run(chosen, subject)
+                entry = figures.document[chosen.name]
+                print(
+                    f"{chosen.name}: {entry['ended']}, {entry['seconds']} s of {chosen.seconds}", flush=True
+                )
+                chosen.show(entry["results"], subject)
+    ended = [figures.document[known.name]["ended"] for known in PARTS if known.name in figures.document]
+    if any(how.startswith("failed") for how in ended):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
