@@ -320,6 +320,9 @@ class SearchConfig(Section):
             for objective in self.objectives
             if self.tune.finalists and objective.weight is not None and not objective.calibrates
         ]
+        if self.tune.finalists and not (self.tune.norms or self.family.variants):
+            message = "a family without variants has no merge weights to tune; expected true, or no tune"
+            problems.append(Problem(("tune", "norms"), message))
         if "base" in self.family.variants:
             problems.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
         problems += missing_files(("repair", "data"), self.repair.data or {}, directory)

@@ -29,7 +29,16 @@ Layers = Annotated[
     Discriminator(_form_of_size),
     BeforeValidator(_read_size),
 ]
-"""A number of layers, or a range of them."""
+"""A number of layers that stay, or a range of them."""
+
+Natural = Annotated[int, Field(ge=0)]
+
+Removed = Annotated[
+    Annotated[Natural, Tag("[one]")] | Annotated[tuple[Natural, Natural], Tag("[range]")],
+    Discriminator(_form_of_size),
+    BeforeValidator(_read_size),
+]
+"""A number of layers that go, or a range of them; 0 looks for the best merge at full size."""
 
 Shares = Annotated[
     Annotated[Share, Tag("[one]")] | Annotated[tuple[Share, Share], Tag("[range]")],
@@ -44,12 +53,12 @@ class Target(Section):
 
     Attributes:
         layers: how many the pruned model has.
-        remove: how many the base model loses.
+        remove: how many the base model loses; 0 searches for the best merge at full size.
         parameters: share that the pruned model keeps.
     """
 
     layers: Layers | None = None
-    remove: Layers | None = None
+    remove: Removed | None = None
     parameters: Shares | None = None
 
     @model_validator(mode="after")

@@ -77,8 +77,8 @@ class Layout:
 
     def _size_problem(self, size: int) -> str | None:
         removed = self.depth - size
-        if not 1 <= size < self.depth:
-            return f"expected 1 to {self.depth - 1} layers to keep of {self.depth}, found {size}"
+        if not 1 <= size <= self.depth:
+            return f"expected 1 to {self.depth} layers to keep of {self.depth}, found {size}"
         if removed > len(self.removable):
             return (
                 f"{removed} layers would have to go, and only {len(self.removable)} may "

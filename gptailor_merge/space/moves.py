@@ -60,7 +60,7 @@ def _change_layers(layout: Layout, point: dict[str, Array], rng: np.random.Rando
     kept = layout.kept_layers(point)
     removed = sorted(set(range(layout.depth)) - set(kept))
     exchangeable = [layer for layer in kept if layer in layout.removable]
-    if exchangeable and rng.uniform() < SWAP_SHARE:
+    if exchangeable and removed and rng.uniform() < SWAP_SHARE:
         out, back = rng.choice(exchangeable), rng.choice(removed)
         keys = point["removal"]
         keys[out], keys[back] = keys[back], keys[out]

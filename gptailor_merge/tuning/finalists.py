@@ -82,7 +82,8 @@ def _tuner(workplace: Workplace) -> Tuner:
         ConfigError: an objective has no gradient, or has too few sequences.
     """
     section, measures = workplace.config.tune, workplace.measures
-    options = TuneOptions(section.steps, section.weights, section.norms, section.rate)
+    outer = workplace.config.operations.outer != "base"
+    options = TuneOptions(section.steps, section.weights, section.norms, section.rate, outer)
     aims = [
         Aim(config, config.weight, measures.tuned_on.get(position, ()))
         for position, config in enumerate(workplace.config.objectives)

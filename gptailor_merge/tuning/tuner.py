@@ -35,6 +35,8 @@ class TuneOptions:
         sharing: the tensors that share a merge weight.
         norms: whether the gains of norms are fitted, too.
         rate: Adam's rate of merge weights.
+        outer: whether embeddings and head are merged as well; None merges them where a plan does not take
+            them from the base.
         step_tokens: tokens of a step, approximately.
     """
 
@@ -42,6 +44,7 @@ class TuneOptions:
     sharing: Sharing = "part"
     norms: bool = True
     rate: float = 0.03
+    outer: bool | None = None
     step_tokens: int = 8192
 
 
@@ -130,7 +133,8 @@ class Tuner:
             progress: told of each look at the texts that are held back.
         """
         options = self._options
-        model = TunableModel(self._composer, plan, options.sharing, norms=options.norms)
+        outer = _has_own_ends(plan) if options.outer is None else options.outer
+        model = TunableModel(self._composer, plan, options.sharing, norms=options.norms, outer=outer)
         fitted = fit(
             model,
             self._fitted,
@@ -147,6 +151,11 @@ class Tuner:
     def _loss(self, plan: Plan) -> float:
         """Returns the loss of a plan's model, as it will be written, on the texts that are held back."""
         return loss(self._held_back.score(self._composer.compose(plan)), self._weights)
+
+
+def _has_own_ends(plan: Plan) -> bool:
+    """Tells whether embeddings or head are another's than the base's."""
+    return any(component.models != (plan.base_model,) for component in (plan.embeddings, plan.head))
 
 
 def _passes(

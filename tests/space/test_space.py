@@ -315,8 +315,8 @@ def test_a_recipe_from_elsewhere_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kept": 8}, "target: expected 1 to 7 layers to keep of 8, found 8"),
-        ({"kept": 0}, "target: expected 1 to 7 layers to keep of 8, found 0"),
+        ({"kept": 9}, "target: expected 1 to 8 layers to keep of 8, found 9"),
+        ({"kept": 0}, "target: expected 1 to 8 layers to keep of 8, found 0"),
         ({"kept": 1}, "target: 7 layers would have to go, and only 6 may"),
         ({"removable": (3, 4, 9)}, "operations.removable: layer out of range, found 9 of 8 layers"),
         ({"methods": ("slrep",)}, "operations.merge[0]: unknown method, found 'slrep'; known are"),

@@ -20,7 +20,7 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.passes import Passes
-from gptailor_merge.tuning import fitting
+from gptailor_merge.tuning import embeddings_and_head, fitting
 from gptailor_merge.tuning.fitting import fit
 from gptailor_merge.tuning.tunable_model import TunableModel
 from tests.conftest import MakeFamily, recipe_of
@@ -28,9 +28,9 @@ from tests.conftest import MakeFamily, recipe_of
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def members(make_family: MakeFamily) -> dict[str, str]:
-    return make_family(dtype=torch.float32)
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def members(make_family: MakeFamily, request: pytest.FixtureRequest) -> dict[str, str]:
+    return make_family(dtype=torch.float32, tied=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -64,17 +64,24 @@ def recipe(members: dict[str, str]) -> Plan:
 @pytest.fixture
 def model(members: dict[str, str], recipe: Plan) -> TunableModel:
     family = Family.load(members["base"], {name: members[name] for name in ("math", "code")})
-    return TunableModel(Composer(Bank(family, Precision())), recipe, "tensor", norms=True)
+    return TunableModel(Composer(Bank(family, Precision())), recipe, "tensor", norms=True, outer=True)
 
 
-def test_gradients_are_those_of_the_loss_over_all_tokens(model: TunableModel, passes: Passes) -> None:
+def test_gradients_are_those_of_the_loss_over_all_tokens(
+    model: TunableModel, passes: Passes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Made again without checkpoints and pieces, by transformers' own forward and cross-entropy."""
     (batch,) = passes.batches
+    monkeypatch.setattr(embeddings_and_head, "PIECE", 64)
     fitting._differentiate(model, passes.objectives, [batch], {"nll": 2.0})
     mine = [parameter.grad for parameter in (*model.weights, *model.gains)]
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in mine)
-    whole = dict[str, torch.Tensor](model.outer)
-    body = model.model.base_model
+    whole = dict[str, torch.Tensor](model.outer_gains)
+    body, tied = model.model.base_model, len(model.components) == 1
+    body.embed_tokens = body.embed_tokens._layer
+    model.model.lm_head = model.model.lm_head._layer
+    embeddings = whole["model.embed_tokens.weight"] = model.components[0].merged("model.embed_tokens.weight")
+    whole["lm_head.weight"] = embeddings if tied else model.components[-1].merged("lm_head.weight")
     for position, layer in enumerate(model.layers):
         whole |= {f"model.layers.{position}.{name}": t for name, t in layer.merged().items()}
         body.layers[position] = layer._layer
@@ -89,7 +96,7 @@ def test_the_model_starts_as_the_recipe_where_that_is_linear(members: dict[str, 
     linear = plan(Recipe.from_mapping(recipe_of(members)))
     family = Family.load(members["base"], {name: members[name] for name in ("math", "code")})
     composer = Composer(Bank(family, Precision()))
-    model = TunableModel(composer, linear, "layer", norms=True)
+    model = TunableModel(composer, linear, "layer", norms=True, outer=True)
     measured = passes.scores(passes.measure_with(model.predictions))["nll"]
     for name, score in passes.score(composer.compose(linear))["nll"].items():
         assert measured[name].mean == pytest.approx(score.mean, abs=1e-5)
