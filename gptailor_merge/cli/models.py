@@ -147,7 +147,7 @@ def tune(
         bool | None,
         typer.Option(
             "--outer/--no-outer",
-            help="Merge embeddings and head, too. Default: where the recipe does not take both from the base.",
+            help="Merge embeddings and head. Default: where the recipe does not take both from the base.",
         ),
     ] = None,
     column: Column = "text",

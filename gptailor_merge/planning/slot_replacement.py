@@ -29,7 +29,7 @@ def rewritten(recipe: Recipe, slots: Sequence[Slot]) -> Recipe:
 
 
 def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
-    """Returns the recipe with the slots of a plan, its embeddings and head, and its gains outside the layers."""
+    """Returns the recipe with a plan's slots, its embeddings and head, and its gains outside the layers."""
     whole, gains = rewritten(recipe, plan.slots), plan.gains
     update: dict[str, Any] = {
         "gains": None if gains is None else gains.file,

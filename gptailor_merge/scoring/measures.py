@@ -107,7 +107,6 @@ def measures(
         out_dtype=out_dtype,
         seed=config.seed,
     )
-    whole = context
     sections: dict[str, Sequence[ObjectiveConfig]] = {
         "objectives": config.objectives,
         "gates": config.gates,
@@ -116,6 +115,7 @@ def measures(
     context = replace(context, divided=_divided(sections, context))
     searching = {name: _prepared(name, sections[name], context) for name in ("objectives", "gates")}
     searched = [measure for section in searching.values() for measure in section]
+    of_search = context
     texts = _texts(config, searching["objectives"], tokenizer)
     tuned_on = _tuned_on(config, tokenizer)
     tested = _on_test_splits(searched)
@@ -144,7 +144,7 @@ def measures(
         items=tuple(items for name in SECTIONS for items in _items(name, prepared[name], passes[name])),
         texts=tuple(texts),
         tuned_on=tuned_on,
-        context=whole,
+        context=of_search,
         warnings=tuple(
             dict.fromkeys(
                 f"{p.message}, and was searched on: scores on it flatter this model and no other"

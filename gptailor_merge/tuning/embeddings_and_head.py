@@ -52,14 +52,15 @@ class TunableComponent(nn.Module):
             dtype: of the merged tensors.
         """
         super().__init__()
-        base, *members = models
         written = bank.family.base.written
         self._models, self._dtype, self._tied = tuple(models), dtype, bank.family.tied
         self._tensors = {name: tuple(bank.stored_outer(model, name) for model in models) for name in names}
         # A recipe's filters go by the names that are written.
         self._names = {name: written.of(name) for name in names}
         self._groups = groups_of(self._names.values(), "tensor" if sharing == "tensor" else "layer")
-        of_model = [{self._names[n]: tensors[i] for n, tensors in self._tensors.items()} for i in range(len(models))]
+        of_model = [
+            {self._names[n]: tensors[i] for n, tensors in self._tensors.items()} for i in range(len(models))
+        ]
         target = {self._names[n]: bank.outer(component.models, component.operation, n) for n in names}
         weights = closest_weights(target, of_model[0], of_model[1:], self._groups)
         self.weights = nn.Parameter(weights.to(bank.device))
@@ -130,7 +131,7 @@ class _MergedEmbedding(_Merged):
         cast(nn.Embedding, self._layer).padding_idx = None  # it is a row of the whole matrix
 
     def forward(self, ids: torch.Tensor) -> Any:
-        rows, places = ids.unique(return_inverse=True)
+        rows, places = torch.unique(ids, return_inverse=True)
         return functional_call(self._layer, self._tensors(rows), (places,))
 
 

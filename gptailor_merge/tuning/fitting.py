@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from gptailor_merge.calibration.batches import Batch
-from gptailor_merge.objectives.protocols import ModelObjective, Objective
+from gptailor_merge.objectives.protocols import (
+    ModelObjective,
+    Prediction,
+    PredictionObjective,
+    SlopedObjective,
+)
 from gptailor_merge.objectives.scores import Weights
-from gptailor_merge.scoring.passes import Passes
+from gptailor_merge.scoring.passes import Passes, Values, rows_of
 from gptailor_merge.search.outcomes import loss
 from gptailor_merge.tuning.tunable_model import TunableModel
 
@@ -66,6 +71,7 @@ def fit(
         steps: most steps; they go through the rungs in turn.
         rate: Adam's rate of merge weights, which falls to zero along half a cosine.
     """
+    objectives = [o for o in fitted.objectives if not isinstance(o, ModelObjective)]
     optimizer = torch.optim.Adam(_parameter_groups(model, rate), betas=BETAS)
     rates = [group["lr"] for group in optimizer.param_groups]
     before = best = _loss(model, held_back, weights)
@@ -76,10 +82,9 @@ def fit(
         for group, full in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = full * (1 + math.cos(math.pi * step / steps)) / 2
         batches = fitted.rungs[step % len(fitted.rungs)]
-        _differentiate(model, fitted.objectives, batches, weights)
+        tokens += _differentiate(model, objectives, batches, weights)
         optimizer.step()
         optimizer.zero_grad()
-        tokens += 3 * sum(batch.ids.numel() for batch in batches)
         if (step + 1) % interval and step + 1 < steps:
             continue
         now = _loss(model, held_back, weights)
@@ -120,29 +125,77 @@ def _loss(model: TunableModel, passes: Passes, weights: Weights) -> float:
 
 def _differentiate(
     model: TunableModel,
-    objectives: Sequence[Objective],
+    objectives: Sequence[PredictionObjective],
     batches: Sequence[Batch],
     weights: Weights,
-) -> None:
-    """Adds to the gradients those of the loss on batches; every token of an objective counts alike."""
-    counts = {
-        objective.name: sum(_predicted(batch, objective) for batch in batches) for objective in objectives
+) -> int:
+    """Adds to the gradients those of the loss on batches; every token or item of an objective counts alike.
+
+    Returns:
+        The number of tokens that went through the model; those that were differentiated count three times.
+    """
+    of_items = [objective for objective in objectives if isinstance(objective, SlopedObjective)]
+    item_batches = [batch for batch in batches if batch.rows]
+    slopes = _slopes(model, of_items, item_batches, weights)
+    shares = {
+        objective.name: weights[objective.name] / max(1, sum(_predicted(b, objective) for b in batches))
+        for objective in objectives
+        if objective not in of_items
     }
     for batch in batches:
         with model.differentiated(batch) as predictions:
-            for prediction in predictions:
-                for objective in objectives:
-                    assert not isinstance(objective, ModelObjective)
-                    for token_set in objective.sets:
-                        if token_set.digest == prediction.segment.digest:
-                            values = objective.values(token_set.name, prediction).sum()
-                            share = weights[objective.name] / counts[objective.name]
-                            # Rows of several sets share logits, which go when their predictions do.
-                            torch.autograd.backward(share * values, retain_graph=True)
+            for objective, set_name, prediction in _of_objectives(predictions, objectives):
+                values = objective.values(set_name, prediction)
+                if objective.name in shares:
+                    added = shares[objective.name] * values.sum()
+                else:
+                    added = values.flatten() @ next(slopes[objective.name, set_name])
+                # Rows of several sets share logits, which go when their predictions do.
+                torch.autograd.backward(added, retain_graph=True)
+    return sum(batch.ids.numel() for batch in (*batches, *batches, *batches, *item_batches))
 
 
-def _predicted(batch: Batch, objective: Objective) -> int:
-    """Counts the tokens that an objective has in a batch."""
+def _slopes(
+    model: TunableModel, objectives: Sequence[SlopedObjective], batches: Sequence[Batch], weights: Weights
+) -> dict[tuple[str, str], Iterator[torch.Tensor]]:
+    """Returns how the loss changes with the values that objectives keep of each prediction of batches.
+
+    An item's options may be in several batches, so that all are predicted before any is differentiated.
+    """
+    kept: Values = {}
+    for batch in batches:
+        for objective, set_name, prediction in _of_objectives(model.predictions(batch), objectives):
+            values = objective.values(set_name, prediction).flatten()
+            kept.setdefault((objective.name, set_name), []).append(values)
+    rows = rows_of(batches)
+    pieces: dict[tuple[str, str], Iterator[torch.Tensor]] = {}
+    for objective in objectives:
+        slopes, count = {}, 0
+        for item_set in objective.sets:
+            if parts := kept.get((objective.name, item_set.name)):
+                numbers = torch.cat(parts).cpu().double().numpy()
+                count += len(objective.units(item_set.name, numbers, rows[item_set.digest]))
+                slopes[item_set.name] = objective.slopes(item_set.name, numbers, rows[item_set.digest])
+        for set_name, of_set in slopes.items():
+            parts = kept[objective.name, set_name]
+            whole = torch.from_numpy(of_set * (weights[objective.name] / count)).to(parts[0])
+            pieces[objective.name, set_name] = iter(torch.split(whole, [len(part) for part in parts]))
+    return pieces
+
+
+def _of_objectives(
+    predictions: Iterable[Prediction], objectives: Sequence[PredictionObjective]
+) -> Iterator[tuple[PredictionObjective, str, Prediction]]:
+    """Yields each prediction with the objectives that have its set, and the set's name there."""
+    for prediction in predictions:
+        for objective in objectives:
+            for token_set in objective.sets:
+                if token_set.digest == prediction.segment.digest:
+                    yield objective, token_set.name, prediction
+
+
+def _predicted(batch: Batch, objective: PredictionObjective) -> int:
+    """Counts the tokens that an objective has in a batch of texts."""
     digests = {token_set.digest for token_set in objective.sets}
     rows = sum(len(segment.at) for segment in batch.segments if segment.digest in digests)
     return rows * (batch.ids.shape[1] - 1)

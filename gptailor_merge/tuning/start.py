@@ -35,7 +35,7 @@ def closest_weights(
         for name in names:
             device = target[name].device
             tensors = [target[name], base[name], *(member[name] for member in members)]
-            for parts in zip(*(tensor.flatten().split(PIECE) for tensor in tensors), strict=True):
+            for parts in zip(*(torch.split(tensor.flatten(), PIECE) for tensor in tensors), strict=True):
                 wanted, start, *of_members = (part.to(device, torch.float64) for part in parts)
                 differences = torch.stack([part - start for part in of_members])
                 gram += (differences @ differences.T).cpu()

@@ -29,6 +29,7 @@ from gptailor_merge.tuning.layers import Ingredients, TunableLayer
 from gptailor_merge.tuning.start import closest_weights
 from gptailor_merge.tuning.written_weights import merge_operation
 
+
 class TunableModel:
     """A plan's model in which each slot merges all members, and the gains of norms are free.
 
@@ -45,9 +46,7 @@ class TunableModel:
         FamilyError: the gain of a norm is shared or absent, or there is nothing to fit.
     """
 
-    def __init__(
-        self, composer: Composer, plan: Plan, sharing: Sharing, *, norms: bool, outer: bool
-    ) -> None:
+    def __init__(self, composer: Composer, plan: Plan, sharing: Sharing, *, norms: bool, outer: bool) -> None:
         self._bank: Bank = composer.bank
         self._family: Family = self._bank.family
         self._plan = plan
@@ -72,12 +71,14 @@ class TunableModel:
         for component in self.components:
             component.install(self.model, free=self.outer_gains)
         if not any(parameter.numel() for parameter in (*self.weights, *self.gains)):
-            raise FamilyError("there is nothing to fit: the family has no variants, and norms keep their gains")
+            raise FamilyError(
+                "there is nothing to fit: the family has no variants, and norms keep their gains"
+            )
 
     @property
     def weights(self) -> list[nn.Parameter]:
         """Lists the merge weights of the slots, and of embeddings and head."""
-        return [part.weights for part in (*self.layers, *self.components)]
+        return [*(layer.weights for layer in self.layers), *(part.weights for part in self.components)]
 
     @property
     def gains(self) -> list[nn.Parameter]:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptailor_merge.calibration.batches import layout
-from gptailor_merge.calibration.held_back import divided
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.objectives.kinds import Context, ObjectiveConfig
-from gptailor_merge.objectives.protocols import Objective, PerToken
+from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective
+from gptailor_merge.objectives.protocols import Objective, PerToken, SlopedObjective
 from gptailor_merge.objectives.scores import Weights
-from gptailor_merge.objectives.text_kinds import TextConfig
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.search.outcomes import loss
@@ -73,7 +71,7 @@ class Aim:
 
     Attributes:
         weight: its factor in the loss.
-        sets: the texts that it is measured on, in place of the config's.
+        sets: the texts that it is measured on, in place of the config's; none where it is measured on items.
     """
 
     config: ObjectiveConfig
@@ -93,7 +91,7 @@ class Tuner:
 
     Raises:
         ConfigError: an objective has no gradient.
-        DataError: too few sequences to hold some back.
+        DataError: too few sequences or items to hold some back.
     """
 
     def __init__(
@@ -104,24 +102,15 @@ class Tuner:
         options: TuneOptions,
     ) -> None:
         self._composer, self._options = composer, options
-        fitted: dict[str, list[TokenSet]] = {}
-        held_back: dict[str, list[TokenSet]] = {}
-        configs: dict[str, TextConfig] = {}
-        weights: dict[str, float] = {}
-        for number, aim in enumerate(aims):
-            name = f"{aim.config.kind} {number}"
-            if not isinstance(aim.config, TextConfig):
-                raise ConfigError(
-                    f"an objective of the kind {aim.config.kind} has no gradient; tuning takes those on texts"
-                )
-            fitted[name], held_back[name] = divided(aim.sets)
-            configs[name], weights[name] = aim.config, aim.weight
-        self._weights: Weights = weights
-        self.tokens = sum(ids.numel() for sets in fitted.values() for s in sets for ids in s.sequences)
+        divided = [aim.config.divided(context, aim.sets) for aim in aims]
+        names = [f"{aim.config.kind} {number}" for number, aim in enumerate(aims)]
+        self._weights: Weights = {name: aim.weight for name, aim in zip(names, aims, strict=True)}
+        fitted, held_back = (dict(zip(names, parts, strict=True)) for parts in zip(*divided, strict=True))
+        self.tokens = sum(ids.numel() for part in fitted.values() for s in _sets(part) for ids in s.sequences)
         steps = max(1, round(self.tokens / options.step_tokens))
         shares = [(step + 1) / steps for step in range(steps)]
-        self._fitted = _passes(configs, fitted, context, shares)
-        self._held_back = _passes(configs, held_back, context, (1.0,))
+        self._fitted = _passes(fitted, context, shares)
+        self._held_back = _passes(held_back, context, (1.0,))
 
     def tune(
         self, plan: Plan, directory: Path, name: str, progress: Callable[[str], None] = lambda step: None
@@ -158,22 +147,25 @@ def _has_own_ends(plan: Plan) -> bool:
     return any(component.models != (plan.base_model,) for component in (plan.embeddings, plan.head))
 
 
-def _passes(
-    configs: Mapping[str, TextConfig],
-    sets: Mapping[str, Sequence[TokenSet]],
-    context: Context,
-    shares: Sequence[float],
-) -> Passes:
-    """Lays out texts and builds their objectives."""
-    together = [token_set for of_config in sets.values() for token_set in of_config]
+def _sets(prepared: PreparedObjective) -> list[TokenSet]:
+    return [token_set for token_set in prepared.sets if isinstance(token_set, TokenSet)]
+
+
+def _passes(prepared: Mapping[str, PreparedObjective], context: Context, shares: Sequence[float]) -> Passes:
+    """Lays out texts and items, and builds their objectives.
+
+    Raises:
+        ConfigError: an objective has no gradient.
+    """
+    together = [token_set for part in prepared.values() for token_set in _sets(part)]
     rungs = layout(together, BATCH_TOKENS, device=context.device, rungs=shares)
     batches = [batch for rung in rungs for batch in rung]
     objectives: list[Objective] = []
-    for name, config in configs.items():
-        objective = config.build(name, tuple(sets[name]), batches, context)
-        if not isinstance(objective, PerToken):
+    for name, part in prepared.items():
+        objective = part.build(name, batches)
+        if not isinstance(objective, (PerToken, SlopedObjective)):
             raise ConfigError(
-                f"an objective of the kind {config.kind} has no gradient; tuning takes a mean over tokens"
+                f"{part.metric} has no gradient; tuning takes means over tokens, and smooth metrics"
             )
         objectives.append(objective)
     return Passes(objectives, rungs, shares)

@@ -67,5 +67,7 @@ def test_an_objective_without_a_gradient_is_one_sentence(tmp_path: Path) -> None
         {"kind": kind, "data": {"a": str(tmp_path / "a.jsonl")}, "weight": 1.0}
         for kind in ("perplexity", "repetition")
     ]
-    with pytest.raises(ConfigError, match=r"tune\.finalists: .* repetition has none; give it no weight"):
+    with pytest.raises(
+        ConfigError, match=r"tune\.finalists: .* repetition as it is here has none; give it no weight"
+    ):
         config(tmp_path, objectives=objectives, tune=TUNE)

@@ -37,7 +37,7 @@ def test_the_tuned_merge_is_one_configuration_of_a_mergekit_without_us(tmp_path:
         repair={"finalists": 0},
         tune={"finalists": 1, "steps": 2, "tokens": 1024, "norms": False, "weights": "tensor"},
     )
-    made, summary = run(settings, tmp_path)
+    made, _ = run(settings, tmp_path)
     with Journal(made.journal) as journal:
         best = journal.best()
     assert best is not None

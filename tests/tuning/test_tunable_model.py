@@ -63,7 +63,7 @@ def test_a_norm_without_a_gain_of_its_own_is_refused(tmp_path: Path, monkeypatch
     resolved, family = check_with_family(pruning(write_family(tmp_path, "llama")))
     composer = Composer(Bank(family, Precision()))
     monkeypatch.setattr(norms, "_norms", lambda text: (("x.weight and y.weight are one tensor",) * DEPTH, ()))
-    with pytest.raises(FamilyError, match="the norms of layer 0 of llama cannot be set: .* are one tensor"):
+    with pytest.raises(FamilyError, match=r"the norms of layer 0 of llama cannot be set: .* are one tensor"):
         TunableModel(composer, resolved, "layer", norms=True, outer=False)
     assert TunableModel(composer, resolved, "layer", norms=False, outer=False).gains == []
 
