@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from gptailor_merge.objectives.protocols import (
 from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.scoring.passes import Passes, Values, rows_of
 from gptailor_merge.search.outcomes import loss
+from gptailor_merge.tuning.checkpoint import Checkpoint
 from gptailor_merge.tuning.tunable_model import TunableModel
 
 BETAS = (0.9, 0.99)
@@ -61,6 +63,7 @@ def fit(
     steps: int,
     rate: float,
     progress: Callable[[str], None] = lambda step: None,
+    checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """Fits a model's merge weights and gains, and leaves it as it was best on the texts held back.
 
@@ -70,35 +73,134 @@ def fit(
         weights: objective -> its weight in the loss.
         steps: most steps; they go through the rungs in turn.
         rate: Adam's rate of merge weights, which falls to zero along half a cosine.
+        checkpoint: where the state is kept, and taken from if it is there.
     """
+    course = _Course(model, rate)
+    if checkpoint is None or not course.resume(checkpoint):
+        course.before = course.best = _loss(model, held_back, weights)
+        course.tokens = held_back.tokens
+    numbers = ", ".join(
+        f"{sum(map(torch.Tensor.numel, parameters)):,} {what}"
+        for what, parameters in (("merge weights", model.weights), ("gains", model.gains))
+        if parameters
+    )
+    progress(f"tuning {numbers}, at most {steps} steps: loss {course.best:.4f}")
     objectives = [o for o in fitted.objectives if not isinstance(o, ModelObjective)]
-    optimizer = torch.optim.Adam(_parameter_groups(model, rate), betas=BETAS)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    before = best = _loss(model, held_back, weights)
-    kept, best_step, waited = _copy(model), 0, 0
-    tokens = held_back.tokens
     interval = max(1, steps // CHECKS)
-    for step in range(steps):
-        for group, full in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = full * (1 + math.cos(math.pi * step / steps)) / 2
-        batches = fitted.rungs[step % len(fitted.rungs)]
-        tokens += _differentiate(model, objectives, batches, weights)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % interval and step + 1 < steps:
-            continue
-        now = _loss(model, held_back, weights)
-        tokens += held_back.tokens
-        progress(f"tuning, step {step + 1} of {steps}: loss {now:.4f}, {before:.4f} at the beginning")
-        waited += 1
-        if now < best:
-            best, best_step, kept, waited = now, step + 1, _copy(model), 0
-        elif waited == PATIENCE or not math.isfinite(now):
-            break
-    with torch.no_grad():
-        for parameter, value in zip(_parameters(model), kept, strict=True):
-            parameter.copy_(value)
-    return Fit(best_step, before, best, tokens)
+    clock = _Clock(course.step, steps)
+    while course.step < steps:
+        batches = fitted.rungs[course.step % len(fitted.rungs)]
+        course.tokens += _differentiate(model, objectives, batches, weights)
+        course.advance((1 + math.cos(math.pi * course.step / steps)) / 2)
+        if course.step % interval == 0 or course.step == steps:
+            now = _loss(model, held_back, weights)
+            course.tokens += held_back.tokens
+            progress(
+                f"tuning, step {course.step} of {steps}: loss {now:.4f}, "
+                f"{course.before:.4f} at the beginning{clock.left(course.step)}"
+            )
+            if course.is_over(now):
+                break
+        if checkpoint is not None and checkpoint.is_due:
+            course.save(checkpoint)
+    course.end()
+    return Fit(course.best_step, course.before, course.best, course.tokens)
+
+
+class _Course:
+    """The state of a fit: the numbers as they are and as they were best, and Adam's memory.
+
+    Attributes:
+        step: steps that are done.
+        before, best, best_step: the loss held back at the beginning, and where it was lowest.
+        tokens: tokens that went through the model.
+    """
+
+    def __init__(self, model: TunableModel, rate: float) -> None:
+        self._parameters = _parameters(model)
+        self._kept = _copies(self._parameters)
+        self._optimizer = torch.optim.Adam(_parameter_groups(model, rate), betas=BETAS)
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self.step = self.best_step = self._waited = self.tokens = 0
+        self.before = self.best = 0.0
+
+    def advance(self, share: float) -> None:
+        """Takes a step of a share of the full rates."""
+        for group, full in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = full * share
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.step += 1
+
+    def is_over(self, loss: float) -> bool:
+        """Takes note of the loss held back, and tells whether to go on is of no use."""
+        self._waited += 1
+        if loss < self.best:
+            self.best, self.best_step, self._waited = loss, self.step, 0
+            self._kept = _copies(self._parameters)
+            return False
+        return self._waited == PATIENCE or not math.isfinite(loss)
+
+    def end(self) -> None:
+        """Leaves the model as it was best."""
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters, self._kept, strict=True):
+                parameter.copy_(value)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes the state."""
+        checkpoint.write(self._tensors(), self._numbers())
+
+    def resume(self, checkpoint: Checkpoint) -> bool:
+        """Takes the state that was written, and tells whether there is one."""
+        state = checkpoint.read(self._tensors(), self._numbers())
+        if state is None:
+            return False
+        tensors, numbers = state
+        for name, value in numbers.items():
+            setattr(self, name, value)
+        with torch.no_grad():
+            for place, parameter in enumerate(self._parameters):
+                parameter.copy_(tensors[f"{place}.now"])
+                self._kept[place].copy_(tensors[f"{place}.best"])
+                if tensors[f"{place}.step"]:
+                    moments = {name: tensors[f"{place}.{name}"].to(parameter.device) for name in _MOMENTS}
+                    self._optimizer.state[parameter] = {"step": tensors[f"{place}.step"], **moments}
+        return True
+
+    def _numbers(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in _NUMBERS}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        tensors = {}
+        for place, (parameter, best) in enumerate(zip(self._parameters, self._kept, strict=True)):
+            state = self._optimizer.state.get(parameter, {})
+            adam = {name: state.get(name, torch.zeros_like(parameter)) for name in _MOMENTS}
+            adam["step"] = state.get("step", torch.zeros(()))
+            for name, tensor in {"now": parameter, "best": best, **adam}.items():
+                tensors[f"{place}.{name}"] = tensor
+        return tensors
+
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""The names of Adam's moments."""
+
+
+_NUMBERS = ("step", "best_step", "_waited", "tokens", "before", "best")
+"""The numbers of a course that a file holds."""
+
+
+class _Clock:
+    """Estimates how long the steps that are left take."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self._begun, self._step, self._steps = time.monotonic(), step, steps
+
+    def left(self, step: int) -> str:
+        """Says about how long, or nothing where no step is left."""
+        seconds = (time.monotonic() - self._begun) / (step - self._step) * (self._steps - step)
+        words = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+        return f", about {words} left" if step < self._steps else ""
 
 
 def _parameters(model: TunableModel) -> list[torch.nn.Parameter]:
@@ -113,8 +215,8 @@ def _parameter_groups(model: TunableModel, rate: float) -> Iterator[dict[str, ob
         yield {"params": [gain], "lr": rate * GAIN_SHARE * (size or 1.0)}
 
 
-def _copy(model: TunableModel) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for parameter in _parameters(model)]
+def _copies(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
 
 
 def _loss(model: TunableModel, passes: Passes, weights: Weights) -> float:

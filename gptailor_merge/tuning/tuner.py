@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gptailor_merge.calibration.batches import layout
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.compose import Composer
+from gptailor_merge.digests import digest
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective
 from gptailor_merge.objectives.protocols import Objective, PerToken, SlopedObjective
@@ -16,9 +17,11 @@ from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.search.outcomes import loss
+from gptailor_merge.tuning.checkpoint import Checkpoint
 from gptailor_merge.tuning.fitting import Fit, fit
 from gptailor_merge.tuning.groups import Sharing
 from gptailor_merge.tuning.tunable_model import TunableModel
+from gptailor_merge.versions import environment
 
 BATCH_TOKENS = 4096
 """Tokens that are differentiated at once, approximately."""
@@ -113,13 +116,20 @@ class Tuner:
         self._held_back = _passes(held_back, context, (1.0,))
 
     def tune(
-        self, plan: Plan, directory: Path, name: str, progress: Callable[[str], None] = lambda step: None
+        self,
+        plan: Plan,
+        directory: Path,
+        name: str,
+        progress: Callable[[str], None] = lambda step: None,
+        state: Path | None = None,
     ) -> tuple[Plan, Tuning]:
         """Returns the tuned plan, or the plan itself where tuning does not help, and what it came to.
 
         Args:
             directory, name: where the gains of norms are written.
             progress: told of each look at the texts that are held back.
+            state: the file in which the fit keeps its state, from which it goes on after it was killed; the
+                caller removes it.
         """
         options = self._options
         outer = _has_own_ends(plan) if options.outer is None else options.outer
@@ -132,10 +142,21 @@ class Tuner:
             steps=options.steps,
             rate=options.rate,
             progress=progress,
+            checkpoint=None if state is None else Checkpoint(state, self._key(plan)),
         )
         tuned = model.plan(directory, name)
         tuning = Tuning(fitted, self._loss(plan), self._loss(tuned))
         return (tuned if tuning.helps else plan), tuning
+
+    def _key(self, plan: Plan) -> str:
+        """Returns a digest of all that a fit depends on, besides the members' weights."""
+        data = [
+            [o.fingerprint, *(s.digest for s in o.sets)]
+            for passes in (self._fitted, self._held_back)
+            for o in passes.objectives
+        ]
+        options = [asdict(self._options), self._weights, str(self._composer.device)]
+        return digest([plan.digest, data, options, environment()])
 
     def _loss(self, plan: Plan) -> float:
         """Returns the loss of a plan's model, as it will be written, on the texts that are held back."""
