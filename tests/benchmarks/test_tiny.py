@@ -118,6 +118,14 @@ def test_all_methods_are_compared(tmp_path: Path) -> None:
     assert (tmp_path / "plots" / "quality-sizes.png").is_file()
 
 
+def test_merges_at_full_size_are_compared(tmp_path: Path) -> None:
+    run("full_size", "--json", tmp_path / "figures.json")
+    arms = figures(tmp_path / "figures.json")
+    assert {"base", "code", "linear", "dare_ties", "tuned, a weight per layer"} <= set(arms)
+    assert all(arm["losses"]["mean"] > 0 for arm in arms.values())
+    assert arms["our search, not tuned"]["tokens"] > 0
+
+
 def test_stock_mergekit_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["architectures", "--tiny", "--json", str(tmp_path / "figures.json")]
     monkeypatch.setattr(sys, "argv", command)

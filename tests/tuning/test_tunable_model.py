@@ -79,3 +79,16 @@ def test_a_family_of_one_has_gains_to_fit_and_nothing_else(tmp_path: Path) -> No
     assert tuned.fitted_norms == (0, 1, 2, 3)
     with pytest.raises(FamilyError, match="there is nothing to fit: the family has no variants"):
         TunableModel(composer, resolved, "part", norms=False, outer=True)
+
+
+def test_a_layer_without_its_attention_stays_without(tmp_path: Path) -> None:
+    recipe = pruning(write_family(tmp_path, "llama")).to_mapping()
+    for part in recipe["slices"]:
+        if part["parameters"]["op"] == "select":
+            part["parameters"]["without"] = "attention"
+    resolved, family = check_with_family(Recipe.from_mapping(recipe))
+    model = TunableModel(Composer(Bank(family, Precision())), resolved, "layer", norms=False, outer=False)
+    assert not model.layers[0].merged()["self_attn.o_proj.weight"].any()
+    tuned = model.plan(tmp_path, "gains.safetensors")
+    assert [slot.edits for slot in tuned.slots] == [slot.edits for slot in resolved.slots]
+    assert tuned.slots[0].edits
