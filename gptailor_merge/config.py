@@ -300,12 +300,15 @@ class SearchConfig(Section):
         problems += [
             Problem(
                 ("tune", "finalists"),
-                "recipes are tuned to objectives on texts, which have a gradient; "
-                f"{objective.kind} has none; give it no weight, or leave tune out",
+                "recipes are tuned to objectives with a gradient, on texts, or on tasks by margin or "
+                f"choice_loss; {objective.kind} as it is here has none; give it no weight, or leave tune out",
             )
             for objective in self.objectives
-            if self.tune.finalists and objective.weight is not None and not objective.calibrates
+            if self.tune.finalists and objective.weight is not None and not objective.has_gradient
         ]
+        if self.tune.finalists and not (self.tune.norms or self.family.variants):
+            message = "a family without variants has no merge weights to tune; expected true, or no tune"
+            problems.append(Problem(("tune", "norms"), message))
         if "base" in self.family.variants:
             problems.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
         problems += missing_files(("repair", "data"), self.repair.data or {}, directory)

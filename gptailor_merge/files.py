@@ -114,8 +114,8 @@ def grant_ordinary_access(directory: Path) -> None:
             file.chmod(0o666 & ~mask)
 
 
-def write_beside(file: Path, text: str) -> None:
-    """Writes a text file atomically: other processes see the old content or all of the new.
+def write_beside(file: Path, content: str | bytes) -> None:
+    """Writes a file, texts in UTF-8, atomically: other processes see the old content or all of the new.
 
     Raises:
         ConfigError, UnwritableError: the place cannot be written.
@@ -123,8 +123,8 @@ def write_beside(file: Path, text: str) -> None:
     beside = file.with_name(f"{staged_prefix(file)}{os.getpid()}")
     try:
         with writing(file):
-            with beside.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+            with beside.open("wb") as stream:
+                stream.write(content.encode() if isinstance(content, str) else content)
                 stream.flush()
                 os.fsync(stream.fileno())
             beside.replace(file)

@@ -29,16 +29,16 @@ Layers = Annotated[
     Discriminator(_form_of_size),
     BeforeValidator(_read_size),
 ]
-"""A number of layers, or a range of them."""
+"""A number of layers that stay, or a range of them."""
 
-_Removed = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=0)]
 
-RemovedLayers = Annotated[
-    Annotated[_Removed, Tag("[one]")] | Annotated[tuple[_Removed, _Removed], Tag("[range]")],
+Removed = Annotated[
+    Annotated[Natural, Tag("[one]")] | Annotated[tuple[Natural, Natural], Tag("[range]")],
     Discriminator(_form_of_size),
     BeforeValidator(_read_size),
 ]
-"""A number of layers that go, or a range of them; none may go."""
+"""A number of layers that go, or a range of them; 0 looks for the best merge at full size."""
 
 Shares = Annotated[
     Annotated[Share, Tag("[one]")] | Annotated[tuple[Share, Share], Tag("[range]")],
@@ -53,12 +53,12 @@ class Target(Section):
 
     Attributes:
         layers: how many the pruned model has.
-        remove: how many the base model loses; 0 merges the family at its full depth.
+        remove: how many the base model loses; 0 searches for the best merge at full size.
         parameters: share that the pruned model keeps.
     """
 
     layers: Layers | None = None
-    remove: RemovedLayers | None = None
+    remove: Removed | None = None
     parameters: Shares | None = None
 
     @model_validator(mode="after")

@@ -32,6 +32,7 @@ def tune(
     weights: str = "part",
     norms: bool = True,
     rate: float = 0.03,
+    outer: bool | None = None,
     tokens: int = 65536,
     sequence_length: int = 512,
     device: str = "auto",
@@ -52,8 +53,11 @@ def tune(
             NAME=MEMBER; by default the member that has the name of the data, or else the base.
         steps: most steps of Adam; fitting stops earlier where texts held back gain no more.
         weights: the tensors that share a merge weight: layer, part or tensor.
-        norms: whether the gains of norms are fitted, too. Without them, the result is a recipe alone.
+        norms: whether the gains of norms are fitted, too. Without them, the result is a recipe alone, which
+            `gptailor recipe export --plain` turns into a configuration of mergekit.
         rate: Adam's rate of the merge weights.
+        outer: whether embeddings and head are merged as well; by default they are where the recipe does
+            not take both from the base.
         tokens: total number of tokens, shared evenly by the files; a quarter is held back.
         sequence_length: tokens in a sequence.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -64,7 +68,7 @@ def tune(
         DataError: texts that cannot be read, or too few.
         ConfigError: `out` exists and is not an empty directory, or an option has another form.
     """
-    options = TuneOptions(steps, _sharing(weights), norms, rate)
+    options = TuneOptions(steps, _sharing(weights), norms, rate, outer)
     directory = path_of(out)
     refuse_existing(directory)
     whole, file = read_recipe(recipe)

@@ -147,6 +147,13 @@ def tune(
     ] = "part",
     norms: Annotated[bool, typer.Option(help="Fit the gains of the norms, too.")] = True,
     rate: Annotated[float, typer.Option(min=0.0, help="Adam's rate of the merge weights.")] = 0.03,
+    outer: Annotated[
+        bool | None,
+        typer.Option(
+            "--outer/--no-outer",
+            help="Merge embeddings and head. Default: where the recipe does not take both from the base.",
+        ),
+    ] = None,
     column: Column = "text",
     tokens: Tokens = 65536,
     sequence_length: SequenceLength = 512,
@@ -170,6 +177,7 @@ def tune(
         weights=weights,
         norms=norms,
         rate=rate,
+        outer=outer,
         tokens=tokens,
         sequence_length=sequence_length,
         device=device,

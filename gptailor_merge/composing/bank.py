@@ -127,13 +127,20 @@ class Bank:
                     self._load(member, f"{architecture.prefix}{index}.{inner}", index)
 
     def stored(self, model: str, index: int) -> dict[str, torch.Tensor]:
-        """Returns the tensors of a member's layer as they are stored, by their names inside the layer."""
+        """Returns the tensors of a member's layer as they are stored, by their names inside the layer.
+
+        They are in the host's memory where the family is.
+        """
         member = self.family.by_model(model)
         architecture = member.architecture
         return {
-            inner: self._load(member, f"{architecture.prefix}{index}.{inner}", index).to(self.device)
+            inner: self._load(member, f"{architecture.prefix}{index}.{inner}", index)
             for inner in architecture.layers[index]
         }
+
+    def stored_outer(self, model: str, name: str) -> torch.Tensor:
+        """Returns a member's tensor outside the layers as it is stored; see `stored`."""
+        return self._load(self.family.by_model(model), name, None)
 
     def layer(self, slot: Slot) -> Layer:
         """Returns the layer that a slot holds."""

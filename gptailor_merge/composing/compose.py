@@ -187,6 +187,12 @@ def set_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     setattr(owner, child, _with_tensor(getattr(owner, child), leaf, tensor))
 
 
+def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Gives a composed model a submodule of its own; models that shared the old one keep it."""
+    parent, _, name = path.rpartition(".")
+    setattr(_unshared(model, parent), name, module)
+
+
 def _shallow_copy(module: M) -> M:
     """Copies a module's tables of parameters, buffers and children; the entries are shared."""
     clone = copy.copy(module)

@@ -1,20 +1,25 @@
 """Divides a plan into stages, each of which is one plain mergekit configuration.
 
-A mergekit configuration has one method. Merged layers are therefore written first, by one stage per
-method, and the last stage stacks layers of the members and of these intermediate models.
+A mergekit configuration has one method. Where that is the task arithmetic of all merged layers, or one of
+its relatives, which give a base without other sources back, there is one stage. Elsewhere merged layers are
+written first, by one stage per method, and the last stage stacks layers of the members and of these
+intermediate models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from mergekit.merge_methods import registry
+from mergekit.merge_methods.generalized_task_arithmetic import GeneralizedTaskArithmeticMerge
 
 from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.recipe.grouping import runs
-from gptailor_merge.recipe.plan import SELECT, Filtered, Operation, Plan, Scalar, Settings, Slot
+from gptailor_merge.recipe.plan import SELECT, Component, Filtered, Operation, Plan, Scalar, Settings, Slot
 
 SliceDocument = dict[str, Any]
 
@@ -41,6 +46,13 @@ def stages(plan: Plan, config: Mapping[str, Any]) -> list[Stage]:
     Args:
         config: the config of the base.
     """
+    if (method := _only_method(plan)) is not None:
+        slices = [
+            _end_slice(plan.embeddings),
+            *(_merge_slice(_sources(slot, {}), _as_merge(slot.operation)) for slot in plan.slots),
+            _end_slice(plan.head),
+        ]
+        return [Stage(None, method, plan.kept, tuple(slices))]
     copies = _copies(plan.slots)
     result = [_copy_stage(name, layers) for name, layers in copies.items()]
     places: dict[Slot, tuple[str, int]] = {}
@@ -63,6 +75,31 @@ def stages(plan: Plan, config: Mapping[str, Any]) -> list[Stage]:
     stacked += _stack([_selection(slot, places, config) for slot in plan.slots])
     stacked.append(_select_slice(ends["head"], 0, 0))
     return [*result, Stage(None, SELECT, plan.kept, tuple(stacked))]
+
+
+def _only_method(plan: Plan) -> str | None:
+    """Returns the method of a configuration that makes the whole model, or None where none does."""
+    operations = [*(slot.operation for slot in plan.slots), plan.embeddings.operation, plan.head.operation]
+    methods = {operation.method for operation in operations} - {SELECT}
+    if len(methods) != 1 or any(any(o.inputs) for o in operations if o.method == SELECT):
+        return None
+    (method,) = methods
+    if not isinstance(registry.get(method), GeneralizedTaskArithmeticMerge):
+        return None
+    if any(slot.edits for slot in plan.slots) or _copies(plan.slots):
+        return None
+    # mergekit pairs the head's sources with as many as the first slice has, and drops the others.
+    return method if len(plan.head.models) <= len(plan.embeddings.models) else None
+
+
+def _as_merge(operation: Operation) -> Operation:
+    """Returns an operation in which a selected tensor is the base that nothing is added to."""
+    return replace(operation, base=0) if operation.method == SELECT else operation
+
+
+def _end_slice(component: Component) -> SliceDocument:
+    """Returns the slice of no layers that embeddings or head come from."""
+    return _merge_slice([(model_path(m), 0, 0) for m in component.models], _as_merge(component.operation))
 
 
 def model_path(model: str) -> str:

@@ -31,7 +31,7 @@ from typing_extensions import Self
 
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.calibration.texts import TokenSet
-from gptailor_merge.errors import KeyPath, Problem
+from gptailor_merge.errors import ConfigError, KeyPath, Problem
 from gptailor_merge.objectives.config_types import DataSource, Section
 from gptailor_merge.objectives.protocols import Forward, Objective, UnitSet
 
@@ -183,6 +183,25 @@ class ObjectiveConfig(Section, ABC):
     def resolved(self, directory: Path) -> Self:
         """Returns the config with absolute paths; relative ones start at `directory`."""
         return self
+
+    @property
+    def has_gradient(self) -> bool:
+        """True where recipes can be tuned to it."""
+        return False
+
+    def divided(
+        self, context: Context, texts: tuple[TokenSet, ...]
+    ) -> tuple[PreparedObjective, PreparedObjective]:
+        """Returns the objective on data to fit to, and on data that are held back from the fit.
+
+        Args:
+            texts: the texts to divide; data of another form are those of `prepare`.
+
+        Raises:
+            ConfigError: it has no gradient.
+            DataError: too few data to hold some back.
+        """
+        raise ConfigError(f"an objective of the kind {self.kind} has no gradient")
 
     def sources(self) -> Mapping[str, DataSource]:
         """Returns name -> texts, for the sets that are made of texts."""

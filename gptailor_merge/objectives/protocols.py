@@ -135,6 +135,14 @@ class ModelObjective(ScoredObjective, Protocol):
 Objective = PredictionObjective | ModelObjective
 
 
+@runtime_checkable
+class SlopedObjective(PredictionObjective, Protocol):
+    """A number that changes smoothly with the values kept, though it is no mean of them."""
+
+    def slopes(self, set_name: str, values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
+        """Returns the derivative of the sum of the units by each value; takes what `units` takes."""
+
+
 class PerUnit:
     """Gives an objective the mean of its units as its score; `unit` is one of scores.UNITS."""
 

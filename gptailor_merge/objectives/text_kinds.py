@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Self
 
 from gptailor_merge.calibration.batches import Batch
+from gptailor_merge.calibration.held_back import divided
 from gptailor_merge.calibration.texts import TextSource, TokenSet, tokenize
 from gptailor_merge.errors import KeyPath, Problem
 from gptailor_merge.objectives.config_types import (
@@ -76,6 +77,21 @@ class TextConfig(DataConfig):
             DataError: a text cannot be read, or is too short.
         """
         sets = token_sets(self.data, context.tokenizer, self.tokens, self.sequence_length)
+        return self._on(sets, context)
+
+    @property
+    def has_gradient(self) -> bool:
+        """True for a mean over tokens."""
+        return self.calibrates
+
+    def divided(
+        self, context: Context, texts: tuple[TokenSet, ...]
+    ) -> tuple[PreparedObjective, PreparedObjective]:
+        """Returns the objective on three of four sequences, and on every fourth."""
+        parts = (self._on(tuple(part), context) for part in divided(texts))
+        return next(parts), next(parts)
+
+    def _on(self, sets: tuple[TokenSet, ...], context: Context) -> PreparedObjective:
         return PreparedObjective(
             self.kind, sets, lambda name, batches: self.build(name, sets, batches, context)
         )

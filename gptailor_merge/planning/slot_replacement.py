@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from gptailor_merge.planning import resolve
-from gptailor_merge.planning.writing import slices_of
+from gptailor_merge.planning.writing import origin_of, slices_of
 from gptailor_merge.recipe.plan import Plan, Slot
 from gptailor_merge.recipe.recipe import Recipe, Slice
 
@@ -28,10 +29,15 @@ def rewritten(recipe: Recipe, slots: Sequence[Slot]) -> Recipe:
 
 
 def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
-    """Returns the recipe with the slots of a plan, and its gains outside the layers."""
+    """Returns the recipe with a plan's slots, its embeddings and head, and its gains outside the layers."""
     whole, gains = rewritten(recipe, plan.slots), plan.gains
-    update = {
+    update: dict[str, Any] = {
         "gains": None if gains is None else gains.file,
         "gains_digest": None if gains is None else gains.digest,
     }
+    before = resolve.plan(recipe)
+    for name in ("embeddings", "head"):
+        component = getattr(plan, name)
+        if component != getattr(before, name):
+            update[name] = origin_of(component, recipe.base_model)
     return whole.model_copy(update={"parameters": whole.parameters.model_copy(update=update)})

@@ -75,9 +75,9 @@ def recipe_of(plan: Plan, depth: int) -> Recipe:
         dtype=plan.dtype,
         out_dtype=plan.out_dtype,
         parameters=GlobalParameters(
-            embeddings=_origin(plan.embeddings, plan.base_model),
-            head=_origin(plan.head, plan.base_model),
-            rest=_origin(plan.rest_component, plan.base_model),
+            embeddings=origin_of(plan.embeddings, plan.base_model),
+            head=origin_of(plan.head, plan.base_model),
+            rest=origin_of(plan.rest_component, plan.base_model),
             tokenizer=_member(plan.tokenizer, plan.base_model),
             gains=plan.gains.file if plan.gains else None,
             gains_digest=plan.gains.digest if plan.gains else None,
@@ -161,7 +161,7 @@ def _slice(slot: Slot, length: int, base_model: str) -> Slice:
     )
 
 
-def _origin(component: Component, base_model: str) -> Origin:
+def origin_of(component: Component, base_model: str) -> Origin:
     """Writes the origin of embeddings, head or the rest."""
     models, operation = component
     if operation.method == SELECT:

@@ -108,7 +108,6 @@ def measures(
         out_dtype=out_dtype,
         seed=config.seed,
     )
-    whole = context
     sections: dict[str, Sequence[ObjectiveConfig]] = {
         "objectives": config.objectives,
         "gates": config.gates,
@@ -118,6 +117,7 @@ def measures(
     searching = {name: _prepared(name, sections[name], context) for name in ("objectives", "gates")}
     searched = [measure for section in searching.values() for measure in section]
     given_texts = _given_texts(config, tokenizer)
+    of_search = context
     tuned_on = _tuned_on(config, tokenizer)
     tested = _on_test_splits(searched)
     if tested and not config.allow_test_split:
@@ -148,7 +148,7 @@ def measures(
         items=tuple(items for name in SECTIONS for items in _items(name, prepared[name], passes[name])),
         texts=tuple({source.digest: source for source in texts}.values()),
         tuned_on=tuned_on,
-        context=whole,
+        context=of_search,
         warnings=tuple(
             dict.fromkeys(
                 f"{p.message}, and was searched on: scores on it flatter this model and no other"

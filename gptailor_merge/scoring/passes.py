@@ -115,7 +115,7 @@ class Passes:
         self.totals: Totals = {s.digest: s.units for o in objectives for s in o.sets}
         self._of_predictions = [o for o in objectives if not isinstance(o, ModelObjective)]
         self._of_models = [o for o in objectives if isinstance(o, ModelObjective)]
-        self._rows = [_rows_of(rung) for rung in rungs]
+        self._rows = [rows_of(rung) for rung in rungs]
         self._parts = [(0.0, *shares)[number : number + 2] for number in range(len(shares))]
 
     @property
@@ -235,7 +235,7 @@ def _on_host(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat(list(parts)).cpu().double()
 
 
-def _rows_of(rung: Sequence[Batch]) -> dict[str, list[int]]:
+def rows_of(rung: Sequence[Batch]) -> dict[str, list[int]]:
     """Returns digest of a set -> its rows, in the order in which a rung scores them."""
     rows: dict[str, list[int]] = {}
     for batch in rung:

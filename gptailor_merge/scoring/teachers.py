@@ -16,6 +16,9 @@ from gptailor_merge.models.vocabulary import token_differences
 from gptailor_merge.objectives.protocols import Forward, Prediction
 from gptailor_merge.scoring.passes import predictions_alone
 
+LARGE = 2**26
+"""Bytes from which on a model that nobody needs is not left to Python's collector, which takes its time."""
+
 
 class Teachers:
     """Dense members, loaded when first asked for; one at a time is in memory.
@@ -53,8 +56,12 @@ class Teachers:
 
     def release(self) -> None:
         """Frees the memory."""
+        if self._loaded is None:
+            return
+        size = sum(parameter.nbytes for parameter in self._loaded[1].parameters())
         self._loaded = None
-        gc.collect()
+        if size >= LARGE:
+            gc.collect()
 
 
 def refuse_other_tokens(

@@ -17,6 +17,9 @@ from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.front import front
 from gptailor_merge.tuning.tuner import Aim, TuneOptions, Tuner
 
+STATE_FILE = "tuning-state.safetensors"
+"""The name of the file in which a fit keeps its state until it is done."""
+
 
 class TuneLog(Finished, Protocol):
     """Remembers candidates and their tunings; see runs.journal.Journal."""
@@ -68,11 +71,13 @@ def tune_finalists(workplace: Workplace, judge: FinalistJudge, log: TuneLog, dir
         gains = directory / candidate.digest
         make_directory(gains)
         begun = time.perf_counter()
-        tuned, tuning = tuner.tune(candidate.plan, gains, GAINS_FILE, workplace.progress)
+        state = gains / STATE_FILE
+        tuned, tuning = tuner.tune(candidate.plan, gains, GAINS_FILE, workplace.progress, state)
         seconds = time.perf_counter() - begun
         judged = judge.judge(candidate, tuned, directory, Status.TUNED)
         spent = replace(judged, tokens=judged.tokens + tuning.fit.tokens, seconds=judged.seconds + seconds)
         log.record_tuning(candidate.digest, spent)
+        state.unlink(missing_ok=True)
 
 
 def _tuner(workplace: Workplace) -> Tuner:
@@ -82,7 +87,8 @@ def _tuner(workplace: Workplace) -> Tuner:
         ConfigError: an objective has no gradient, or has too few sequences.
     """
     section, measures = workplace.config.tune, workplace.measures
-    options = TuneOptions(section.steps, section.weights, section.norms, section.rate)
+    outer = workplace.config.operations.outer != "base"
+    options = TuneOptions(section.steps, section.weights, section.norms, section.rate, outer)
     aims = [
         Aim(config, config.weight, measures.tuned_on.get(position, ()))
         for position, config in enumerate(workplace.config.objectives)

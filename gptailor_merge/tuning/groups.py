@@ -53,8 +53,10 @@ def groups_of(names: Iterable[str], sharing: Sharing) -> Groups:
     mlp = mlp_filters([whole]) if sharing == "part" else ()
     if sharing == "tensor":
         # A tensor takes the first filter that is a part of its name, so that longer names come first.
+        # The last needs no filter, and a recipe demands a value for tensors that no filter matches.
         ordered = sorted(whole, key=lambda name: (-len(name), name))
-        return Groups(tuple((name,) for name in ordered), {name: i for i, name in enumerate(ordered)})
+        filters = (*((name,) for name in ordered[:-1]), ())
+        return Groups(filters, {name: i for i, name in enumerate(ordered)})
     if not mlp:
         return Groups(((),), dict.fromkeys(whole, 0))
     return Groups((mlp, ()), {name: 0 if any(f in name for f in mlp) else 1 for name in whole})

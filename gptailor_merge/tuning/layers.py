@@ -68,11 +68,11 @@ class TunableLayer(StandIn):
         given = self._ingredients
         tensors: dict[str, torch.Tensor] = {}
         for name, base in given.base.items():
-            if name in given.zeros:
-                tensors[name] = torch.zeros_like(base, dtype=self._dtype)
-                continue
             weights = self.weights[self._groups.of_tensor[name]]
-            merged = _merge(weights, base, [member[name] for member in given.members])
+            if name in given.zeros:
+                tensors[name] = torch.zeros_like(base, dtype=self._dtype, device=weights.device)
+                continue
+            merged = merge(weights, base, [member[name] for member in given.members])
             if name in given.maps:
                 merged = given.maps[name] @ merged
             tensors[name] = merged.to(self._dtype)
@@ -97,9 +97,9 @@ class _Merge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: torch.Tensor, base: torch.Tensor, *members: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(base, *members)
-        merged = base.float() * (1 - weights.sum())
+        merged = _float(base, weights) * (1 - weights.sum())
         for weight, member in zip(weights, members, strict=True):
-            merged.addcmul_(member.float(), weight)
+            merged.addcmul_(_float(member, weights), weight)
         return merged
 
     @staticmethod
@@ -107,11 +107,19 @@ class _Merge(torch.autograd.Function):
         (gradient,) = gradients
         base, *members = ctx.saved_tensors
         flat = gradient.flatten()
-        at_base = flat @ base.float().flatten()
-        of_weights = [flat @ member.float().flatten() - at_base for member in members]
+        at_base = flat @ _float(base, flat).flatten()
+        of_weights = [flat @ _float(member, flat).flatten() - at_base for member in members]
         return (torch.stack(of_weights), None, *[None] * len(members))
 
 
-def _merge(weights: torch.Tensor, base: torch.Tensor, members: Sequence[torch.Tensor]) -> torch.Tensor:
+def _float(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Returns a stored tensor, which may be in the host's memory, in float32 on the device of another."""
+    return tensor.to(like.device, torch.float32, non_blocking=True)
+
+
+def merge(weights: torch.Tensor, base: torch.Tensor, members: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns W_base + Σ_k w_k (W_k - W_base) in float32; gradients reach the weights [members]."""
+    if not members:
+        return _float(base, weights)
     merged: torch.Tensor = _Merge.apply(weights, base, *members)  # type: ignore[no-untyped-call]
     return merged

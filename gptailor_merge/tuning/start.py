@@ -12,6 +12,10 @@ _LEAST = 1e-9
 """Directions of the members' differences below this share of the largest count as none."""
 
 
+PIECE = 2**22
+"""Numbers of a tensor that are looked at together, so that no copy of a whole one is needed."""
+
+
 def closest_weights(
     target: Mapping[str, torch.Tensor],
     base: Mapping[str, torch.Tensor],
@@ -24,15 +28,17 @@ def closest_weights(
     for another method those that make the most similar layer.
     """
     weights = torch.zeros(len(groups), len(members))
-    for group in range(len(groups)):
+    for group in range(len(groups) if members else 0):
         names = [name for name, of in groups.of_tensor.items() if of == group]
         gram = torch.zeros(len(members), len(members), dtype=torch.float64)
         cross = torch.zeros(len(members), dtype=torch.float64)
         for name in names:
-            start = base[name].double().flatten()
-            wanted = target[name].double().flatten() - start
-            differences = torch.stack([member[name].double().flatten() - start for member in members])
-            gram += (differences @ differences.T).cpu()
-            cross += (differences @ wanted).cpu()
+            device = target[name].device
+            tensors = [target[name], base[name], *(member[name] for member in members)]
+            for parts in zip(*(torch.split(tensor.flatten(), PIECE) for tensor in tensors), strict=True):
+                wanted, start, *of_members = (part.to(device, torch.float64) for part in parts)
+                differences = torch.stack([part - start for part in of_members])
+                gram += (differences @ differences.T).cpu()
+                cross += (differences @ (wanted - start)).cpu()
         weights[group] = (torch.linalg.pinv(gram, rtol=_LEAST, hermitian=True) @ cross).float()
     return weights

@@ -17,21 +17,17 @@ from gptailor_merge.composing.editing import load_map, save_gains
 from gptailor_merge.composing.norms import norms_of, outer_norms, with_gains
 from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.composing.prefixes import advance
+from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.architecture import body_of
 from gptailor_merge.models.family import Family
 from gptailor_merge.objectives.protocols import Prediction
-from gptailor_merge.recipe.plan import NORMS, Edit, Operation, Plan, Slot
+from gptailor_merge.recipe.plan import NORMS, Edit, Plan, Slot
 from gptailor_merge.scoring.passes import predictions
+from gptailor_merge.tuning.embeddings_and_head import TunableComponent
 from gptailor_merge.tuning.groups import Groups, Sharing, groups_of
 from gptailor_merge.tuning.layers import Ingredients, TunableLayer
 from gptailor_merge.tuning.start import closest_weights
-
-METHOD = "task_arithmetic"
-"""The merge method of tuned slots."""
-
-
-DECIMALS = 5
-"""Merge weights are rounded to this many decimals, so that recipes can be read."""
+from gptailor_merge.tuning.written_weights import merge_operation
 
 
 class TunableModel:
@@ -40,12 +36,17 @@ class TunableModel:
     Args:
         sharing: the tensors that share a merge weight.
         norms: whether the gains of norms are fitted, too.
+        outer: whether embeddings and head are merged as well, of the members whose vocabulary fits.
+
+    Attributes:
+        outer_gains: name -> the gain of a norm outside the layers.
+        components: embeddings and head, where these are merged; one where they are one matrix.
 
     Raises:
-        FamilyError: the gain of a norm is shared or absent.
+        FamilyError: the gain of a norm is shared or absent, or there is nothing to fit.
     """
 
-    def __init__(self, composer: Composer, plan: Plan, sharing: Sharing, *, norms: bool) -> None:
+    def __init__(self, composer: Composer, plan: Plan, sharing: Sharing, *, norms: bool, outer: bool) -> None:
         self._bank: Bank = composer.bank
         self._family: Family = self._bank.family
         self._plan = plan
@@ -60,21 +61,29 @@ class TunableModel:
         ]
         body.layers = nn.ModuleList(layers)
         self.layers: list[TunableLayer] = layers
-        self.outer: dict[str, nn.Parameter] = {}
+        self.outer_gains: dict[str, nn.Parameter] = {}
         if norms:
             for name in outer_norms(self._family.base.config):
-                self.outer[name] = nn.Parameter(self.model.get_parameter(name).detach().float().clone())
-                set_tensor(self.model, name, self.outer[name])
+                gain = self.model.get_parameter(name).detach().float().clone()
+                self.outer_gains[name] = nn.Parameter(gain)
+                set_tensor(self.model, name, self.outer_gains[name])
+        self.components = self._components(sharing, dtype) if outer else []
+        for component in self.components:
+            component.install(self.model, free=self.outer_gains)
+        if not any(parameter.numel() for parameter in (*self.weights, *self.gains)):
+            raise FamilyError(
+                "there is nothing to fit: the family has no variants, and norms keep their gains"
+            )
 
     @property
     def weights(self) -> list[nn.Parameter]:
-        """Lists the merge weights of the slots."""
-        return [layer.weights for layer in self.layers]
+        """Lists the merge weights of the slots, and of embeddings and head."""
+        return [*(layer.weights for layer in self.layers), *(part.weights for part in self.components)]
 
     @property
     def gains(self) -> list[nn.Parameter]:
         """Lists the gains of all norms."""
-        return [*(gain for layer in self.layers for gain in layer.gain_values), *self.outer.values()]
+        return [*(gain for layer in self.layers for gain in layer.gain_values), *self.outer_gains.values()]
 
     def predictions(self, batch: Batch) -> Iterator[Prediction]:
         """Yields what the model predicts of a batch."""
@@ -135,6 +144,29 @@ class TunableModel:
             dtype,
         )
 
+    def _components(self, sharing: Sharing, dtype: torch.dtype) -> list[TunableComponent]:
+        """Returns embeddings and head as merges of the members that can give both."""
+        family, plan = self._family, self._plan
+        donor = family.by_model(plan.tokenizer)
+        fitting = [m.model for m in family.members if family.outer_problem(m, donor) is None]
+        if plan.base_model not in fitting or len(fitting) == 1:
+            return []
+        architecture = family.base.architecture
+        names = [(plan.embeddings, tuple(architecture.before)), (plan.head, tuple(architecture.after))]
+        if family.tied:
+            names = [(plan.embeddings, (*architecture.before, *architecture.after))]
+        return [
+            TunableComponent(
+                self._bank,
+                tuple(dict.fromkeys((*fitting, *component.models))),
+                component,
+                tensors,
+                sharing,
+                dtype,
+            )
+            for component, tensors in names
+        ]
+
     def plan(self, directory: Path, name: str) -> Plan:
         """Returns the plan with the numbers as they are now.
 
@@ -142,7 +174,10 @@ class TunableModel:
             directory, name: where the gains are written, if they are fitted.
         """
         tuned = replace(self._plan, slots=tuple(map(self._slot, range(len(self.layers)))))
-        gains = dict[str, torch.Tensor](self.outer)
+        if self.components:
+            embeddings, head = self.components[0].component, self.components[-1].component
+            tuned = replace(tuned, embeddings=embeddings, head=head)
+        gains = dict[str, torch.Tensor](self.outer_gains)
         for slot, layer in zip(self._plan.slots, self.layers, strict=True):
             prefix = f"layers.{slot.layers[0][1]}."
             gains |= {prefix + inner: gain for inner, gain in layer.gains.items()}
@@ -153,9 +188,9 @@ class TunableModel:
 
     def _slot(self, position: int) -> Slot:
         """Returns a slot with its merge weights as they are now."""
-        slot, groups = self._plan.slots[position], self._groups[position]
-        rounded = self.layers[position].weights.detach().cpu().double().round(decimals=DECIMALS)
-        inputs = [(("weight", groups.setting(values)),) for values in rounded.T.tolist()]
+        slot = self._plan.slots[position]
+        if not self._sources[position]:
+            return slot
         base = (self._plan.base_model, slot.layers[0][1])
-        operation = Operation(METHOD, ((), *inputs), base=0)
+        operation = merge_operation(self.layers[position].weights, self._groups[position])
         return replace(slot, layers=(base, *self._sources[position]), operation=operation)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from gptailor_merge.calibration.batches import layout
-from gptailor_merge.calibration.held_back import divided
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.compose import Composer
+from gptailor_merge.digests import digest
 from gptailor_merge.errors import ConfigError
-from gptailor_merge.objectives.kinds import Context, ObjectiveConfig
-from gptailor_merge.objectives.protocols import Objective, PerToken
+from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective
+from gptailor_merge.objectives.protocols import Objective, PerToken, SlopedObjective
 from gptailor_merge.objectives.scores import Weights
-from gptailor_merge.objectives.text_kinds import TextConfig
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.passes import Passes
 from gptailor_merge.search.outcomes import loss
+from gptailor_merge.tuning.checkpoint import Checkpoint
 from gptailor_merge.tuning.fitting import Fit, fit
 from gptailor_merge.tuning.groups import Sharing
 from gptailor_merge.tuning.tunable_model import TunableModel
+from gptailor_merge.versions import environment
 
 BATCH_TOKENS = 4096
 """Tokens that are differentiated at once, approximately."""
@@ -35,6 +36,8 @@ class TuneOptions:
         sharing: the tensors that share a merge weight.
         norms: whether the gains of norms are fitted, too.
         rate: Adam's rate of merge weights.
+        outer: whether embeddings and head are merged as well; None merges them where a plan does not take
+            them from the base.
         step_tokens: tokens of a step, approximately.
     """
 
@@ -42,6 +45,7 @@ class TuneOptions:
     sharing: Sharing = "part"
     norms: bool = True
     rate: float = 0.03
+    outer: bool | None = None
     step_tokens: int = 8192
 
 
@@ -70,7 +74,7 @@ class Aim:
 
     Attributes:
         weight: its factor in the loss.
-        sets: the texts that it is measured on, in place of the config's.
+        sets: the texts that it is measured on, in place of the config's; none where it is measured on items.
     """
 
     config: ObjectiveConfig
@@ -90,7 +94,7 @@ class Tuner:
 
     Raises:
         ConfigError: an objective has no gradient.
-        DataError: too few sequences to hold some back.
+        DataError: too few sequences or items to hold some back.
     """
 
     def __init__(
@@ -101,36 +105,35 @@ class Tuner:
         options: TuneOptions,
     ) -> None:
         self._composer, self._options = composer, options
-        fitted: dict[str, list[TokenSet]] = {}
-        held_back: dict[str, list[TokenSet]] = {}
-        configs: dict[str, TextConfig] = {}
-        weights: dict[str, float] = {}
-        for number, aim in enumerate(aims):
-            name = f"{aim.config.kind} {number}"
-            if not isinstance(aim.config, TextConfig):
-                raise ConfigError(
-                    f"an objective of the kind {aim.config.kind} has no gradient; tuning takes those on texts"
-                )
-            fitted[name], held_back[name] = divided(aim.sets)
-            configs[name], weights[name] = aim.config, aim.weight
-        self._weights: Weights = weights
-        self.tokens = sum(ids.numel() for sets in fitted.values() for s in sets for ids in s.sequences)
+        divided = [aim.config.divided(context, aim.sets) for aim in aims]
+        names = [f"{aim.config.kind} {number}" for number, aim in enumerate(aims)]
+        self._weights: Weights = {name: aim.weight for name, aim in zip(names, aims, strict=True)}
+        fitted, held_back = (dict(zip(names, parts, strict=True)) for parts in zip(*divided, strict=True))
+        self.tokens = sum(ids.numel() for part in fitted.values() for s in _sets(part) for ids in s.sequences)
         steps = max(1, round(self.tokens / options.step_tokens))
         shares = [(step + 1) / steps for step in range(steps)]
-        self._fitted = _passes(configs, fitted, context, shares)
-        self._held_back = _passes(configs, held_back, context, (1.0,))
+        self._fitted = _passes(fitted, context, shares)
+        self._held_back = _passes(held_back, context, (1.0,))
 
     def tune(
-        self, plan: Plan, directory: Path, name: str, progress: Callable[[str], None] = lambda step: None
+        self,
+        plan: Plan,
+        directory: Path,
+        name: str,
+        progress: Callable[[str], None] = lambda step: None,
+        state: Path | None = None,
     ) -> tuple[Plan, Tuning]:
         """Returns the tuned plan, or the plan itself where tuning does not help, and what it came to.
 
         Args:
             directory, name: where the gains of norms are written.
             progress: told of each look at the texts that are held back.
+            state: the file in which the fit keeps its state, from which it goes on after it was killed; the
+                caller removes it.
         """
         options = self._options
-        model = TunableModel(self._composer, plan, options.sharing, norms=options.norms)
+        outer = _has_own_ends(plan) if options.outer is None else options.outer
+        model = TunableModel(self._composer, plan, options.sharing, norms=options.norms, outer=outer)
         fitted = fit(
             model,
             self._fitted,
@@ -139,32 +142,51 @@ class Tuner:
             steps=options.steps,
             rate=options.rate,
             progress=progress,
+            checkpoint=None if state is None else Checkpoint(state, self._key(plan)),
         )
         tuned = model.plan(directory, name)
         tuning = Tuning(fitted, self._loss(plan), self._loss(tuned))
         return (tuned if tuning.helps else plan), tuning
+
+    def _key(self, plan: Plan) -> str:
+        """Returns a digest of all that a fit depends on, besides the members' weights."""
+        data = [
+            [o.fingerprint, *(s.digest for s in o.sets)]
+            for passes in (self._fitted, self._held_back)
+            for o in passes.objectives
+        ]
+        options = [asdict(self._options), self._weights, str(self._composer.device)]
+        return digest([plan.digest, data, options, environment()])
 
     def _loss(self, plan: Plan) -> float:
         """Returns the loss of a plan's model, as it will be written, on the texts that are held back."""
         return loss(self._held_back.score(self._composer.compose(plan)), self._weights)
 
 
-def _passes(
-    configs: Mapping[str, TextConfig],
-    sets: Mapping[str, Sequence[TokenSet]],
-    context: Context,
-    shares: Sequence[float],
-) -> Passes:
-    """Lays out texts and builds their objectives."""
-    together = [token_set for of_config in sets.values() for token_set in of_config]
+def _has_own_ends(plan: Plan) -> bool:
+    """Tells whether embeddings or head are another's than the base's."""
+    return any(component.models != (plan.base_model,) for component in (plan.embeddings, plan.head))
+
+
+def _sets(prepared: PreparedObjective) -> list[TokenSet]:
+    return [token_set for token_set in prepared.sets if isinstance(token_set, TokenSet)]
+
+
+def _passes(prepared: Mapping[str, PreparedObjective], context: Context, shares: Sequence[float]) -> Passes:
+    """Lays out texts and items, and builds their objectives.
+
+    Raises:
+        ConfigError: an objective has no gradient.
+    """
+    together = [token_set for part in prepared.values() for token_set in _sets(part)]
     rungs = layout(together, BATCH_TOKENS, device=context.device, rungs=shares)
     batches = [batch for rung in rungs for batch in rung]
     objectives: list[Objective] = []
-    for name, config in configs.items():
-        objective = config.build(name, tuple(sets[name]), batches, context)
-        if not isinstance(objective, PerToken):
+    for name, part in prepared.items():
+        objective = part.build(name, batches)
+        if not isinstance(objective, (PerToken, SlopedObjective)):
             raise ConfigError(
-                f"an objective of the kind {config.kind} has no gradient; tuning takes a mean over tokens"
+                f"{part.metric} has no gradient; tuning takes means over tokens, and smooth metrics"
             )
         objectives.append(objective)
     return Passes(objectives, rungs, shares)

@@ -195,6 +195,14 @@ def test_what_one_gpu_measures_is_tried_on_the_cpu(tmp_path: Path, monkeypatch: 
     assert "4 layers, 2 seeds" in done.stdout
 
 
+def test_merges_at_full_size_are_compared(tmp_path: Path) -> None:
+    run("full_size", "--json", tmp_path / "figures.json")
+    arms = figures(tmp_path / "figures.json")
+    assert {"base", "code", "linear", "dare_ties", "tuned, a weight per layer"} <= set(arms)
+    assert all(arm["losses"]["mean"] > 0 for arm in arms.values())
+    assert arms["our search, not tuned"]["tokens"] > 0
+
+
 def test_stock_mergekit_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["architectures", "--tiny", "--json", str(tmp_path / "figures.json")]
     monkeypatch.setattr(sys, "argv", command)

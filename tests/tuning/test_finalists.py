@@ -15,14 +15,18 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.search.candidates import Status
 from gptailor_merge.testing.three_models import assert_three_equal
-from gptailor_merge.tuning.finalists import to_tune
+from gptailor_merge.tuning import checkpoint
+from gptailor_merge.tuning.finalists import STATE_FILE, to_tune
 from tests.repair.test_finalists import config, run
 
-TUNE = {"finalists": 2, "steps": 1, "tokens": 512}
+TUNE = {"finalists": 2, "steps": 2, "tokens": 512}
 
 
-def test_the_best_are_tuned_and_a_killed_run_ends_alike(tmp_path: Path) -> None:
-    settings = config(tmp_path, held_out=True, repair={"finalists": 1}, tune=TUNE)
+def test_the_best_are_tuned_and_a_killed_run_ends_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = {"budget": 8, "population": 4, "warm_start": []}
+    settings = config(tmp_path, repair={"finalists": 1}, tune=TUNE, search=search)
     told: list[str] = []
     undisturbed, summary = run(settings, tmp_path, on_step=told.append)
     with Journal(undisturbed.journal) as journal:
@@ -48,10 +52,23 @@ def test_the_best_are_tuned_and_a_killed_run_ends_alike(tmp_path: Path) -> None:
     files = {undisturbed.path / file for file in edit_files(recipe)}
     assert {*undisturbed.repairs.rglob("*.safetensors")} == files
     assert_three_equal(with_whole_paths(recipe, undisturbed.path), tmp_path / "model")
-    # Killed before the second was tuned, and once more after it had lost what was fitted.
+    # Killed while the first was tuned; and before the second was, when both had lost what was fitted.
     killed = tmp_path / "killed"
     killed.mkdir()
-    begun, _ = run(settings, killed)
+
+    def kill(step: str) -> None:
+        if step.startswith("tuning, step 2 of 2"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, killed, on_step=kill)
+    (state,) = (killed / "run").rglob(STATE_FILE)
+    resumed: list[str] = []
+    begun, _ = run(settings, killed, resume=True, on_step=resumed.append)
+    assert not state.exists()
+    steps = [step.split(":")[0] for step in resumed if step.startswith("tuning, step")]
+    assert steps == ["tuning, step 2 of 2", "tuning, step 1 of 2", "tuning, step 2 of 2"]
     with Journal(begun.journal) as journal:
         journal._db.execute("DELETE FROM tunings WHERE original = ?", (next(iter(tunings)),))
     for _ in range(2):
@@ -78,5 +95,7 @@ def test_an_objective_without_a_gradient_is_one_sentence(tmp_path: Path) -> None
         {"kind": kind, "data": {"a": str(tmp_path / "a.jsonl")}, "weight": 1.0}
         for kind in ("perplexity", "repetition")
     ]
-    with pytest.raises(ConfigError, match=r"tune\.finalists: .* repetition has none; give it no weight"):
+    with pytest.raises(
+        ConfigError, match=r"tune\.finalists: .* repetition as it is here has none; give it no weight"
+    ):
         config(tmp_path, objectives=objectives, tune=TUNE)

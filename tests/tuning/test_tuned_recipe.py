@@ -77,14 +77,6 @@ def test_tuning_goes_on_from_what_was_tuned(block: Recipe, tmp_path: Path) -> No
     assert second.tuning.after < first.tuning.after
 
 
-def test_a_layer_without_its_attention_stays_without(tmp_path: Path) -> None:
-    whole = demo(("base", 0, 12, "select"), dtype="float32").to_mapping()
-    whole["slices"][0]["parameters"]["without"] = "attention"
-    options = TuneOptions(steps=1, norms=False, step_tokens=512)
-    tuned = run(Recipe.from_mapping(whole), tmp_path / "out", options)
-    assert all(slot.edits for slot in plan(tuned.recipe).slots)
-
-
 def test_the_command_writes_recipe_and_gains(block: Recipe, tmp_path: Path) -> None:
     file, out = tmp_path / "recipe.yml", tmp_path / "tuned"
     file.write_text(block.to_yaml())

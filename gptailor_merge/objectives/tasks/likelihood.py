@@ -5,10 +5,10 @@ lm-eval makes the requests once per run and scores the answers; what a candidate
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +19,23 @@ from gptailor_merge.calibration.token_trees import ItemSet, Request, item_set
 from gptailor_merge.objectives.protocols import Forward, Prediction, log_likelihood
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.objectives.tasks.metric import SMOOTH, Metric
-from gptailor_merge.objectives.tasks.questions import right_options
+from gptailor_merge.objectives.tasks.smooth import smooth_slopes, smooth_value
 from gptailor_merge.objectives.tasks.task_items import TaskItems
 from gptailor_merge.objectives.tasks.task_objective import TaskObjective, common_metric
+
+
+class _Asked(NamedTuple):
+    """The tokens that items ask for, request by request.
+
+    Attributes:
+        places: their places among the values of rows.
+        starts: index into `places` of each request's first token.
+        of_items: number of an item, and for each of lm-eval's requests the requests that it takes.
+    """
+
+    places: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    of_items: list[tuple[int, list[slice]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +59,44 @@ class TaskLikelihood(TaskObjective):
 
     def units(self, set_name: str, values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
         """Adds up the tokens of each request and lets lm-eval score the items; one number per item."""
+        items, asked = self.items[set_name], self._asked(set_name, rows)
+        per_token = values.reshape(-1, 2)[asked.places]
+        sums = np.add.reduceat(per_token[:, 0], asked.starts).tolist()
+        greedy = np.minimum.reduceat(per_token[:, 1], asked.starts).tolist()
+        return np.array(
+            [
+                self._unit(items, number, [(sum(sums[part]), all(greedy[part])) for part in parts])
+                for number, parts in asked.of_items
+            ]
+        )
+
+    def slopes(self, set_name: str, values: NDArray[np.float64], rows: Sequence[int]) -> NDArray[np.float64]:
+        """Returns the derivative of the sum of the units by each value kept; the metric is a smooth one."""
+        items, asked = self.items[set_name], self._asked(set_name, rows)
+        sums = np.add.reduceat(values.reshape(-1, 2)[asked.places, 0], asked.starts)
+        of_requests = np.zeros(len(sums))
+        for number, parts in asked.of_items:
+            likelihoods = [float(sums[part].sum()) for part in parts]
+            document = items.instances[number][0].doc
+            slopes = smooth_slopes(self.metric.key, likelihoods, items.task, document)
+            for part, slope in zip(parts, slopes, strict=True):
+                of_requests[part] = slope
+        result = np.zeros((values.size // 2, 2))
+        of_tokens = np.repeat(of_requests, np.diff([*asked.starts, len(asked.places)]))
+        np.add.at(result[:, 0], asked.places, of_tokens)
+        return result.reshape(values.shape)
+
+    def _asked(self, set_name: str, rows: Sequence[int]) -> _Asked:
         items = self._set(set_name)
         first, stop = items.items_of(min(rows), max(rows) + 1)
-        asked = items.asked(rows, first, stop)
-        per_token = values.reshape(-1, 2)[asked]
         lengths = [length for lengths in items.tokens_of_requests[first:stop] for length in lengths]
-        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-        sums = np.add.reduceat(per_token[:, 0], starts).tolist()
-        greedy = np.minimum.reduceat(per_token[:, 1], starts).tolist()
-        units, at = [], 0
+        of_items, at = [], 0
         for number in range(first, stop):
-            results: list[Any] = []
-            for windows in self.items[set_name].requests[number]:
-                after = at + len(windows)
-                results.append((sum(sums[at:after]), all(greedy[at:after])))
-                at = after
-            units.append(self._unit(self.items[set_name], number, results))
-        return np.array(units)
+            ends = list(accumulate((len(w) for w in self.items[set_name].requests[number]), initial=at))
+            of_items.append((number, [slice(*ends[i : i + 2]) for i in range(len(ends) - 1)]))
+            at = ends[-1]
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        return _Asked(items.asked(rows, first, stop), starts, of_items)
 
     def _unit(self, items: TaskItems, number: int, results: list[Any]) -> float:
         """Returns what is minimised of an item.
@@ -71,8 +106,7 @@ class TaskLikelihood(TaskObjective):
         """
         document = items.instances[number][0].doc
         if self.metric.key in SMOOTH:
-            difference = margin([value for value, _ in results], items.task, document)
-            return -difference if self.metric.higher_is_better else float(np.logaddexp(0, -difference))
+            return smooth_value(self.metric.key, [value for value, _ in results], items.task, document)
         if items.task.OUTPUT_TYPE == "loglikelihood_rolling":
             results = [value for value, _ in results]
         return self.metric.of(items.task.process_results(document, results))
@@ -131,25 +165,6 @@ def is_likeliest(prediction: Prediction) -> torch.Tensor:
     (equal,) = likeliest.nonzero(as_tuple=True)
     likeliest[equal] = logits[at[equal]].argmax(-1) == asked[equal]
     return likeliest
-
-
-def margin(likelihoods: Sequence[float], task: Any, document: Any) -> float:
-    """Returns log Σ p(right) − log Σ p(wrong), nats; 0 where an item has none of either.
-
-    Args:
-        likelihoods: of the options; those that lm-eval may ask for besides, without a context, come after.
-    """
-    right = right_options(task, document)
-    options = range(len(task.doc_to_choice(document)))
-    right_values = [likelihoods[option] for option in options if option in right]
-    wrong_values = [likelihoods[option] for option in options if option not in right]
-    return _log_sum(right_values) - _log_sum(wrong_values) if right_values and wrong_values else 0.0
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    """Returns log Σ exp."""
-    most = max(values)
-    return most + math.log(sum(math.exp(value - most) for value in values))
 
 
 def takes_trees(items: Sequence[TaskItems], forward: Forward, device: torch.device) -> bool:

@@ -10,7 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import Self
 
-from gptailor_merge.errors import ConfigError, KeyPath, Problem
+from gptailor_merge.calibration.held_back import EVERY
+from gptailor_merge.calibration.texts import TokenSet
+from gptailor_merge.errors import ConfigError, DataError, KeyPath, Problem
 from gptailor_merge.objectives.config_types import Positive, located
 from gptailor_merge.objectives.kinds import (
     Context,
@@ -60,12 +62,35 @@ class TaskConfig(ObjectiveConfig):
             ConfigError: an unknown task, split or metric, or a task that no search can answer.
             DataError: the data cannot be loaded.
         """
-        settings = replace(self._settings(context), divided=context.divided, without=context.without)
-        items, trees = context.once(("task", settings), lambda: _load(settings, context))
+        items, trees = self._items(context)
         objective = objective_of(items, self.metric, trees=trees, lm=_encoder(context))
         return PreparedObjective.ready(
             objective, tuple(SplitItems(i.name, i.split, i.is_test, i.ids) for i in items)
         )
+
+    @property
+    def has_gradient(self) -> bool:
+        """True for the smooth metrics."""
+        return self.metric in SMOOTH
+
+    def divided(
+        self, context: Context, texts: tuple[TokenSet, ...]
+    ) -> tuple[PreparedObjective, PreparedObjective]:
+        """Returns the objective on three of four items of each task, and on every fourth."""
+        if not self.has_gradient:
+            raise ConfigError(f"tasks have a gradient by the metrics {' and '.join(SMOOTH)} alone")
+        items, trees = self._items(context)
+        fitted, held_back = divided_items(items)
+        lm = _encoder(context)
+        return (
+            PreparedObjective.ready(objective_of(fitted, self.metric, trees=trees, lm=lm)),
+            PreparedObjective.ready(objective_of(held_back, self.metric, trees=trees, lm=lm)),
+        )
+
+    def _items(self, context: Context) -> tuple[list[TaskItems], bool]:
+        """Returns the items, and whether the base model takes several texts in a row."""
+        settings = replace(self._settings(context), divided=context.divided, without=context.without)
+        return context.once(("task", settings), lambda: _load(settings, context))
 
     def sentence(self) -> str:
         """Names the metric and the tasks; the card names the items that the run recorded instead."""
@@ -158,6 +183,27 @@ def objective_of(
     if generating:
         return generation_objective(items, metric, lm, batch_size=batch_size)
     return likelihood_objective(items, metric, trees=trees)
+
+
+def divided_items(items: Sequence[TaskItems]) -> tuple[list[TaskItems], list[TaskItems]]:
+    """Returns the items of each task that are fitted to, and those that are held back.
+
+    Tasks with fewer than EVERY items are fitted to as a whole.
+
+    Raises:
+        DataError: no item can be held back.
+    """
+    large = [of_task for of_task in items if len(of_task.ids) >= EVERY]
+    if not large:
+        raise DataError(
+            f"no task has {EVERY} items, every {EVERY}th of which is held back to tell what helps"
+        )
+    held_back = [of_task.part(range(EVERY - 1, len(of_task.ids), EVERY)) for of_task in large]
+    kept = [
+        [n for n in range(len(of_task.ids)) if of_task not in large or n % EVERY != EVERY - 1]
+        for of_task in items
+    ]
+    return [of_task.part(numbers) for of_task, numbers in zip(items, kept, strict=True)], held_back
 
 
 def _load(settings: TaskSettings, context: Context) -> tuple[list[TaskItems], bool]:

@@ -6,7 +6,7 @@ Templates, few-shot examples and tokenisation are lm-eval's own. Each template i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,16 @@ class TaskItems:
         """The texts that scores depend on besides the requests."""
         rendered = [str(content(self.task, instances[0].doc)) for instances in self.instances]
         return [self.name, str(self.task.VERSION), rendered]
+
+    def part(self, numbers: Sequence[int]) -> TaskItems:
+        """Returns some of the items, by their place in the order."""
+        return replace(
+            self,
+            ids=tuple(self.ids[n] for n in numbers),
+            documents=tuple(self.documents[n] for n in numbers),
+            instances=tuple(self.instances[n] for n in numbers),
+            requests=tuple(self.requests[n] for n in numbers),
+        )
 
     def metric(self, name: str | None) -> Metric:
         """Returns a metric of the task, see metric.metric_of."""

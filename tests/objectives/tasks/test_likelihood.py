@@ -27,7 +27,8 @@ from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.protocols import Prediction
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.objectives.tasks.harness import encoder
-from gptailor_merge.objectives.tasks.likelihood import is_likeliest, margin, takes_trees
+from gptailor_merge.objectives.tasks.likelihood import is_likeliest, takes_trees
+from gptailor_merge.objectives.tasks.smooth import margin, smooth_slopes, smooth_value
 from gptailor_merge.objectives.tasks.task import objective_of
 from gptailor_merge.objectives.tasks.task_items import TaskSettings, load_items
 from gptailor_merge.planning.resolve import plan
@@ -203,6 +204,11 @@ def test_a_margin_of_nothing_is_none() -> None:
             return ["A", "B"]
 
     assert margin([-1.0, -2.0], Task(), [0]) == pytest.approx(1.0)
+    assert smooth_slopes("margin", [-1.0, -2.0, -3.0], Task(), [0]) == [-1.0, 1.0, 0.0]
+    assert smooth_slopes("choice_loss", [-1.0, -2.0], Task(), [-1]) == [0.0, 0.0]
+    here, there = (smooth_value("choice_loss", [at, -2.0], Task(), [0]) for at in (-1.0 - 1e-6, -1.0 + 1e-6))
+    slope, other = smooth_slopes("choice_loss", [-1.0, -2.0], Task(), [0])
+    assert slope == -other == pytest.approx((there - here) / 2e-6, rel=1e-5)
     assert margin([-1.0, -2.0], Task(), [-1]) == margin([-1.0, -2.0], Task(), [0, 1]) == 0.0
 
 
