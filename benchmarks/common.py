@@ -56,7 +56,7 @@ def read_config(file: Path, *, tiny: bool = False) -> SearchConfig:
             "held_out": tuple(map(least, config.held_out)),
             "search": config.search.model_copy(update=_LEAST_SEARCH),
             "repair": least(config.repair).model_copy(update={"finalists": 1}),
-            "tune": least_tune(config.tune) if config.tune.finalists else config.tune,
+            "tune": least_tune(config.tune) if config.tuned else config.tune,
         }
     )
 

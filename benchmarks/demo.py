@@ -51,7 +51,7 @@ def stages_of(run: Run, config: SearchConfig) -> dict[str, Plan]:
     stages = {FOUND: best((Status.REPAIRED, Status.TUNED))}
     if config.repair.finalists:
         stages[f"{[*stages][-1]}{REPAIRED}"] = best((Status.TUNED,))
-    if config.tune.finalists:
+    if config.tuned:
         stages[f"{[*stages][-1]}{TUNED}"] = best(())
     return stages
 
@@ -62,7 +62,7 @@ def rivals(session: Session, directory: Path) -> dict[str, Plan]:
     name, stages = RIVAL, {RIVAL: plan(recipe)}
     for ending, treat, finalists in (
         (REPAIRED, repaired, session.config.repair.finalists),
-        (TUNED, tuned, session.config.tune.finalists),
+        (TUNED, tuned, session.config.tuned),
     ):
         if finalists:
             recipe, _ = treat(session, recipe, directory)

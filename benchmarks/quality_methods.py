@@ -125,7 +125,7 @@ class Methods:
     def ours(self) -> Iterator[tuple[str, Result]]:
         """Yields our search, as it was before it tuned, and as it was before it repaired anything."""
         trace = self.session.search(finalists=True)
-        repairs, tunes = self.config.repair.finalists > 0, self.config.tune.finalists > 0
+        repairs, tunes = self.config.repair.finalists > 0, self.config.tuned > 0
         whole, plain = traced(trace), traced(trace, without=(Status.TUNED, Status.REPAIRED))
         self.limit, self.searching = whole.spent, plain.spent
         yield OURS, replace(whole, repaired=repairs, tuned=tunes)

@@ -118,15 +118,16 @@ class TuneSection(Section):
 
     Attributes:
         finalists: recipes that are tuned, the best for each choice of layers; of a front all recipes are.
-            0 tunes none.
-        steps: most steps of Adam; 0 tunes nothing.
+            0 tunes none; by default the best is tuned, where no front is sought and every weighted
+            objective has a gradient.
+        steps: most steps of Adam; 0 tunes nothing, as in the paper.
         weights: the tensors that share a merge weight.
         norms: fit the gains of norms, too.
         tokens: taken of each objective's texts, a quarter of which is held back.
         rate: Adam's rate of merge weights.
     """
 
-    finalists: Annotated[int, Field(ge=0)] = 0
+    finalists: Annotated[int, Field(ge=0)] | None = None
     steps: Annotated[int, Field(ge=0)] = 60
     weights: Literal["layer", "part", "tensor"] = "part"
     norms: bool = True
@@ -179,6 +180,15 @@ class SearchConfig(Section):
         return self.target.is_range or self._has_free_cost if pareto is None else pareto
 
     @property
+    def tuned(self) -> int:
+        """The number of recipes that are tuned where no front is sought; 0 where none is."""
+        if not self.tune.steps:
+            return 0
+        if self.tune.finalists is not None:
+            return self.tune.finalists
+        return int(not self.pareto and not self._tune_problems())
+
+    @property
     def _has_free_cost(self) -> bool:
         return any(objective.is_cost and objective.weight is None for objective in self.objectives)
 
@@ -213,6 +223,7 @@ class SearchConfig(Section):
         pick: str | None = None,
         allow_test_split: bool = False,
         repair: bool = True,
+        tune: bool = True,
     ) -> SearchConfig:
         """Returns the config with the options of the command line.
 
@@ -221,6 +232,7 @@ class SearchConfig(Section):
             start: recipe files, instead of the config's.
             allow_test_split: True allows it, whatever the config says.
             repair: False repairs nothing.
+            tune: False tunes nothing.
 
         Raises:
             RecipeError: a start that is no recipe.
@@ -243,6 +255,7 @@ class SearchConfig(Section):
             "allow_test_split": self.allow_test_split or allow_test_split,
             "seed": self.seed if seed is None else seed,
             "repair": self.repair if repair else self.repair.model_copy(update={"finalists": 0}),
+            "tune": self.tune if tune else self.tune.model_copy(update={"finalists": 0}),
         }
         return self.model_copy(update=update)
 
@@ -267,7 +280,7 @@ class SearchConfig(Section):
     def document(self) -> dict[str, Any]:
         """Returns the config as plain data; without tuning it is that of runs before there was tuning."""
         document: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
-        if not self.tune.finalists:
+        if not self.tuned:
             del document["tune"]
         return document
 
@@ -297,18 +310,7 @@ class SearchConfig(Section):
         if self.search.pareto and len(self.objectives) < 2 and not self.target.is_range:
             message = "a front is one of several objectives, or of a range of sizes, found one objective"
             problems.append(Problem(("search", "pareto"), message))
-        problems += [
-            Problem(
-                ("tune", "finalists"),
-                "recipes are tuned to objectives with a gradient, on texts, or on tasks by margin or "
-                f"choice_loss; {objective.kind} as it is here has none; give it no weight, or leave tune out",
-            )
-            for objective in self.objectives
-            if self.tune.finalists and objective.weight is not None and not objective.has_gradient
-        ]
-        if self.tune.finalists and not (self.tune.norms or self.family.variants):
-            message = "a family without variants has no merge weights to tune; expected true, or no tune"
-            problems.append(Problem(("tune", "norms"), message))
+        problems += self._tune_problems() if self.tuned else []
         if "base" in self.family.variants:
             problems.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
         problems += missing_files(("repair", "data"), self.repair.data or {}, directory)
@@ -317,6 +319,22 @@ class SearchConfig(Section):
                 "maps are fitted to data of their own, or to what objectives score; leave one of both out"
             )
             problems.append(Problem(("repair", "texts"), f"{message}, found 'scored' beside data"))
+        return problems
+
+    def _tune_problems(self) -> list[Problem]:
+        """Returns why recipes cannot be tuned."""
+        problems = [
+            Problem(
+                ("tune", "finalists"),
+                "recipes are tuned to objectives with a gradient, on texts, or on tasks by margin or "
+                f"choice_loss; {objective.kind} as it is here has none; give it no weight, or leave tune out",
+            )
+            for objective in self.objectives
+            if objective.weight is not None and not objective.has_gradient
+        ]
+        if not (self.tune.norms or self.family.variants):
+            message = "a family without variants has no merge weights to tune; expected true, or no tune"
+            problems.append(Problem(("tune", "norms"), message))
         return problems
 
     def _repeated_members(self) -> list[Problem]:
@@ -337,7 +355,8 @@ class SearchConfig(Section):
         sections = ("objectives", "gates", "held_out")
         measured = {name: tuple(o.resolved(directory) for o in getattr(self, name)) for name in sections}
         document = self.model_copy(update={**measured, "repair": repair}).document()
-        document["repair"] = repair.model_dump(mode="json", exclude_none=True, exclude_unset=True)
+        for name, section in (("repair", repair), ("tune", self.tune)):
+            document[name] = section.model_dump(mode="json", exclude_none=True, exclude_unset=True)
         family = document["family"]
         family["base"] = _absolute(family["base"], directory)
         family["variants"] = {n: _absolute(m, directory) for n, m in family["variants"].items()}
@@ -353,8 +372,10 @@ class SearchConfig(Section):
 def without_versions(document: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a config without the versions that a run records with it, in the words of today."""
     plain = {key: value for key, value in document.items() if key != "environment"}
-    if len(plain) < len(document) and isinstance(plain.get("repair"), Mapping):
-        plain["repair"] = of_record(plain["repair"])
+    if len(plain) < len(document):
+        if isinstance(plain.get("repair"), Mapping):
+            plain["repair"] = of_record(plain["repair"])
+        plain.setdefault("tune", {"finalists": 0})
     return plain
 
 

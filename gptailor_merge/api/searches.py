@@ -37,6 +37,7 @@ def search(
     pick: str | None = None,
     allow_test_split: bool = False,
     repair: bool = True,
+    tune: bool = True,
     resume: bool = False,
     model: bool = True,
     publication: Publication | None = None,
@@ -63,6 +64,7 @@ def search(
         pick: which recipe of a front is taken; replaces `search.pick`.
         allow_test_split: allows searching on the test splits of tasks; every report says so.
         repair: False leaves the best recipes as they are; like `repair.finalists: 0`.
+        tune: False tunes no recipe; like `tune.steps: 0`.
         resume: continues the run that `out` holds.
         model: False writes the recipe and no model.
         publication: where the model is to be published afterwards, see prepare_push; the Hub is asked before
@@ -86,6 +88,7 @@ def search(
         pick=pick,
         allow_test_split=allow_test_split,
         repair=repair,
+        tune=tune,
     )
     run, torch_device = Run(path_of(out)), pick_device(device)
     if publication is not None:

@@ -74,6 +74,9 @@ def evolve(
     no_repair: Annotated[
         bool, typer.Option("--no-repair", help="Do not repair the best recipes (repair.finalists: 0).")
     ] = False,
+    no_tune: Annotated[
+        bool, typer.Option("--no-tune", help="Do not tune the best recipe (tune.steps: 0).")
+    ] = False,
     resume: Resume = False,
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Write the best recipe, and no model.")
@@ -126,6 +129,7 @@ def evolve(
             pick=pick,
             allow_test_split=allow_test_split,
             repair=not no_repair,
+            tune=not no_tune,
             resume=resume,
             model=not no_model,
             publication=publication,

@@ -48,13 +48,15 @@ def claim(config: SearchConfig, directory: Directory, contents: Inputs, *, resum
 
 
 def as_begun(config: SearchConfig, directory: Directory) -> SearchConfig:
-    """Returns the config with what a run recorded of how it fits maps, where the config leaves that open."""
+    """Returns the config with how a run recorded that it repairs and tunes, where the config is silent."""
     if not (directory.journal.exists() and directory.config.exists()):
         return config
-    repair, recorded = config.repair, SearchConfig.load(directory.config).repair
+    begun = SearchConfig.load(directory.config)
+    repair, recorded = config.repair, begun.repair
     left_open = [key for key in FITTED if key not in repair.model_fields_set]
     repair = repair.model_copy(update={key: getattr(recorded, key) for key in left_open})
-    return config.model_copy(update={"repair": repair})
+    tune = config.tune if config.tune.model_fields_set else begun.tune
+    return config.model_copy(update={"repair": repair, "tune": tune})
 
 
 def _check_members(run: Directory, contents: Inputs) -> None:

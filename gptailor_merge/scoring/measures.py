@@ -118,13 +118,11 @@ def measures(
     searched = [measure for section in searching.values() for measure in section]
     given_texts = _given_texts(config, tokenizer)
     of_search = context
-    tuned_on = _tuned_on(config, tokenizer)
     tested = _on_test_splits(searched)
     if tested and not config.allow_test_split:
         hint = "scores on it would tell nothing about other models; expected another, or --allow-test-split"
         raise ConfigError([Problem(p.path, f"{p.message}, {hint}") for p in tested])
     seen = [*(source for measure in searched for source in measure.prepared.sets), *given_texts]
-    seen += [source for sets in tuned_on.values() for source in sets]
     if config.drop_leaks:
         context = replace(context, without=frozenset(text for source in seen for text in source.documents))
     reporting = _without_repetitions(_prepared("held_out", sections["held_out"], context))
@@ -132,8 +130,9 @@ def measures(
     reported_on = [source for measure in reporting for source in measure.prepared.sets]
     held_out = {text for source in reported_on for text in source.documents}
     texts = [*given_texts, *_shared_texts(config, searching["objectives"], tokenizer, held_out)]
+    tuned_on = _tuned_on(config, tokenizer, held_out)
     base = teachers.family.base
-    sources = [*seen, *texts, *reported_on]
+    sources = [*seen, *texts, *(source for sets in tuned_on.values() for source in sets), *reported_on]
     check_ids([s for s in sources if isinstance(s, TokenSet)], base.vocabulary_size, base.model)
     prepared = {**searching, "held_out": reporting}
     passes = {
@@ -263,16 +262,22 @@ def _shared_texts(
             yield from token_sets({name: source}, tokenizer, share, length, held_out)
 
 
-def _tuned_on(config: SearchConfig, tokenizer: PreTrainedTokenizerBase) -> dict[int, tuple[TokenSet, ...]]:
-    """Returns position of an objective -> the texts that recipes are tuned on; none without tuning."""
-    if not config.tune.finalists:
+def _tuned_on(
+    config: SearchConfig, tokenizer: PreTrainedTokenizerBase, held_out: Container[str]
+) -> dict[int, tuple[TokenSet, ...]]:
+    """Returns position of an objective -> the texts that recipes are tuned on; none without tuning.
+
+    Args:
+        held_out: documents that are left out.
+    """
+    if not config.tuned:
         return {}
     sets = {}
     for position, objective in enumerate(config.objectives):
         if isinstance(objective, TextConfig) and objective.weight is not None:
             with _located(("objectives", position, "data")):
                 length = objective.sequence_length
-                sets[position] = token_sets(objective.data, tokenizer, config.tune.tokens, length)
+                sets[position] = token_sets(objective.data, tokenizer, config.tune.tokens, length, held_out)
     return sets
 
 

@@ -45,7 +45,7 @@ def warm_start(
 
 def _default(
     space: Space, ledger: Ledger, settings: SearchSettings, budget: int, hidden: HiddenStates | None
-) -> list[Baseline]:
+) -> Sequence[Baseline]:
     """Returns the best start that is affordable; a resumed run does as it did, also under a larger budget."""
     affordable = settings.budget * PROBE_SHARE
     starts = [BestMerge(OneShot()), *([BestMerge(ShortGPT())] if hidden is not None else [])]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from gptailor_merge.composing.editing import GAINS_FILE
-from gptailor_merge.errors import ConfigError, DataError, Problem
+from gptailor_merge.errors import ConfigError, DataError, InputError, Problem
 from gptailor_merge.files import make_directory
 from gptailor_merge.repair.finalists import FinalistJudge, Finished, best_by_layers, best_of, has_files
 from gptailor_merge.scoring.workplace import Workplace
@@ -53,31 +53,47 @@ def tune_finalists(workplace: Workplace, judge: FinalistJudge, log: TuneLog, dir
         directory: where the gains of each finalist are, in a directory of its own.
 
     Raises:
-        ConfigError: an objective has no gradient, or has too few sequences.
+        InputError: the recipes cannot be tuned, and the config asks for it.
     """
-    section = workplace.config.tune
-    chosen = to_tune(log, judge.settings.axes, section.finalists)
+    config = workplace.config
+    chosen = to_tune(log, judge.settings.axes, config.tuned)
     best = {candidate.digest for candidate in best_of(log, judge.settings.axes)}
     done = {
         original for original, tuned in log.tunings().items() if tuned.digest not in best or has_files(tuned)
     }
     # What a search has dropped of a candidate that it did not choose then is gone.
     left = [candidate for candidate in chosen if candidate.digest not in done and has_files(candidate)]
-    if not left or not section.steps:
+    if not left:
         return
-    tuner = _tuner(workplace)
-    for candidate in left:
-        workplace.progress(f"tuning recipe {chosen.index(candidate) + 1} of {len(chosen)}")
-        gains = directory / candidate.digest
-        make_directory(gains)
-        begun = time.perf_counter()
-        state = gains / STATE_FILE
-        tuned, tuning = tuner.tune(candidate.plan, gains, GAINS_FILE, workplace.progress, state)
-        seconds = time.perf_counter() - begun
-        judged = judge.judge(candidate, tuned, directory, Status.TUNED)
-        spent = replace(judged, tokens=judged.tokens + tuning.fit.tokens, seconds=judged.seconds + seconds)
-        log.record_tuning(candidate.digest, spent)
-        state.unlink(missing_ok=True)
+    try:
+        tuner = _tuner(workplace)
+        for candidate in left:
+            workplace.progress(f"tuning recipe {chosen.index(candidate) + 1} of {len(chosen)}")
+            tuned = _tune(tuner, candidate, directory, judge, workplace.progress)
+            log.record_tuning(candidate.digest, tuned)
+            (directory / candidate.digest / STATE_FILE).unlink(missing_ok=True)
+    except InputError as error:
+        if config.tune.finalists is not None:
+            raise
+        workplace.progress(f"note: no recipe is tuned: {error}")
+
+
+def _tune(
+    tuner: Tuner,
+    original: Candidate,
+    directory: Path,
+    judge: FinalistJudge,
+    progress: Callable[[str], None],
+) -> Candidate:
+    """Tunes a finalist and counts what that took."""
+    gains = directory / original.digest
+    make_directory(gains)
+    begun = time.perf_counter()
+    state = gains / STATE_FILE
+    tuned, tuning = tuner.tune(original.plan, gains, GAINS_FILE, progress, state)
+    seconds = time.perf_counter() - begun
+    judged = judge.judge(original, tuned, directory, Status.TUNED)
+    return replace(judged, tokens=judged.tokens + tuning.fit.tokens, seconds=judged.seconds + seconds)
 
 
 def _tuner(workplace: Workplace) -> Tuner:
