@@ -141,6 +141,7 @@ def test_a_search_offers_only_what_keeps_the_pattern(ernie: dict[str, str]) -> N
         {
             "family": {"base": ernie["base"], "variants": {"math": ernie["math"]}},
             "target": {"layers": 6},
+            "repair": {"texts": "scored"},
             "objectives": [{"kind": "perplexity", "data": {"x": "x.txt"}}],
             "operations": {"merge": ["linear"], "protect": {"first": 1, "last": 0}},
         }

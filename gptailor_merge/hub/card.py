@@ -190,11 +190,13 @@ def _repairs(release: Release) -> str:
     if not slots:
         return ""
     layers = f"layer {slots[0]}" if len(slots) == 1 else f"layers {', '.join(map(str, slots))}"
-    data = release.settings.repair.data or calibration_texts(release.settings.objectives)
+    repair = release.settings.repair
+    data = repair.data or calibration_texts(release.settings.objectives)
+    taken = f", at most {repair.tokens:,} tokens," if repair.texts == "own" else ""
     return (
         f"In {layers} of this model, the last weight of the MLP is multiplied by a linear map that makes up "
-        f"for the removed layers behind it. The maps (`{MAPS}/`) solve a regression on the calibration texts "
-        f"({plain_text(', '.join(data))}) without gradients, as in [ReplaceMe](https://arxiv.org/abs/2505.02819)."
+        f"for removed layers. The maps (`{MAPS}/`) solve a regression on the calibration texts "
+        f"({plain_text(', '.join(data))}){taken} without gradients, as in [ReplaceMe](https://arxiv.org/abs/2505.02819)."
     )
 
 

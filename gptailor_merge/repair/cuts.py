@@ -25,14 +25,17 @@ def cuts_of(plan: Plan, depth: int, *, everywhere: bool = False) -> list[Cut]:
 
     Args:
         depth: the number of layers of the base.
-        everywhere: also the places behind slots where no layer is missing.
+        everywhere: also the places behind slots after the first cut where no layer is missing.
     """
     following = [*plan.kept[1:], depth]
     gaps = [
         Cut(slot, range(layer + 1, after))
         for slot, (layer, after) in enumerate(zip(plan.kept, following, strict=True))
     ]
-    return [cut for cut in gaps if cut.removed or (everywhere and cut.removed.stop == cut.removed.start)]
+    first = next((cut.slot for cut in gaps if cut.removed), len(gaps))
+    return [
+        cut for cut in gaps[first:] if cut.removed or (everywhere and cut.removed.stop == cut.removed.start)
+    ]
 
 
 def dense(base_model: str, depth: int) -> Plan:

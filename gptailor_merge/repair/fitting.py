@@ -36,6 +36,10 @@ LOSS_TOKENS = 8192
 """Tokens at most, of those that are not fitted to, whose loss tells whether a map helps."""
 
 
+LEAST_GAIN = 1e-3
+"""Nats per token below which the slots up to the next cut are left alone."""
+
+
 MAP_PATTERN = "repair-*.safetensors"
 """The names of the files of maps."""
 
@@ -58,6 +62,11 @@ class CutRepair:
     before: float | None = None
     after: float | None = None
     note: str | None = None
+
+    @property
+    def gain(self) -> float:
+        """The nats per token by which the map lowers the loss."""
+        return 0.0 if self.before is None or self.after is None else self.before - self.after
 
     @classmethod
     def impossible(cls, cut: Cut, note: str | None) -> CutRepair:
@@ -105,7 +114,9 @@ class Repairer:
     def repair(
         self, plan: Plan, directory: Path, progress: Callable[[str], None] = lambda step: None
     ) -> tuple[Plan, tuple[CutRepair, ...]]:
-        """Returns the plan with a map at each cut where one helps, and what became of each cut.
+        """Returns the plan with a map at each place where one helps, and what became of the places tried.
+
+        A place where no layer is missing is tried if the map at the place before it gains LEAST_GAIN.
 
         Args:
             directory: where the maps are written.
@@ -114,8 +125,11 @@ class Repairer:
         cuts = cuts_of(plan, self._family.depth, everywhere=self._everywhere)
         fitted, held_back = (Climb(self._composer, batches, dense) for batches, dense in self._texts)
         loss: float | None = None
-        repairs = []
+        repairs: list[CutRepair] = []
+        worthwhile = True
         for cut in cuts:
+            if not (cut.removed or worthwhile):
+                continue
             note = _obstacle(plan, cut, self._family.base.config)
             if note is not None:
                 repairs.append(CutRepair.impossible(cut, note))
@@ -128,6 +142,7 @@ class Repairer:
                 loss = self._loss(plan, held_back)
             plan, repair = self._repair_cut(plan, cut, loss, moments, check, held_back, directory)
             repairs.append(repair)
+            worthwhile = repair.gain >= LEAST_GAIN
             loss = repair.after
         return plan, tuple(repairs)
 

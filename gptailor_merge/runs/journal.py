@@ -269,7 +269,7 @@ class Journal:
             "SELECT count(*), coalesce(sum(status = 'failed'), 0), "
             "coalesce(sum(status = 'duplicate'), 0), coalesce(sum(status = 'dropped'), 0), "
             "coalesce(sum(status = 'gated'), 0), "
-            "(SELECT count(*) FROM repairs WHERE loss IS NOT NULL), "
+            "(SELECT count(DISTINCT number) FROM repairs WHERE loss IS NOT NULL), "
             "(SELECT count(*) FROM tunings WHERE loss IS NOT NULL), "
             "coalesce(sum(tokens), 0) + (SELECT coalesce(sum(tokens), 0) FROM "
             "(SELECT tokens FROM repairs UNION ALL SELECT tokens FROM tunings)), "

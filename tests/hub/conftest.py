@@ -173,6 +173,7 @@ def write_config(
                 "variants": {n: str(members[n]) for n in ("math", "code")},
             },
             "target": {"remove": 1},
+            "repair": {"texts": "scored"},
             "objectives": [{"kind": "kl", "data": texts, "tokens": 64, "sequence_length": 16}],
             "held_out": [
                 {"kind": "perplexity", "data": others, "tokens": 64, "sequence_length": 16},

@@ -89,8 +89,9 @@ def test_cuts_are_where_layers_are_missing_behind_another() -> None:
     assert cuts_of(pruned, 8) == [Cut(1, range(3, 5)), Cut(4, range(7, 8))]
     assert cuts_of(stack("org/m", [0, 1, 2]), 3) == []
     everywhere = cuts_of(pruned, 8, everywhere=True)
-    assert [cut.slot for cut in everywhere] == [0, 1, 3, 4]  # slot 2 is followed by its own layer again
-    assert [len(cut.removed) for cut in everywhere] == [0, 2, 0, 1]
+    # From the first cut on; slot 2 is followed by its own layer again.
+    assert [cut.slot for cut in everywhere] == [1, 3, 4]
+    assert [len(cut.removed) for cut in everywhere] == [2, 0, 1]
 
 
 @pytest.mark.parametrize("name", ["llama", "granite", "gpt_neox", "starcoder2"])

@@ -15,7 +15,7 @@ from gptailor_merge.errors import ConfigError, DataError, RecipeError
 from gptailor_merge.planning.check import check
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair.fitting import RIDGES
+from gptailor_merge.repair.fitting import LEAST_GAIN, RIDGES
 from gptailor_merge.repair.repaired_recipe import RECIPE, RepairedRecipe, repair_recipe
 from gptailor_merge.space.space import Space
 from gptailor_merge.testing.three_models import assert_three_equal
@@ -76,14 +76,16 @@ def test_the_same_again_is_the_same(block: Recipe, tmp_path: Path) -> None:
     assert plan(first.recipe).digest == plan(second.recipe).digest
 
 
-def test_everywhere_tries_every_slot_and_keeps_what_helps(block: Recipe, tmp_path: Path) -> None:
+def test_everywhere_tries_every_slot_after_the_cut_while_maps_help(block: Recipe, tmp_path: Path) -> None:
     at_cuts = run(block, TEXTS, tmp_path / "cuts")
     repaired = run(block, TEXTS, tmp_path / "all", everywhere=True)
-    assert [cut.slot for cut in repaired.cuts] == list(range(9))
+    slots = [cut.slot for cut in repaired.cuts]
+    assert slots == list(range(2, 2 + len(slots)))  # up to the cut the state is the base's
+    assert all(cut.gain >= LEAST_GAIN for cut in repaired.cuts[:-1])
+    assert slots[-1] == 8 or repaired.cuts[-1].gain < LEAST_GAIN
     assert [i for i, slot in enumerate(plan(repaired.recipe).slots) if slot.edits] == [
         cut.slot for cut in repaired.cuts if cut.ridge is not None
     ]
-    assert repaired.cuts[0].ridge is None  # up to the cut the state is the base's
     assert repaired.cuts[-1].after is not None
     assert at_cuts.cuts[-1].after is not None
     assert repaired.cuts[-1].after < at_cuts.cuts[-1].after

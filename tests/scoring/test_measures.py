@@ -162,6 +162,36 @@ def test_a_leaked_item_is_refused_or_left_out(build: Any) -> None:
     assert [len(texts) for texts in documents(measured, "held_out").values()] == [5, 5]
 
 
+def test_maps_are_fitted_to_more_of_the_texts_than_is_scored_and_to_nothing_held_out(
+    build: Any, tmp_path: Path
+) -> None:
+    """The held-out documents stand further on in the file that the objective reads."""
+
+    def lines(name: str, numbers: range) -> str:
+        file = tmp_path / f"{name}.jsonl"
+        texts = [f"DOCUMENT NUMBER {n} OF 40" for n in numbers]
+        file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        return str(file)
+
+    objective = {"kind": "perplexity", "data": {"a": lines("all", range(40))}, "sequence_length": 16}
+    held_out = {**objective, "data": {"a": lines("held", range(20, 30))}}
+
+    def fitted_to(**repair: Any) -> tuple[Any, Any]:
+        config = {"objectives": [{**objective, "tokens": 64}], "held_out": [held_out], "repair": repair}
+        measured = build({}, {}, **config)
+        (texts,) = measured.texts
+        return measured.searched.objectives[0].sets[0], texts
+
+    scored, texts = fitted_to()
+    assert len(scored.documents) < 5
+    assert texts.documents == {f"DOCUMENT NUMBER {n} OF 40" for n in (*range(20), *range(30, 40))}
+    assert {len(ids) for ids in texts.sequences} == {16}
+    assert sum(map(len, fitted_to(tokens=256, sequence_length=32)[1].sequences)) == 256
+    scored, texts = fitted_to(texts="scored", tokens=256)
+    assert texts.digest == scored.digest
+    assert build({}, {}, objectives=[objective], repair={"finalists": 0}).texts == ()
+
+
 def test_gates_and_objectives_are_named_apart(build: Any, texts: dict[str, str]) -> None:
     splits = {"validation": questions(0, 6), "test": questions(10, 6)}
     declared = {"validation_split": "validation", "test_split": "test"}

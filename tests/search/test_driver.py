@@ -365,6 +365,7 @@ def config_of(family: dict[str, str], texts: dict[str, str], budget: int) -> Sea
         {
             "family": {"base": family["base"], "variants": {n: family[n] for n in ("math", "code")}},
             "target": {"layers": 3},
+            "repair": {"texts": "scored"},
             "objectives": [
                 {
                     "kind": "kl",

@@ -81,6 +81,7 @@ def config_of(family: dict[str, str], texts: dict[str, str], **more: Any) -> Sea
         {
             "family": {"base": family["base"], "variants": {n: family[n] for n in ("math", "code")}},
             "target": {"layers": 5},
+            "repair": {"texts": "scored"},
             "objectives": [
                 {
                     "kind": "kl",
