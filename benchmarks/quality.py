@@ -34,6 +34,7 @@ random family of a few layers where --family names no other.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -65,8 +66,12 @@ TINY_TUNED = (OURS, next(iter(RIVALS)))
 def execute(job: Job) -> tuple[str, dict[str, Any]]:
     quiet_libraries()
     torch.set_num_threads(1)
+
+    def tell(name: str, result: dict[str, Any]) -> None:
+        print(f"{job.key}: {name} {result['held_out']['mean']:.4f}", file=sys.stderr, flush=True)
+
     with tempfile.TemporaryDirectory() as directory:
-        return job.key, Bench(job, Path(directory)).run()
+        return job.key, Bench(job, Path(directory)).run(tell)
 
 
 def configuration(

@@ -19,7 +19,7 @@ Results = Mapping[str, Any]
 
 def report(results: Results, sizes: Sequence[int], seeds: int, plots: Path | None) -> None:
     """Prints the results of these sizes, and draws them where a directory is given."""
-    console = Console(width=200)
+    console = Console(width=260)
     whole = results["members"]
     inside, outside = domains_of(whole)
     lines = Table("", *whole["base"]["held_out"], "accuracy", box=box.MARKDOWN)

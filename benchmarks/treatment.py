@@ -18,7 +18,7 @@ from gptailor_merge import tune as tune_recipe
 
 
 def repaired(session: Session, recipe: Recipe, directory: Path) -> tuple[Recipe, Spent]:
-    """Repairs a recipe on the texts that the search repairs on; one without cuts stays as it is.
+    """Repairs a recipe as the search repairs its best; one that nothing is missing from stays as it is.
 
     Args:
         directory: where the maps are, in a directory of their own.
@@ -31,7 +31,7 @@ def repaired(session: Session, recipe: Recipe, directory: Path) -> tuple[Recipe,
             recipe,
             _data(session),
             Path(tempfile.mkdtemp(dir=directory)),
-            everywhere=session.config.repair.everywhere,
+            everywhere=session.config.repair.everywhere is not False,
             tokens=sum(lengths) or objective.tokens,
             sequence_length=max(lengths, default=objective.sequence_length),
             device=str(session.device),

@@ -246,13 +246,14 @@ def drop_files(log: RepairLog, directory: Path, survivors: Iterable[Candidate]) 
 
     Only what the search has written is removed: its files in directories that are named after its candidates.
     """
-    kept = {PurePath(file).parent.name for candidate in survivors for file in edit_files(candidate.parsed)}
+    kept = {PurePath(file).parts[-2:] for candidate in survivors for file in edit_files(candidate.parsed)}
     known = {candidate.digest for candidate in (*log.candidates(), *log.repairs().values())}
     for files in sorted(directory.glob("*/")):
-        if files.name not in known - kept or files.is_symlink():
+        if files.name not in known or files.is_symlink():
             continue
         for file in (*files.glob(MAP_PATTERN), *files.glob(GAINS_FILE)):
-            file.unlink()
+            if file.parts[-2:] not in kept:
+                file.unlink()
         if not any(files.iterdir()):
             files.rmdir()
 

@@ -88,7 +88,8 @@ def repair_recipe(
     repairer = Repairer(composer, family, sets, [plan], everywhere=everywhere)
     repaired, cuts = repairer.repair(plan, staged or out, progress)
     moved = repaired.with_edits(partial(_moved, out=out))
-    return RepairedRecipe(rewritten(recipe, moved.slots), cuts, repairer.tokens, repairer.spent)
+    spent = repairer.tokens + repairer.spent  # through the base, and through the recipe's own layers
+    return RepairedRecipe(rewritten(recipe, moved.slots), cuts, repairer.tokens, spent)
 
 
 def _moved(edit: Edit, out: Path) -> Edit:

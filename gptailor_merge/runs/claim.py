@@ -105,7 +105,6 @@ def describe(
     history = continued(before, candidates, environment())
     if history != begun.history:
         journal.keep_held_out(())  # members are scored again, by what scores the recipes
-        begun = replace(begun, stages={})
     told = sentences(history)
     for sentence in told if history != begun.history else ():
         on_step(f"note: {sentence}")

@@ -124,12 +124,12 @@ def execute(
                 )
             chosen = _write_chosen(run, journal, config, settings.axes, best)
             stages = [stage.best for stage in stages_in(journal, settings.axes, config.search.pick)]
-            drop_files(journal, run.repairs, [*chosen.values(), *stages])
             sizes = _sizes(preparation.family, chosen)
             journal.describe(replace(journal.metadata(), sizes=sizes))
             if held_out is not None:
                 on_step("scoring on the held-out set")
                 score_held_out(workplace, scoring, held_out, journal, chosen, stages)
+            drop_files(journal, run.repairs, chosen.values())
         finish(run)
     return run
 

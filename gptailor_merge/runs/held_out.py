@@ -36,7 +36,7 @@ def score_held_out(
         held_out: scores plans on the held-out set.
         chosen: name -> recipe, of the best recipe and those of the front.
         stages: the recipe that the run would have chosen at the end of each stage. One whose maps or gains
-            are gone, as an early version left them, is not scored.
+            are gone, since another was chosen in the end, keeps the scores that it had.
 
     Raises:
         ScoringError: a recipe could not be scored.
@@ -67,8 +67,11 @@ def score_held_out(
         for digest, outcome in searched.items()
     }
     journal.keep_held_out({*(member.name for member in members), *chosen})
-    stage_scores = {digest: with_errors(passes, reported[digest].measured) for digest in of_stages}
-    journal.describe(replace(journal.metadata(), gaps=gaps, stages=stage_scores))
+    metadata = journal.metadata()
+    before, wanted = metadata.stages or {}, {candidate.digest for candidate in stages}
+    stage_scores = {digest: scores for digest, scores in before.items() if digest in wanted}
+    stage_scores |= {digest: with_errors(passes, reported[digest].measured) for digest in of_stages}
+    journal.describe(replace(metadata, gaps=gaps, stages=stage_scores))
 
 
 def measure_members(workplace: Workplace) -> dict[str, Measured]:

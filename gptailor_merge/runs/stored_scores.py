@@ -29,6 +29,8 @@ def load_scores(text: str) -> Scores:
                 raise ValueError(f"a score in {score.unit!r}")
             for number in (score.mean, score.count, score.error or 0.0):
                 math.isnan(number)  # raises a TypeError where it is no number
+            if not score.count > 0:
+                raise ValueError("a score over nothing")
         if not by_set:
             raise ValueError("an objective without scores")
     return scores

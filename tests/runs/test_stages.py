@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gptailor_merge.cli import printing
+from gptailor_merge.errors import SearchError
 from gptailor_merge.hub import card_tables
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.report.tables import number_tables
@@ -127,3 +128,9 @@ def test_a_front_has_the_stages_of_the_recipe_that_it_picks(tmp_path: Path) -> N
     run.config.write_text(run.config.read_text().replace("best:kl", "layers=9"))
     run.best.write_text(repaired.recipe)
     assert run.record().stages == ()
+
+
+def test_scores_over_nothing_are_no_traceback(tmp_path: Path) -> None:
+    run = refined_run(tmp_path / "run", ({"nats": {"a": Score(3.0, 0), "b": Score(1.0, 8)}},))
+    with pytest.raises(SearchError, match=r"it holds what no search writes \(a score over nothing\)"):
+        run.record()

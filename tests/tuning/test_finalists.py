@@ -26,7 +26,7 @@ def test_the_best_are_tuned_and_a_killed_run_ends_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = {"budget": 8, "population": 4, "warm_start": []}
-    settings = config(tmp_path, repair={"finalists": 1}, tune=TUNE, search=search)
+    settings = config(tmp_path, held_out=True, repair={"finalists": 1}, tune=TUNE, search=search)
     told: list[str] = []
     undisturbed, summary = run(settings, tmp_path, on_step=told.append)
     with Journal(undisturbed.journal) as journal:
