@@ -96,8 +96,8 @@ def fit(
             now = _loss(model, held_back, weights)
             course.tokens += held_back.tokens
             progress(
-                f"tuning, step {course.step} of {steps}: loss {now:.4f}, "
-                f"{course.before:.4f} at the beginning{clock.left(course.step)}"
+                f"tuning, step {course.step} of {steps}{clock.left(course.step)}: "
+                f"loss {now:.4f}, before {course.before:.4f}"
             )
             if course.is_over(now):
                 break

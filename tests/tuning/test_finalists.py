@@ -67,7 +67,7 @@ def test_the_best_are_tuned_and_a_killed_run_ends_alike(
     resumed: list[str] = []
     begun, _ = run(settings, killed, resume=True, on_step=resumed.append)
     assert not state.exists()
-    steps = [step.split(":")[0] for step in resumed if step.startswith("tuning, step")]
+    steps = [step[: len("tuning, step 1 of 2")] for step in resumed if step.startswith("tuning, step")]
     assert steps == ["tuning, step 2 of 2", "tuning, step 1 of 2", "tuning, step 2 of 2"]
     with Journal(begun.journal) as journal:
         journal._db.execute("DELETE FROM tunings WHERE original = ?", (next(iter(tunings)),))
