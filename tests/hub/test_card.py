@@ -50,6 +50,7 @@ def searched(directory: Path, family: dict[str, str], **top: Any) -> Release:
         "family": {"base": family["base"], "variants": {n: family[n] for n in ("math", "code")}},
         "target": {"layers": 3},
         "search": {"budget": 6, "population": 4, "warm_start": []},
+        "tune": {"steps": 0},
         **top,
     }
     run = Run(directory / "run")

@@ -97,10 +97,11 @@ def test_a_search_is_published_loaded_and_built_again(
 
 
 def test_the_demo_goes_to_the_hub_and_back(hub: StandIn, by_lfs: Worker, tmp_path: Path) -> None:
-    """The trained family: its best recipe is repaired, and published with its maps."""
+    """The trained family: its best recipe is repaired and tuned, and published with its maps and gains."""
     run, demo = tmp_path / "run", tmp_path / "search.yml"
     document = SearchConfig.load(DEMO / "search.yml").document()
-    demo.write_text(yaml.safe_dump({**document, "repair": {"finalists": 2, "tokens": 8192}}))
+    refined = {"repair": {"finalists": 2, "tokens": 8192}, "tune": {"steps": 2, "tokens": 8192}}
+    demo.write_text(yaml.safe_dump({**document, **refined}))
     into = ("--push-to-hub", "--hub-model-id", REPO, "--license", "apache-2.0")
     done = by_lfs(demo, "--out", run, "--device", "cpu", "--budget", "32", *into, evolve=True)
     assert done.code == 0, done.err
@@ -110,6 +111,7 @@ def test_the_demo_goes_to_the_hub_and_back(hub: StandIn, by_lfs: Worker, tmp_pat
     assert maps
     assert all(load(hub.content(REPO, file)) for file in maps)
     assert set(maps) == {file for file in hub.repositories[REPO].main.files if file.startswith("repair/")}
+    assert recipe["parameters"]["gains"] in hub.repositories[REPO].main.files
     members = [path for path in (DEMO / "family").iterdir() if str(path) in (run / "best.yml").read_text()]
     named = [text for path in members for text in ("--member", f"{path.name}={path}")]
     done = by_lfs("reproduce", REPO, *named)

@@ -34,6 +34,7 @@ def search_config(
             "family": {"base": family["base"], "variants": {n: family[n] for n in ("math", "code")}},
             "target": {"layers": 3},
             "repair": {"texts": "scored"},
+            "tune": {"steps": 0},
             "objectives": [{"kind": "kl", "data": texts, "tokens": 256, "sequence_length": 16}],
             "held_out": [{"kind": "perplexity", "data": held_out, "tokens": 128, "sequence_length": 16}],
             "search": {"budget": 16, "population": 4},

@@ -43,7 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = {
         "family": {"base": "base", "variants": {"math": "math"}},
         "target": {"layers": 3},
-        "repair": {"texts": "scored"},
+        "tune": {"steps": 0},
         "objectives": [{"kind": "kl", "data": {"a": "calibration.jsonl"}, **size}],
         "held_out": [{"kind": "perplexity", "data": {"a": "held-out.jsonl"}, **size}],
         "repair": {"finalists": 1, "data": {"a": "repair.jsonl"}, **size},

@@ -366,6 +366,7 @@ def config_of(family: dict[str, str], texts: dict[str, str], budget: int) -> Sea
             "family": {"base": family["base"], "variants": {n: family[n] for n in ("math", "code")}},
             "target": {"layers": 3},
             "repair": {"texts": "scored"},
+            "tune": {"steps": 0},
             "objectives": [
                 {
                     "kind": "kl",
@@ -376,6 +377,7 @@ def config_of(family: dict[str, str], texts: dict[str, str], budget: int) -> Sea
                 }
             ],
             "search": {"budget": budget, "population": 8},
+            "tune": {"steps": 0},
         }
     )
 

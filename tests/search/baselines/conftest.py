@@ -82,6 +82,7 @@ def config_of(family: dict[str, str], texts: dict[str, str], **more: Any) -> Sea
             "family": {"base": family["base"], "variants": {n: family[n] for n in ("math", "code")}},
             "target": {"layers": 5},
             "repair": {"texts": "scored"},
+            "tune": {"steps": 0},
             "objectives": [
                 {
                     "kind": "kl",
@@ -92,6 +93,7 @@ def config_of(family: dict[str, str], texts: dict[str, str], **more: Any) -> Sea
                 }
             ],
             "search": {"budget": 24, "population": 4},
+            "tune": {"steps": 0},
             "out_dtype": "float32",
             **more,
         }

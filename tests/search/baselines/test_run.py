@@ -34,6 +34,7 @@ def document(family: dict[str, str], texts: dict[str, str], tasks: Path) -> dict
         "family": {"base": family["base"], "variants": {n: family[n] for n in ("math", "code")}},
         "target": {"layers": [2, 4]},
         "repair": {"texts": "scored"},
+        "tune": {"steps": 0},
         "objectives": [{**of_task, "tasks": ["tiny_choice"], "metric": "margin"}, {"kind": "parameters"}],
         "gates": [{**gate, "at_most": "1.2 x base"}],
         "search": {"budget": 12, "population": 4},
