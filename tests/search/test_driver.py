@@ -377,7 +377,6 @@ def config_of(family: dict[str, str], texts: dict[str, str], budget: int) -> Sea
                 }
             ],
             "search": {"budget": budget, "population": 8},
-            "tune": {"steps": 0},
         }
     )
 

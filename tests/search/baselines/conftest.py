@@ -93,7 +93,6 @@ def config_of(family: dict[str, str], texts: dict[str, str], **more: Any) -> Sea
                 }
             ],
             "search": {"budget": 24, "population": 4},
-            "tune": {"steps": 0},
             "out_dtype": "float32",
             **more,
         }
