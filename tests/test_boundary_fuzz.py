@@ -163,7 +163,6 @@ def inputs(make_family: MakeFamily, tmp_path_factory: pytest.TempPathFactory) ->
     search = {
         "family": {"base": "base", "variants": {"math": "math", "code": "code"}},
         "target": {"layers": 3},
-        "repair": {"texts": "scored"},
         "tune": {"steps": 0},
         "objectives": [objective],
         "operations": {"merge": ["slerp"], "protect": {"first": 1, "last": 1}},
