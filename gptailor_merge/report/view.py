@@ -318,7 +318,10 @@ def _spent(candidates: Sequence[Candidate]) -> dict[str, Spent]:
     for candidate in candidates:
         by_status[candidate.status].append(candidate)
     return {
-        status: Spent(len(alike), sum(c.tokens for c in alike), sum(c.seconds for c in alike))
+        # A finalist may be repaired twice, at its cuts and everywhere.
+        status: Spent(
+            len({c.number for c in alike}), sum(c.tokens for c in alike), sum(c.seconds for c in alike)
+        )
         for status, alike in by_status.items()
     }
 

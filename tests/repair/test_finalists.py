@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,21 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.host.names_and_commands import RECIPE
+from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.check import check
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.edits import map_files, with_whole_paths
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair.finalists import finalists
+from gptailor_merge.repair.finalists import best_refined, finalists
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.summary import Summary
-from gptailor_merge.search.candidates import Status
+from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import DEMO
+from tests.report.runs import candidate
 
 CPU = torch.device("cpu")
 
@@ -113,6 +116,27 @@ def test_finalists_are_repaired_and_the_best_of_them_is_found(tmp_path: Path) ->
     materialize(recipe, tmp_path / "elsewhere" / "model", file=moved / "best.yml")
     written = tmp_path / "elsewhere" / "model" / RECIPE
     assert check(Recipe.load(written), file=written).digest == summary.digest
+
+
+def test_of_a_front_all_that_are_still_on_it_are_repaired_everywhere() -> None:
+    """Three finalists were repaired at their cuts; the second repair is worse in both than the third."""
+
+    def at(number: int, status: str, kl: float, size: float) -> Candidate:
+        scores = {"kl": {"a": Score(kl, 1)}, "parameters": {"all": Score(size, 1, "count")}}
+        return candidate(number, status, kl, number / 10 + kl / 100, scores=scores)
+
+    class Log:
+        def finished(self) -> Iterator[Candidate]:
+            yield from (at(1, "scored", 5.0, 1.0), at(2, "scored", 4.0, 2.0), at(9, "repaired", 0.1, 0.1))
+
+        def best(self) -> None:
+            raise AssertionError("a front has no best")
+
+    refined = [at(1, "repaired", 4.5, 1.0), at(2, "repaired", 3.5, 2.0), at(3, "repaired", 3.0, 1.5)]
+    digests = [each.digest for each in refined]
+    assert best_refined(refined, Log(), ("kl", "parameters")) == [digests[0], digests[2]]
+    assert best_refined(refined, Log(), ()) == [digests[2]]
+    assert best_refined([], Log(), ()) == []
 
 
 def test_what_is_repaired_is_not_repaired_again_unless_its_maps_are_lost(tmp_path: Path) -> None:
