@@ -134,7 +134,7 @@ def test_of_a_front_all_that_are_still_on_it_are_repaired_everywhere() -> None:
 
     refined = [at(1, "repaired", 4.5, 1.0), at(2, "repaired", 3.5, 2.0), at(3, "repaired", 3.0, 1.5)]
     digests = [each.digest for each in refined]
-    assert best_refined(refined, Log(), ("kl", "parameters")) == [digests[0], digests[2]]
+    assert best_refined(refined, Log(), ("kl", "parameters")) == [digests[2], digests[0]]
     assert best_refined(refined, Log(), ()) == [digests[2]]
     assert best_refined([], Log(), ()) == []
 
