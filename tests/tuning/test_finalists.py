@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ def test_the_best_are_tuned_and_a_killed_run_ends_alike(
     with Journal(undisturbed.journal) as journal:
         tunings, best = journal.tunings(), journal.best()
         chosen = to_tune(journal, (), 2)
+        repaired = min(journal.repairs().values(), key=lambda candidate: candidate.loss or math.inf)
         spent = [*journal.candidates(), *journal.repairs().values(), *tunings.values()]
     assert [candidate.digest for candidate in chosen] == list(tunings)
     assert len({candidate.plan.kept for candidate in chosen}) == 2
@@ -49,8 +51,11 @@ def test_the_best_are_tuned_and_a_killed_run_ends_alike(
     assert len({row.calibrated for row in table.rows}) == 3
     recipe = Recipe.load(undisturbed.best)
     assert {Path(file).parts[0] for file in edit_files(recipe)} == {"repair"}
-    files = {undisturbed.path / file for file in edit_files(recipe)}
-    assert {*undisturbed.repairs.rglob("*.safetensors")} == files
+    # The best of each stage keeps its directory.
+    files = {undisturbed.path / file for each in (recipe, repaired.parsed) for file in edit_files(each)}
+    left = {*undisturbed.repairs.rglob("*.safetensors")}
+    assert left >= files
+    assert {file.parent for file in left} == {file.parent for file in files}
     assert_three_equal(with_whole_paths(recipe, undisturbed.path), tmp_path / "model")
     # Killed while the first was tuned; and before the second was, when both had lost what was fitted.
     killed = tmp_path / "killed"
