@@ -169,3 +169,12 @@ def errors_in(file: Path | str | None) -> Iterator[None]:
 def log_warning(sentence: str) -> None:
     """Logs a sentence about what is sound and may surprise; Python shows it unless the program says else."""
     logging.getLogger("gptailor_merge").warning("%s", sentence)
+
+
+@contextmanager
+def located(path: KeyPath) -> Iterator[None]:
+    """Adds to errors where in the config their cause stands."""
+    try:
+        yield
+    except InputError as error:
+        raise ConfigError(Problem(path, str(error))) from None

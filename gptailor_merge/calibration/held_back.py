@@ -50,6 +50,22 @@ def shortened(sets: Sequence[TokenSet], tokens: int) -> list[TokenSet]:
     ]
 
 
+def beyond(whole: TokenSet, tokens: int, most: int) -> TokenSet:
+    """Returns the sequences of a set after its first tokens, so that what is fitted to them can be scored.
+
+    Where fewer than EVERY sequences come after, all stay.
+
+    Args:
+        tokens: those that are scored.
+        most: tokens of the sequences that are returned.
+    """
+    length = whole.sequences[0].numel()
+    scored, count = -(-tokens // length), max(1, most // length)
+    if len(whole.sequences) - scored < EVERY:
+        scored = 0
+    return _part(whole, whole.sequences[scored : scored + count])
+
+
 def _part(whole: TokenSet, sequences: Sequence[torch.Tensor]) -> TokenSet:
     content = torch.stack(list(sequences)).numpy().tobytes()
     return replace(whole, sequences=tuple(sequences), digest=digest_of_bytes(content))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,11 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from gptailor_merge.calibration.batches import layout
 from gptailor_merge.calibration.texts import TokenSet, check_ids
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.errors import ConfigError, InputError, KeyPath, Problem
+from gptailor_merge.errors import ConfigError, KeyPath, Problem, located
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective, Purpose
 from gptailor_merge.objectives.protocols import UnitSet
-from gptailor_merge.objectives.text_kinds import TextConfig, token_sets
-from gptailor_merge.repair_config import LENGTH
+from gptailor_merge.scoring import fitted_texts
 from gptailor_merge.scoring.gap import Pair
 from gptailor_merge.scoring.gates import PREFIX
 from gptailor_merge.scoring.passes import Passes
@@ -116,7 +114,7 @@ def measures(
     context = replace(context, divided=_divided(sections, context))
     searching = {name: _prepared(name, sections[name], context) for name in ("objectives", "gates")}
     searched = [measure for section in searching.values() for measure in section]
-    given_texts = _given_texts(config, tokenizer)
+    given_texts = fitted_texts.given(config, tokenizer)
     of_search = context
     tested = _on_test_splits(searched)
     if tested and not config.allow_test_split:
@@ -129,8 +127,9 @@ def measures(
     _refuse_leaks(seen, reporting)
     reported_on = [source for measure in reporting for source in measure.prepared.sets]
     held_out = {text for source in reported_on for text in source.documents}
-    texts = [*given_texts, *_shared_texts(config, searching["objectives"], tokenizer, held_out)]
-    tuned_on = _tuned_on(config, tokenizer, held_out)
+    scored = [(measure.config, measure.prepared) for measure in searching["objectives"]]
+    texts = [*given_texts, *fitted_texts.shared(config, scored, tokenizer, held_out)]
+    tuned_on = fitted_texts.tuned_on(config, scored, tokenizer, held_out)
     base = teachers.family.base
     sources = [*seen, *texts, *(source for sets in tuned_on.values() for source in sets), *reported_on]
     check_ids([s for s in sources if isinstance(s, TokenSet)], base.vocabulary_size, base.model)
@@ -179,7 +178,7 @@ def _divided(sections: Mapping[str, Sequence[ObjectiveConfig]], context: Context
     for section, configs in sections.items():
         purpose = _purpose(section)
         for index, config in enumerate(configs):
-            with _located(_source_path((section, index), config)):
+            with located(_source_path((section, index), config)):
                 splits[purpose] |= set(config.splits(context.for_purpose(purpose)).items())
     return frozenset(name for name, _ in splits["searched"] & splits["held_out"])
 
@@ -189,22 +188,13 @@ def _prepared(section: str, configs: Sequence[ObjectiveConfig], context: Context
     measured = []
     for index, config in enumerate(configs):
         path: KeyPath = (section, index)
-        with _located(_source_path(path, config)):
+        with located(_source_path(path, config)):
             measured.append(_Measure(path, config, config.prepare(context.for_purpose(_purpose(section)))))
     return measured
 
 
 def _source_path(path: KeyPath, config: ObjectiveConfig) -> KeyPath:
     return path if config.source_key is None else (*path, config.source_key)
-
-
-@contextmanager
-def _located(path: KeyPath) -> Iterator[None]:
-    """Adds to errors where in the config their cause stands."""
-    try:
-        yield
-    except InputError as error:
-        raise ConfigError(Problem(path, str(error))) from None
 
 
 def _without_repetitions(measured: Sequence[_Measure]) -> list[_Measure]:
@@ -218,67 +208,6 @@ def _without_repetitions(measured: Sequence[_Measure]) -> list[_Measure]:
 
 def _identity(measure: _Measure) -> tuple[str, list[str]]:
     return measure.prepared.metric, [source.digest for source in measure.prepared.sets]
-
-
-def _given_texts(config: SearchConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenSet, ...]:
-    """Returns the texts of `repair.data`; none where nothing is repaired or there are no such data."""
-    repair = config.repair
-    if not repair.finalists or repair.data is None:
-        return ()
-    with _located(("repair", "data")):
-        length = repair.sequence_length or LENGTH
-        return token_sets(repair.data, tokenizer, repair.tokens, length)
-
-
-def _shared_texts(
-    config: SearchConfig,
-    searching: Sequence[_Measure],
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: Container[str],
-) -> Iterator[TokenSet]:
-    """Yields the texts of the objectives that maps are fitted to, where they have none of their own.
-
-    Args:
-        held_out: documents that are left out.
-    """
-    repair = config.repair
-    if not repair.finalists or repair.data is not None:
-        return
-    measured = [measure for measure in searching if measure.config.calibrates]
-    if repair.texts == "scored":
-        sources = (source for measure in measured for source in measure.prepared.sets)
-        yield from (source for source in sources if isinstance(source, TokenSet))
-        return
-    configs = [measure.config for measure in measured if isinstance(measure.config, TextConfig)]
-    data = [
-        (name, source, repair.sequence_length or objective.sequence_length)
-        for objective in configs
-        for name, source in objective.data.items()
-    ]
-    distinct = [entry for position, entry in enumerate(data) if entry not in data[:position]]
-    for name, source, length in distinct:
-        with _located(("repair",)):
-            share = repair.tokens // len(distinct)
-            yield from token_sets({name: source}, tokenizer, share, length, held_out)
-
-
-def _tuned_on(
-    config: SearchConfig, tokenizer: PreTrainedTokenizerBase, held_out: Container[str]
-) -> dict[int, tuple[TokenSet, ...]]:
-    """Returns position of an objective -> the texts that recipes are tuned on; none without tuning.
-
-    Args:
-        held_out: documents that are left out.
-    """
-    if not config.tuned:
-        return {}
-    sets = {}
-    for position, objective in enumerate(config.objectives):
-        if isinstance(objective, TextConfig) and objective.weight is not None:
-            with _located(("objectives", position, "data")):
-                length = objective.sequence_length
-                sets[position] = token_sets(objective.data, tokenizer, config.tune.tokens, length, held_out)
-    return sets
 
 
 def _on_test_splits(searched: Sequence[_Measure]) -> list[Problem]:
