@@ -118,8 +118,9 @@ class TuneSection(Section):
 
     Attributes:
         finalists: recipes that are tuned, the best for each choice of layers; of a front all recipes are.
-            0 tunes none; by default the best is tuned, where no front is sought and every weighted
-            objective has a gradient.
+            0 tunes none; by default the best is tuned, where layers are removed, no front is sought and
+            every weighted objective has a gradient. At full size tuning costs about as much outside the
+            calibrated texts as it gains on them (benchmarks/README.md), so that it must be asked for.
         steps: most steps of Adam; 0 tunes nothing, as in the paper.
         weights: the tensors that share a merge weight.
         norms: fit the gains of norms, too.
@@ -186,7 +187,7 @@ class SearchConfig(Section):
             return 0
         if self.tune.finalists is not None:
             return self.tune.finalists
-        return int(not self.pareto and not self._tune_problems())
+        return int(not self.pareto and self.target.remove != 0 and not self._tune_problems())
 
     @property
     def _has_free_cost(self) -> bool:

@@ -184,6 +184,9 @@ def test_maps_are_fitted_to_more_of_the_texts_than_is_scored_and_to_nothing_held
 
     scored, texts = fitted_to()
     assert len(scored.documents) < 5
+    assert {tuple(ids.tolist()) for ids in scored.sequences}.isdisjoint(
+        tuple(ids.tolist()) for ids in texts.sequences
+    )
     assert texts.documents == {f"DOCUMENT NUMBER {n} OF 40" for n in (*range(20), *range(30, 40))}
     assert {len(ids) for ids in texts.sequences} == {16}
     assert sum(map(len, fitted_to(tokens=256, sequence_length=32)[1].sequences)) == 256
