@@ -3,7 +3,8 @@
     python benchmarks/quality.py --json FILE [--sizes 9 …] [--seeds 5] [--jobs 2] [--plots DIR] [--tiny]
                                  [--family DIR [--base DIR] [--texts DIR] [--without NAME …]
                                   [--outside NAME=FILE[:COLUMN] …] [--tokens N] [--held-out-tokens N]
-                                  [--sequence-length N]] [--train TEXT_DIR] [--arm NAME …]
+                                  [--sequence-length N]] [--config FILE] [--train TEXT_DIR]
+                                 [--arm NAME …]
 
 For each number of layers that stays and each seed, every method prunes the family on a calibration set of
 its own, which is drawn from the family's calibration texts with the seed; all methods of a seed see the
@@ -46,7 +47,7 @@ from typing import Annotated, Any
 import torch
 import typer
 import yaml
-from common import DEMO, Tiny, tiny_family
+from common import DEMO, SEARCH, Tiny, tiny_family
 from quality_bench import TASK_METRICS, Bench, Job, domain_losses, on_tasks
 from quality_methods import ABLATION, ARMS, OURS, PAPER, RIVALS
 from quality_report import report
@@ -82,9 +83,10 @@ def configuration(
     without: Sequence[str] = (),
     outside: Sequence[str] = (),
     sizes: Mapping[str, int] | None = None,
+    config: Path = SEARCH,
     tiny: bool = False,
 ) -> dict[str, Any]:
-    """Returns the demo's search config for another family and other texts.
+    """Returns a search config, by default the demo's, for another family and other texts.
 
     Args:
         family: a directory laid out as the demo's, which then has texts and tasks; or one of members.
@@ -94,8 +96,9 @@ def configuration(
         outside: other texts that are held out, each NAME=FILE or NAME=FILE:COLUMN.
         sizes: replaces keys of the objectives and of the held-out set: tokens, held_out_tokens,
             sequence_length.
+        config: has one objective and one held-out objective.
     """
-    document: dict[str, Any] = yaml.safe_load((DEMO / "search.yml").read_text())
+    document: dict[str, Any] = yaml.safe_load(config.read_text())
     laid_out_as_demo = (family / "family").is_dir()
     models, texts = family / "family" if laid_out_as_demo else family, texts or family
     base = base or models / "base"
@@ -163,6 +166,9 @@ def main(
     texts: Annotated[Path | None, typer.Option(help="Has calibration/ and held-out/.")] = None,
     without: Annotated[list[str] | None, typer.Option(help="A domain to hold out only.")] = None,
     outside: Annotated[list[str] | None, typer.Option(help="NAME=FILE[:COLUMN] to hold out, too.")] = None,
+    search_config: Annotated[
+        Path, typer.Option("--config", help="The search config that budgets are taken of.")
+    ] = SEARCH,
     tokens: Annotated[int | None, typer.Option(help="Calibration tokens.")] = None,
     held_out_tokens: Annotated[int | None, typer.Option(help="Held-out tokens.")] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens in a sequence.")] = None,
@@ -185,6 +191,7 @@ def main(
             without=without or (),
             outside=outside or (),
             sizes={name: number for name, number in given.items() if number is not None},
+            config=search_config,
             tiny=tiny,
         )
         directory = Path(config["family"]["base"])

@@ -19,6 +19,9 @@ from gptailor_merge.tuning.tuner import TuneOptions
 RECIPE = "recipe.yml"
 """The file name of a tuned recipe, beside its gains."""
 
+STATE = ".tuning.safetensors"
+"""How the name of the file ends in which a fit keeps its state until it is done; it lies beside `out`."""
+
 
 def tune(
     recipe: AnyPath | Recipe,
@@ -39,6 +42,8 @@ def tune(
     on_step: Callable[[str], None] = ignore,
 ) -> TunedRecipe:
     """Fits a recipe's merge weights and the gains of its norms to what members predict of texts.
+
+    A fit that was killed goes on where it was when it is asked for again.
 
         tuned = tune("runs/first/best.yml", ["maths=calibration/maths.jsonl"], "tuned")
         print(tuned.tuning.before, tuned.tuning.after)
@@ -71,6 +76,7 @@ def tune(
     options = TuneOptions(steps, _sharing(weights), norms, rate, outer)
     directory = path_of(out)
     refuse_existing(directory)
+    state = directory.with_name(f".{directory.name}{STATE}")
     whole, file = read_recipe(recipe)
     with locked_around(directory), staging(directory) as staged:
         result = tune_recipe(
@@ -81,6 +87,7 @@ def tune(
             teachers=_pairs("--teacher", "MEMBER", teachers),
             file=file,
             staged=staged,
+            state=state,
             options=options,
             tokens=tokens,
             sequence_length=sequence_length,
@@ -88,6 +95,7 @@ def tune(
             progress=on_step,
         )
         (staged / RECIPE).write_text(result.recipe.to_yaml(), encoding="utf-8")
+    state.unlink(missing_ok=True)
     return result
 
 

@@ -65,6 +65,7 @@ def tune_recipe(
     teachers: Mapping[str, str],
     file: Path | None = None,
     staged: Path | None = None,
+    state: Path | None = None,
     options: TuneOptions,
     tokens: int,
     sequence_length: int,
@@ -82,6 +83,7 @@ def tune_recipe(
             has the name of the data, or else the base.
         file: the recipe's file, for messages.
         tokens: the number of tokens in all, shared evenly by the texts; every fourth sequence is held back.
+        state: the file in which the fit keeps its state, see Tuner.tune.
         staged: the directory that the gains are written to, if it is to be renamed to `out` later.
         progress: told what is being done.
 
@@ -114,7 +116,7 @@ def tune_recipe(
     aims = [Aim(objective, 1.0, sets)]
     tuner = Tuner(composer_of(recipe, family, device), aims, context, options)
     runner.release()
-    tuned, tuning = tuner.tune(plan, staged or out, GAINS_FILE, progress)
+    tuned, tuning = tuner.tune(plan, staged or out, GAINS_FILE, progress, state)
     if tuning.helps:
         recipe = with_plan(recipe, _moved(tuned, out))
     return TunedRecipe(recipe, tuning, tuner.tokens)

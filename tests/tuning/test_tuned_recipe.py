@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from gptailor_merge.api.tunings import tune
 from gptailor_merge.cli.app import app
 from gptailor_merge.errors import DataError, InputError, RecipeError
 from gptailor_merge.planning.check import check
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.testing.three_models import assert_three_equal
+from gptailor_merge.tuning import checkpoint
 from gptailor_merge.tuning.tuned_recipe import TunedRecipe, tune_recipe
 from gptailor_merge.tuning.tuner import TuneOptions
 from tests.conftest import DEMO
@@ -91,6 +94,32 @@ def test_the_command_writes_recipe_and_gains(block: Recipe, tmp_path: Path) -> N
     assert result["after"] < result["before"]
     assert sorted(file.name for file in out.iterdir()) == ["gains.safetensors", "recipe.yml"]
     assert check(Recipe.load(out / "recipe.yml"), file=out / "recipe.yml").fitted_norms == tuple(range(10))
+
+
+def test_what_was_killed_goes_on_when_it_is_asked_for_again(
+    block: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "INTERVAL", 0.0)
+    file = tmp_path / "block.yml"
+    file.write_text(block.to_yaml())
+    told: list[str] = []
+
+    def tuned(on_step: Callable[[str], None] = told.append) -> TunedRecipe:
+        data = [f"{name}={text}" for name, text in TEXTS.items()]
+        sizes: dict[str, Any] = {"steps": 2, "tokens": 512, "sequence_length": 64, "device": "cpu"}
+        return tune(file, data, tmp_path / "tuned", members=MEMBERS, on_step=on_step, **sizes)
+
+    def kill(step: str) -> None:
+        if step.startswith("tuning, step 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tuned(kill)
+    assert {path.name for path in tmp_path.iterdir()} == {"block.yml", ".tuned.tuning.safetensors"}
+    again = tuned()
+    assert [step.split(":")[0] for step in told if step.startswith("tuning, step")] == ["tuning, step 2 of 2"]
+    assert again.tuning.fit.steps == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"block.yml", "tuned"}
 
 
 @pytest.mark.parametrize(
