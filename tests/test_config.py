@@ -11,6 +11,8 @@ import yaml
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.config_types import DatasetConfig, FileConfig
+from gptailor_merge.runs.claim import as_begun
+from gptailor_merge.runs.directory import Directory
 
 
 @pytest.fixture
@@ -89,6 +91,45 @@ def test_what_a_run_records_is_read_back(write, tmp_path: Path) -> None:  # type
     assert recorded["search"]["budget"] == 7
     assert config.differences(config.override(budget=9)) == []
     assert config.differences(config.override(seed=9)) == ["seed"]
+
+
+ACCURACY = {"kind": "task", "tasks": ["piqa"], "metric": "acc"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "tuned"),
+    [
+        ({}, 1),
+        ({"tune": {"finalists": 3}}, 3),
+        ({"tune": {"finalists": 3, "steps": 0}}, 0),
+        ({"target": {"remove": 0}}, 0),
+        ({"target": {"remove": 0}, "tune": {"finalists": 1}}, 1),
+        ({"target": {"layers": [6, 9]}}, 0),
+        ({"objectives": [ACCURACY]}, 0),
+        ({"objectives": [{**ACCURACY, "metric": "margin"}]}, 1),
+    ],
+)
+def test_the_best_recipe_is_tuned_where_that_pays_and_can_be(
+    write: Any, tmp_path: Path, changes: dict[str, Any], tuned: int
+) -> None:
+    config = SearchConfig.load(write(**changes))
+    assert config.tuned == tuned
+    assert config.override(tune=False).tuned == 0
+    (tmp_path / "config.yml").write_text(config.to_yaml())
+    assert SearchConfig.load(tmp_path / "config.yml").tuned == tuned
+
+
+def test_a_run_of_a_version_that_did_not_tune_goes_on_without(write: Any, tmp_path: Path) -> None:
+    config = SearchConfig.load(write())
+    recorded = yaml.safe_load(config.to_yaml())
+    del recorded["tune"]
+    run = Directory(tmp_path / "run")
+    run.path.mkdir()
+    run.config.write_text(yaml.safe_dump(recorded))
+    assert SearchConfig.load(run.config).tuned == 0
+    run.journal.touch()
+    assert as_begun(config, run).tuned == 0
+    assert as_begun(SearchConfig.load(write(tune={"steps": 9})), run).tuned == 1
 
 
 @pytest.mark.parametrize(
