@@ -29,6 +29,9 @@ import gptailor_merge
 from gptailor_merge import Plan, Run, SearchConfig, Session, Status, open_session, plan, quiet_libraries
 
 FOUND, REPAIRED, TUNED = "found by gptailor-evolve", ", repaired", ", tuned"
+NOISE = 0.01
+"""Differences in nats per token that a calibration set of a few thousand tokens cannot tell from none."""
+
 BLOCK, RIVAL = "best contiguous block dropped", "one merge + ShortGPT"
 
 
@@ -139,8 +142,9 @@ def main(
     print(f"recipe  {run.best}\nmodel   {run.model}  (written by mergekit, reloaded and verified)")
     print(f"{time.monotonic() - begun:.0f} s")
     lowest = min(pruned, key=lambda name: pruned[name]["mean"])
-    if pruned[lowest]["mean"] < pruned[best]["mean"] and not tiny:
-        raise SystemExit(f"the found model is not the best of the pruned ones: {lowest} is")
+    behind = pruned[best]["mean"] - pruned[lowest]["mean"]
+    if behind > NOISE and not tiny:
+        raise SystemExit(f"{lowest} is {behind:.3f} nats better than the model that was found and refined")
 
 
 if __name__ == "__main__":

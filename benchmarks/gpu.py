@@ -109,19 +109,26 @@ PARTS = (Part("quality", 450, quality, quality_tables),)
 """All parts, in the order in which they are run; their bounds add up to less than eight minutes."""
 
 
+AGAIN = 1.0
+"""Seconds until a part that has reached its bound is told once more."""
+
+
 class BoundReachedError(BaseException):
     """The bound of a part is reached. No `except Exception` of what is measured takes it for a failure."""
 
 
 @contextmanager
 def bounded(seconds: float) -> Iterator[None]:
-    """Raises BoundReachedError in the block when that many seconds have gone."""
+    """Raises BoundReachedError in the block when that many seconds have gone.
+
+    It is raised again and again: Python drops what is raised while an object is being finalised.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise BoundReachedError
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:

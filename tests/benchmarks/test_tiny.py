@@ -7,6 +7,7 @@ import importlib
 import json
 import random
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,13 +169,14 @@ def test_what_one_gpu_measures_is_tried_on_the_cpu(tmp_path: Path, monkeypatch: 
 
     def endless(subject: Any, note: Any) -> None:
         note({"rounds": {"first": 1}})
+        note({"rounds": {"last": 2}})
         while True:
-            note({"rounds": {"last": 2}})
+            time.sleep(0.01)
 
     def failing(subject: Any, note: Any) -> None:
         raise ValueError("no such kernel")
 
-    parts = (gpu.Part("endless", 0.05, endless), *gpu.PARTS, gpu.Part("failing", 9, failing))
+    parts = (gpu.Part("endless", 0.5, endless), *gpu.PARTS, gpu.Part("failing", 9, failing))
     monkeypatch.setattr(gpu, "PARTS", parts)
     file = tmp_path / "figures.json"
     done = run("gpu", "--json", file, exit_code=1)
