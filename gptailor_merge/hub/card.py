@@ -118,7 +118,7 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
         "digest": release.digest,
         "repairs": _repairs(release),
         "fitted_norms": _fitted_norms(release),
-        "tuned": release.source.best is not None and release.source.best.status == Status.TUNED,
+        "training": _training(release),
         "recipe": recipe,
         "recipe_fence": fence(recipe),
         "versions": plain_text(", ".join(f"{name} {version}" for name, version in versions.items())),
@@ -154,7 +154,8 @@ def _headline(release: Release) -> str:
         (layers, parameters), (left, kept) = sizes["base"], sizes[FOUND]
         share = 100 * (1 - kept / parameters)
         parts = [f"{left} of {layers} layers, {kept:,} of {parameters:,} parameters ({share:.1f} % less)"]
-    parts.append("no training")
+    fitted = _fitted_by_gradient(release)
+    parts.append(f"{' and '.join(fitted)} fitted by gradient, no other training" if fitted else "no training")
     scores = release.held_out.get(FOUND, {})
     measured = [name for name, by_set in scores.items() if next(iter(by_set.values())).unit not in COSTS]
     if measured:
@@ -181,6 +182,29 @@ def _search(release: Release) -> str:
         f"({counts.failures} failed, {counts.gated} kept out by gates, {counts.duplicates} duplicates, "
         f"{counts.dropped} dropped early{at_the_end}), "
         f"{counts.tokens:,} tokens scored in {counts.seconds:,.0f} s."
+    )
+
+
+def _fitted_by_gradient(release: Release) -> list[str]:
+    """Names the numbers that were fitted by gradient."""
+    best = release.source.best
+    fitted = ["merge weights"] if best is not None and best.status == Status.TUNED else []
+    return fitted + (["gains of norms"] if _fitted_norms(release) else [])
+
+
+def _training(release: Release) -> str:
+    """States what was fitted, how, and that nothing else was trained."""
+    fitted, maps = " and ".join(_fitted_by_gradient(release)), bool(release.plan.repaired)
+    if not fitted:
+        though = ", though maps were fitted to calibration texts in closed form (see below)" if maps else ""
+        return (
+            f"No weight was trained{though}, and the model was **not healed**: "
+            "no training followed the pruning."
+        )
+    also = ", and maps in closed form" if maps else ""
+    return (
+        f"{fitted.capitalize()} were fitted to calibration texts by gradient{also} (see below). No other "
+        "weight was trained, and the model was **not healed**: no training of all weights followed."
     )
 
 

@@ -229,7 +229,9 @@ def test_members_may_be_anywhere(
     assert list(load(hub.content(REPO, recipe.parameters.gains))) == ["model.norm.weight"]
     card = hub.content(REPO, "README.md").decode()
     assert "The gains of norms in 3 of its 3 layers and outside the layers are fitted numbers" in card
-    assert "though gains of norms were fitted (see below) and merge weights were fitted to calib" in card
+    assert "Merge weights and gains of norms were fitted to calibration texts by gradient" in card
+    assert "merge weights and gains of norms fitted by gradient, no other training; held-out" in card
+    assert "No weight was trained" not in card
     assert "1 tuned at the end" in card
     assert card.count(" with fitted norms") > 1
     used = {name: elsewhere[name] for name in used_members(run, members)}
