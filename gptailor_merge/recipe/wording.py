@@ -19,12 +19,17 @@ def range_text(first: int, past: int) -> str:
 def value_text(value: Scalar | Filtered) -> str:
     """Words the value of a setting; numbers have four significant digits.
 
-    >>> value_text((("mlp", 0.25), (None, 1.0)))
-    'mlp: 0.25, 1'
+    >>> value_text((("mlp", 0.25), ("norm", 0.25), (None, 1.0)))
+    '(0.25 in mlp and norm, else 1)'
     """
     if isinstance(value, tuple):
-        pairs = ((name, value_text(scalar)) for name, scalar in value)
-        return ", ".join(text if name is None else f"{name}: {text}" for name, text in pairs)
+        of_value: dict[str, list[str]] = {}
+        for name, scalar in value:
+            if name is not None:
+                of_value.setdefault(value_text(scalar), []).append(name)
+        parts = [f"{text} in {' and '.join(names)}" for text, names in of_value.items()]
+        parts += [f"else {value_text(scalar)}" for name, scalar in value if name is None]
+        return f"({', '.join(parts)})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
