@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from gptailor_merge.composing.editing import GAINS_FILE
-from gptailor_merge.errors import ConfigError, DataError, InputError, Problem
+from gptailor_merge.composing.memory import is_out_of_memory
+from gptailor_merge.errors import ConfigError, DataError, InputError, Problem, ScoringError
 from gptailor_merge.files import make_directory
 from gptailor_merge.repair.finalists import FinalistJudge, Finished, best_by_layers, best_of, has_files
 from gptailor_merge.scoring.workplace import Workplace
@@ -19,6 +20,12 @@ from gptailor_merge.tuning.tuner import Aim, TuneOptions, Tuner
 
 STATE_FILE = "tuning-state.safetensors"
 """The name of the file in which a fit keeps its state until it is done."""
+
+
+_OUT_OF_MEMORY = (
+    "tuning ran out of memory; --bank host and objectives with a shorter sequence_length need less, and "
+    "--resume goes on from here"
+)
 
 
 class TuneLog(Finished, Protocol):
@@ -54,6 +61,7 @@ def tune_finalists(workplace: Workplace, judge: FinalistJudge, log: TuneLog, dir
 
     Raises:
         InputError: the recipes cannot be tuned, and the config asks for it.
+        ScoringError: memory ran out, likewise.
     """
     config = workplace.config
     chosen = to_tune(log, judge.settings.axes, config.tuned)
@@ -72,10 +80,13 @@ def tune_finalists(workplace: Workplace, judge: FinalistJudge, log: TuneLog, dir
             tuned = _tune(tuner, candidate, directory, judge, workplace.progress)
             log.record_tuning(candidate.digest, tuned)
             (directory / candidate.digest / STATE_FILE).unlink(missing_ok=True)
-    except InputError as error:
-        if config.tune.finalists is not None:
+    except Exception as error:
+        if not (isinstance(error, InputError) or is_out_of_memory(error)):
             raise
-        workplace.progress(f"note: no recipe is tuned: {error}")
+        reason = error if isinstance(error, InputError) else ScoringError(_OUT_OF_MEMORY)
+        if config.tune.finalists is not None:
+            raise reason from None
+        workplace.progress(f"note: no recipe is tuned: {reason}")
 
 
 def _tune(

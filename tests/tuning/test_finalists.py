@@ -6,19 +6,23 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from gptailor_merge.composing.editing import GAINS_FILE
-from gptailor_merge.errors import ConfigError
+from gptailor_merge.errors import ConfigError, DataError, ScoringError
+from gptailor_merge.objectives.scores import Score
 from gptailor_merge.recipe.edits import edit_files, gains_files, with_whole_paths
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.journal import Journal
-from gptailor_merge.search.candidates import Status
+from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.testing.three_models import assert_three_equal
-from gptailor_merge.tuning import checkpoint
+from gptailor_merge.tuning import checkpoint, finalists
 from gptailor_merge.tuning.finalists import STATE_FILE, to_tune
 from tests.repair.test_finalists import config, run
+from tests.space.test_space import space as family_space
 
 TUNE = {"finalists": 2, "steps": 2, "tokens": 512}
 
@@ -104,3 +108,31 @@ def test_an_objective_without_a_gradient_is_one_sentence(tmp_path: Path) -> None
         ConfigError, match=r"tune\.finalists: .* repetition as it is here has none; give it no weight"
     ):
         config(tmp_path, objectives=objectives, tune=TUNE)
+
+
+@pytest.mark.parametrize("error", [DataError("too few texts"), MemoryError()])
+def test_what_cannot_be_tuned_ends_the_run_only_where_tuning_was_asked_for(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(workplace: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(finalists, "_tuner", fails)
+    scored = family_space()
+    found = scored.select(0, {1, 2, 3})
+    recipe = scored.recipe(found).to_yaml()
+    best = Candidate(0, found.digest, recipe, Status.SCORED, 1.0, {"kl": {"a": Score(1.0, 1)}}, "f")
+    log = SimpleNamespace(finished=lambda: [best], best=lambda: best, tunings=dict)
+    judge = SimpleNamespace(settings=SimpleNamespace(axes=()))
+    told: list[str] = []
+
+    def tuned(**section: int) -> None:
+        tune = {"steps": 1, **section}
+        workplace = SimpleNamespace(config=config(tmp_path, tune=tune), progress=told.append)
+        finalists.tune_finalists(workplace, judge, log, tmp_path)  # type: ignore[arg-type]
+
+    tuned()
+    (note,) = told
+    assert note.startswith("note: no recipe is tuned: t")
+    with pytest.raises((DataError, ScoringError), match=r"too few texts|tuning ran out of memory"):
+        tuned(finalists=1)
