@@ -218,7 +218,7 @@ def test_a_repaired_recipe_that_breaks_a_bound_is_out(tmp_path: Path) -> None:
         "data": data,
         "tokens": 256,
         "sequence_length": 64,
-        "at_least": "1.35 x base",
+        "at_least": 62.0,
     }
     settings = config(tmp_path, gates=[gate], repair={"finalists": 2})
     made, summary = run(settings, tmp_path)
