@@ -172,7 +172,7 @@ def log_warning(sentence: str) -> None:
 
 
 @contextmanager
-def located(path: KeyPath) -> Iterator[None]:
+def errors_at(path: KeyPath) -> Iterator[None]:
     """Adds to errors where in the config their cause stands."""
     try:
         yield

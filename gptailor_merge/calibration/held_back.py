@@ -43,7 +43,7 @@ def shortened(sets: Sequence[TokenSet], tokens: int) -> list[TokenSet]:
 
     A set keeps at least EVERY sequences, if it has them, so that one can be held back.
     """
-    total = sum(ids.numel() for token_set in sets for ids in token_set.sequences)
+    total = sum(token_set.tokens for token_set in sets)
     return [
         _part(token_set, token_set.sequences[: max(EVERY, token_set.rows_until(min(1.0, tokens / total)))])
         for token_set in sets

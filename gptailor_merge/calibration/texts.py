@@ -118,6 +118,11 @@ class TokenSet:
         """The digest that fingerprints hold."""
         return self.digest
 
+    @property
+    def tokens(self) -> int:
+        """The number of tokens in all sequences."""
+        return sum(ids.numel() for ids in self.sequences)
+
     def rows_until(self, share: float) -> int:
         """Returns how many sequences a share is, rounded up."""
         return math.ceil(share * len(self.sequences))

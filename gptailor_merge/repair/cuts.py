@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gptailor_merge.recipe.plan import NORMS, SELECT, Component, Edit, Operation, Plan, Slot
+from gptailor_merge.recipe.plan import NORMS, Edit, Plan
+from gptailor_merge.space.outer import whole
+from gptailor_merge.space.slots import select
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,8 @@ def cuts_of(plan: Plan, depth: int, *, everywhere: bool = False) -> list[Cut]:
 
 def dense(base_model: str, depth: int) -> Plan:
     """Returns the plan of a whole base; its dtypes are those of the composer."""
-    select = Operation(SELECT, ((),))
-    ends = Component((base_model,), select)
-    slots = tuple(Slot(((base_model, layer),), select) for layer in range(depth))
-    return Plan(base_model, slots, ends, ends, base_model, None, None)
+    slots = tuple(select(base_model, layer) for layer in range(depth))
+    return Plan(base_model, slots, whole(base_model), whole(base_model), base_model, None, None)
 
 
 def with_edit(plan: Plan, position: int, edit: Edit) -> Plan:

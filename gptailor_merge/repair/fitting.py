@@ -185,7 +185,7 @@ class Repairer:
 
 
 def _tokens(sets: Sequence[TokenSet]) -> int:
-    return sum(ids.numel() for token_set in sets for ids in token_set.sequences)
+    return sum(token_set.tokens for token_set in sets)
 
 
 def _obstacle(plan: Plan, cut: Cut, config: Mapping[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from gptailor_merge.calibration.held_back import beyond
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.errors import located
+from gptailor_merge.errors import errors_at
 from gptailor_merge.objectives.config_types import DataSource
 from gptailor_merge.objectives.kinds import ObjectiveConfig, PreparedObjective
 from gptailor_merge.objectives.text_kinds import TextConfig, token_sets
@@ -24,22 +24,40 @@ def given(config: SearchConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Tok
     repair = config.repair
     if not repair.finalists or repair.data is None:
         return ()
-    with located(("repair", "data")):
+    with errors_at(("repair", "data")):
         length = repair.sequence_length or LENGTH
         return token_sets(repair.data, tokenizer, repair.tokens, length)
 
 
-def shared(
-    config: SearchConfig,
-    searched: Sequence[Searched],
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: Container[str],
-) -> Iterator[TokenSet]:
-    """Yields the texts of the objectives that maps are fitted to, where they have none of their own.
+class OwnDraws:
+    """Draws sequences of texts behind those that are scored, so that scores tell what a fit is worth.
+
+    The same draw is read once, also where maps and weights are fitted to it.
 
     Args:
+        searched: the objectives whose texts are scored.
         held_out: documents that are left out.
     """
+
+    def __init__(
+        self, searched: Sequence[Searched], tokenizer: PreTrainedTokenizerBase, held_out: Container[str]
+    ) -> None:
+        self._tokenizer, self._held_out = tokenizer, held_out
+        self._scored = _scored(searched)
+        self._drawn: dict[tuple[str, str, int, int], TokenSet] = {}
+
+    def draw(self, name: str, source: DataSource, tokens: int, length: int) -> TokenSet:
+        """Returns at most so many tokens of a text, in sequences of a length."""
+        key = name, str(source), tokens, length
+        if key not in self._drawn:
+            scored = self._scored[name, str(source)]
+            (whole,) = token_sets({name: source}, self._tokenizer, scored + tokens, length, self._held_out)
+            self._drawn[key] = beyond(whole, scored, tokens)
+        return self._drawn[key]
+
+
+def shared(config: SearchConfig, searched: Sequence[Searched], draws: OwnDraws) -> Iterator[TokenSet]:
+    """Yields the texts of the objectives that maps are fitted to, where they have none of their own."""
     repair = config.repair
     if not repair.finalists or repair.data is not None:
         return
@@ -55,43 +73,22 @@ def shared(
         for name, source in objective.data.items()
     ]
     distinct = [entry for position, entry in enumerate(data) if entry not in data[:position]]
-    scored = _scored(searched)
     for name, source, length in distinct:
-        with located(("repair",)):
-            share = repair.tokens // len(distinct)
-            yield _own_draw(name, source, tokenizer, share, length, held_out, scored[name, str(source)])
+        with errors_at(("repair",)):
+            yield draws.draw(name, source, repair.tokens // len(distinct), length)
 
 
-def tuned_on(
-    config: SearchConfig,
-    searched: Sequence[Searched],
-    tokenizer: PreTrainedTokenizerBase,
-    held_out: Container[str],
-) -> dict[int, tuple[TokenSet, ...]]:
-    """Returns position of an objective -> the texts that recipes are tuned on; none without tuning.
-
-    Args:
-        held_out: documents that are left out.
-    """
+def tuned_on(config: SearchConfig, draws: OwnDraws) -> dict[int, tuple[TokenSet, ...]]:
+    """Returns position of an objective -> the texts that recipes are tuned on; none without tuning."""
     if not config.tuned:
         return {}
-    scored = _scored(searched)
     sets = {}
     for position, objective in enumerate(config.objectives):
         if isinstance(objective, TextConfig) and objective.weight is not None:
-            share = max(2, config.tune.tokens // len(objective.data))
-            with located(("objectives", position, "data")):
+            share, length = max(2, config.tune.tokens // len(objective.data)), objective.sequence_length
+            with errors_at(("objectives", position, "data")):
                 sets[position] = tuple(
-                    _own_draw(
-                        name,
-                        source,
-                        tokenizer,
-                        share,
-                        objective.sequence_length,
-                        held_out,
-                        scored[name, str(source)],
-                    )
-                    for name, source in objective.data.items()
+                    draws.draw(name, source, share, length) for name, source in objective.data.items()
                 )
     return sets
 
@@ -101,26 +98,8 @@ def _scored(searched: Sequence[Searched]) -> Mapping[tuple[str, str], int]:
     tokens: dict[tuple[str, str], int] = {}
     for objective, prepared in searched:
         if isinstance(objective, TextConfig):
-            counts = {
-                token_set.name: sum(ids.numel() for ids in token_set.sequences)
-                for token_set in prepared.sets
-                if isinstance(token_set, TokenSet)
-            }
+            counts = {s.name: s.tokens for s in prepared.sets if isinstance(s, TokenSet)}
             for name, source in objective.data.items():
                 key = name, str(source)
                 tokens[key] = max(tokens.get(key, 0), counts.get(name, 0))
     return tokens
-
-
-def _own_draw(
-    name: str,
-    source: DataSource,
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: int,
-    length: int,
-    held_out: Container[str],
-    scored: int,
-) -> TokenSet:
-    """Returns sequences of a text behind those that are scored, so that scores tell what a fit is worth."""
-    (whole,) = token_sets({name: source}, tokenizer, scored + tokens, length, held_out)
-    return beyond(whole, scored, tokens)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from gptailor_merge.calibration.batches import layout
 from gptailor_merge.calibration.texts import TokenSet, check_ids
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.errors import ConfigError, KeyPath, Problem, located
+from gptailor_merge.errors import ConfigError, KeyPath, Problem, errors_at
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective, Purpose
 from gptailor_merge.objectives.protocols import UnitSet
 from gptailor_merge.scoring import fitted_texts
@@ -128,8 +128,9 @@ def measures(
     reported_on = [source for measure in reporting for source in measure.prepared.sets]
     held_out = {text for source in reported_on for text in source.documents}
     scored = [(measure.config, measure.prepared) for measure in searching["objectives"]]
-    texts = [*given_texts, *fitted_texts.shared(config, scored, tokenizer, held_out)]
-    tuned_on = fitted_texts.tuned_on(config, scored, tokenizer, held_out)
+    draws = fitted_texts.OwnDraws(scored, tokenizer, held_out)
+    texts = [*given_texts, *fitted_texts.shared(config, scored, draws)]
+    tuned_on = fitted_texts.tuned_on(config, draws)
     base = teachers.family.base
     sources = [*seen, *texts, *(source for sets in tuned_on.values() for source in sets), *reported_on]
     check_ids([s for s in sources if isinstance(s, TokenSet)], base.vocabulary_size, base.model)
@@ -178,7 +179,7 @@ def _divided(sections: Mapping[str, Sequence[ObjectiveConfig]], context: Context
     for section, configs in sections.items():
         purpose = _purpose(section)
         for index, config in enumerate(configs):
-            with located(_source_path((section, index), config)):
+            with errors_at(_source_path((section, index), config)):
                 splits[purpose] |= set(config.splits(context.for_purpose(purpose)).items())
     return frozenset(name for name, _ in splits["searched"] & splits["held_out"])
 
@@ -188,7 +189,7 @@ def _prepared(section: str, configs: Sequence[ObjectiveConfig], context: Context
     measured = []
     for index, config in enumerate(configs):
         path: KeyPath = (section, index)
-        with located(_source_path(path, config)):
+        with errors_at(_source_path(path, config)):
             measured.append(_Measure(path, config, config.prepare(context.for_purpose(_purpose(section)))))
     return measured
 

@@ -109,7 +109,7 @@ class Tuner:
         names = [f"{aim.config.kind} {number}" for number, aim in enumerate(aims)]
         self._weights: Weights = {name: aim.weight for name, aim in zip(names, aims, strict=True)}
         fitted, held_back = (dict(zip(names, parts, strict=True)) for parts in zip(*divided, strict=True))
-        self.tokens = sum(ids.numel() for part in fitted.values() for s in _sets(part) for ids in s.sequences)
+        self.tokens = sum(token_set.tokens for part in fitted.values() for token_set in _sets(part))
         steps = max(1, round(self.tokens / options.step_tokens))
         shares = [(step + 1) / steps for step in range(steps)]
         self._fitted = _passes(fitted, context, shares)
