@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptailor_merge.composing.bank import Bank, Precision
+from gptailor_merge.composing.bank import Bank, Precision, belongs_on_host
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
 from gptailor_merge.models.family import Family
@@ -78,5 +78,7 @@ def open_recipe(recipe: Recipe, device: torch.device, *, file: Path | None = Non
 def composer_of(recipe: Recipe, family: Family, device: torch.device) -> Composer:
     """Returns a composer in the precision of a recipe, over the recipe's family."""
     out_dtype = recipe.out_dtype or recipe.dtype or stored_dtype(family.base)
-    precision = Precision.of(recipe.dtype, recipe.out_dtype, compute_dtype(device, out_dtype))
-    return Composer(Bank(family, precision, device=device))
+    compute = compute_dtype(device, out_dtype)
+    precision = Precision.of(recipe.dtype, recipe.out_dtype, compute)
+    on_host = belongs_on_host(family, compute, device)
+    return Composer(Bank(family, precision, device=device, on_host=on_host))

@@ -68,6 +68,8 @@ class TunableLayer(StandIn):
         given = self._ingredients
         tensors: dict[str, torch.Tensor] = {}
         for name, base in given.base.items():
+            if name in self._gain_names:
+                continue
             weights = self.weights[self._groups.of_tensor[name]]
             if name in given.zeros:
                 tensors[name] = torch.zeros_like(base, dtype=self._dtype, device=weights.device)
@@ -95,31 +97,32 @@ class _Merge(torch.autograd.Function):
     """Task arithmetic that keeps nothing but its inputs for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, weights: torch.Tensor, base: torch.Tensor, *members: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(base, *members)
-        merged = _float(base, weights) * (1 - weights.sum())
-        for weight, member in zip(weights, members, strict=True):
-            merged.addcmul_(_float(member, weights), weight)
-        return merged
+    def forward(ctx: Any, weights: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*tensors)
+        shares = torch.cat([1 - weights.sum(0, keepdim=True), weights])
+        return (shares @ _stacked(tensors, weights)).view(tensors[0].shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         (gradient,) = gradients
-        base, *members = ctx.saved_tensors
-        flat = gradient.flatten()
-        at_base = flat @ _float(base, flat).flatten()
-        of_weights = [flat @ _float(member, flat).flatten() - at_base for member in members]
-        return (torch.stack(of_weights), None, *[None] * len(members))
+        of_shares = _stacked(ctx.saved_tensors, gradient) @ gradient.flatten()
+        return (of_shares[1:] - of_shares[0], *[None] * len(of_shares))
 
 
-def _float(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Returns a stored tensor, which may be in the host's memory, in float32 on the device of another."""
-    return tensor.to(like.device, torch.float32, non_blocking=True)
+def _stacked(tensors: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Returns stored tensors as rows [tensors, numbers] in float32, on the device of another."""
+    rows = [tensor.to(like.device, non_blocking=True).flatten() for tensor in tensors]
+    if any(row.dtype != rows[0].dtype for row in rows):
+        rows = [row.float() for row in rows]
+    return torch.stack(rows).float()
 
 
 def merge(weights: torch.Tensor, base: torch.Tensor, members: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Returns W_base + Σ_k w_k (W_k - W_base) in float32; gradients reach the weights [members]."""
+    """Returns W_base + Σ_k w_k (W_k - W_base) in float32; gradients reach the weights [members].
+
+    The stored tensors may be in the host's memory.
+    """
     if not members:
-        return _float(base, weights)
+        return base.to(weights.device, torch.float32, non_blocking=True)
     merged: torch.Tensor = _Merge.apply(weights, base, *members)  # type: ignore[no-untyped-call]
     return merged

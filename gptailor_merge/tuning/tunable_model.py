@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.bank import Bank
@@ -67,6 +68,8 @@ class TunableModel:
                 gain = self.model.get_parameter(name).detach().float().clone()
                 self.outer_gains[name] = nn.Parameter(gain)
                 set_tensor(self.model, name, self.outer_gains[name])
+                norm, _, leaf = name.rpartition(".")
+                register_parametrization(self.model.get_submodule(norm), leaf, _Rounded(dtype), unsafe=True)
         self.components = self._components(sharing, dtype) if outer else []
         for component in self.components:
             component.install(self.model, free=self.outer_gains)
@@ -194,3 +197,14 @@ class TunableModel:
         base = (self._plan.base_model, slot.layers[0][1])
         operation = merge_operation(self.layers[position].weights, self._groups[position])
         return replace(slot, layers=(base, *self._sources[position]), operation=operation)
+
+
+class _Rounded(nn.Module):
+    """Gives a gain, which is fitted in float32, in the dtype that the model computes in."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def forward(self, gain: torch.Tensor) -> torch.Tensor:
+        return gain.to(self._dtype)

@@ -23,8 +23,12 @@ from gptailor_merge.tuning.groups import Sharing
 from gptailor_merge.tuning.tunable_model import TunableModel
 from gptailor_merge.versions import environment
 
-BATCH_TOKENS = 4096
-"""Tokens that are differentiated at once, approximately."""
+BATCH_TOKENS = {"cuda": 16384}
+"""Tokens that are differentiated at once, approximately, by the type of the device. All layers are merged for
+each batch, which on a GPU takes longer than a few thousand tokens do."""
+
+
+DEFAULT_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,8 @@ def _passes(prepared: Mapping[str, PreparedObjective], context: Context, shares:
         ConfigError: an objective has no gradient.
     """
     together = [token_set for part in prepared.values() for token_set in _sets(part)]
-    rungs = layout(together, BATCH_TOKENS, device=context.device, rungs=shares)
+    batch_tokens = BATCH_TOKENS.get(context.device.type, DEFAULT_BATCH_TOKENS)
+    rungs = layout(together, batch_tokens, device=context.device, rungs=shares)
     batches = [batch for rung in rungs for batch in rung]
     objectives: list[Objective] = []
     for name, part in prepared.items():

@@ -92,3 +92,23 @@ def test_a_layer_without_its_attention_stays_without(tmp_path: Path) -> None:
     tuned = model.plan(tmp_path, "gains.safetensors")
     assert [slot.edits for slot in tuned.slots] == [slot.edits for slot in resolved.slots]
     assert tuned.slots[0].edits
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox"])
+def test_a_model_that_computes_in_bfloat16_is_tuned_in_it(name: str, tmp_path: Path) -> None:
+    """A GPU computes in the dtype of the written model, and the gains, which are float32, follow."""
+    recipe = pruning(write_family(tmp_path, name, torch.bfloat16))
+    resolved, family = check_with_family(recipe.model_copy(update={"out_dtype": "bfloat16"}))
+    composer = Composer(Bank(family, Precision.of("float32", "bfloat16", torch.bfloat16)))
+    model = TunableModel(composer, resolved, "part", norms=True, outer=True)
+    ((batch,),) = layout([TokenSet("texts", tuple(IDS), "0" * 16)], 4096, device=CPU, rungs=(1.0,))
+    with model.differentiated(batch) as predictions:
+        for prediction, composed in zip(
+            predictions, predictions_alone(composer.compose(resolved), batch), strict=True
+        ):
+            torch.testing.assert_close(prediction.logits, composed.logits, atol=0.05, rtol=0.05)
+            prediction.logits.square().sum().backward(retain_graph=True)
+    for parameter in (*model.weights, *model.gains):
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
