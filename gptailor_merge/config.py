@@ -99,7 +99,7 @@ class SearchSection(Section):
         pick: which recipe of the front is the run's best, see search.front.
         start: recipe files that the first generation begins with.
         warm_start: baselines whose recipes the first generation begins with, see search.baselines;
-            default best_merge, where it takes no more than a quarter of the budget.
+            default best_merge, where it takes no more than two fifths of the budget.
     """
 
     optimizer: str = "default"

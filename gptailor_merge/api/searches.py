@@ -142,7 +142,8 @@ def baseline(
         print(run.summary().baseline)
 
     Args:
-        name: best_merge, one_shot, shortgpt, uidl, sleb, laco, evopress, random, or one of another package.
+        name: best_merge, iterative, one_shot, shortgpt, uidl, sleb, laco, evopress, random, or one of
+            another package.
         budget: number of candidates that evopress and random propose; replaces `search.budget`.
         member: the member that is pruned; default the base.
         merge: prunes a merge of all members instead: linear, task_arithmetic or ties.

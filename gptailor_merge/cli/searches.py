@@ -151,7 +151,8 @@ def baseline(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="METHOD", help="best_merge, one_shot, shortgpt, uidl, sleb, laco, evopress or random."
+            metavar="METHOD",
+            help="best_merge, iterative, one_shot, shortgpt, uidl, sleb, laco, evopress or random.",
         ),
     ],
     config: Config,

@@ -61,7 +61,8 @@ def candidate_of(
     elif outcome is None:
         status, cause = Status.GATED, judgement.beyond
     elif outcome.estimate is not None:
-        status, value = Status.DROPPED, outcome.estimate
+        value = outcome.estimate
+        status = Status.PROBE if status == Status.PROBE else Status.DROPPED
     else:
         value = loss(scores, settings.weights)
     return Candidate(

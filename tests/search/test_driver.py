@@ -26,6 +26,8 @@ from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.run import Run
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.racing import Race
+from gptailor_merge.search.baselines.best_merge import BestMerge
+from gptailor_merge.search.baselines.iterative import Iterative
 from gptailor_merge.search.driver import search
 from gptailor_merge.search.front import front
 from gptailor_merge.search.optimizers import registry as optimizers
@@ -186,15 +188,14 @@ def test_a_race_is_against_the_best_so_far(tmp_path: Path) -> None:
     scorer = RacingScorer()
     with Journal(tmp_path / "j.db") as journal:
         search(space(), scorer, journal, SETTINGS)
-    models, probes, first, *later = scorer.races
-    assert models is None
-    assert probes is None
-    assert first is not None
-    assert (first.keep, first.incumbents) == (2, ())
-    assert all(race is not None and len(race.incumbents) == 2 for race in later)
+    races = [race for race in scorer.races if race is not None]
+    assert len(races) == len(scorer.races)
+    models, whole, pruned, *later = races
+    assert [(race.keep, race.incumbents) for race in (models, whole, pruned)] == [(1, ()), (4, ()), (2, ())]
+    assert all((race.keep, len(race.incumbents)) == (2, 2) for race in later)
 
 
-@pytest.mark.parametrize("budget", [50, 58])
+@pytest.mark.parametrize("budget", [46, 54])
 def test_a_resumed_race_ends_as_an_undisturbed_one(tmp_path: Path, budget: int) -> None:
     """The units of incumbents are not in the journal; they are scored again."""
     with Journal(tmp_path / "one.db") as journal:
@@ -213,7 +214,7 @@ def test_racing_can_be_switched_off_and_needs_to_know_what_is_kept(tmp_path: Pat
     for name, changes in (("off", {"racing": False}), ("other", {"optimizer": "DE"})):
         scorer = RacingScorer()
         with Journal(tmp_path / f"{name}.db") as journal:
-            search(space(), scorer, journal, replace(SETTINGS, **changes))  # type: ignore[arg-type]
+            search(space(), scorer, journal, replace(SETTINGS, **changes), warm=[])  # type: ignore[arg-type]
             assert journal.counts().dropped == 0
         assert set(scorer.races) == {None}
     with pytest.raises(ConfigError, match=r"search\.racing: it is not known what DE keeps"):
@@ -288,8 +289,9 @@ def test_a_front_has_a_recipe_of_each_size(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.db") as journal:
         search(made, ManyScorer(fails=(17, 22)), journal, FRONT)
         points = front(journal.finished(), FRONT.axes)
-        first = [len(c.plan.slots) for c in journal.candidates() if c.status != "probe"][:4]
-    assert first == [3, 4, 5, 6]  # the base, pruned by what the probes say
+        sizes = [len(c.plan.slots) for c in journal.candidates()]
+    start = BestMerge(Iterative()).candidates(made, 0)
+    assert sizes[start - 4 : start] == [3, 4, 5, 6]  # the best member, pruned by what the probes say
     assert {point.layers for point in points} == {3, 4, 5, 6}
 
 

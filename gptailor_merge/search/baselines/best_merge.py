@@ -46,7 +46,9 @@ class BestMerge:
         if len(models) == 1:
             return models[0]
         status = Status.SCORED if space.depth in space.sizes else Status.PROBE
-        scored = problem.runner.score([model.without(()) for model in models], status=status)
+        scored = problem.runner.score(
+            [model.without(()) for model in models], status=status, keep=1 if problem.racing else None
+        )
         losses = [
             (candidate.loss, number) for number, candidate in enumerate(scored) if candidate.loss is not None
         ]

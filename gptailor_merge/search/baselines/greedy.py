@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.search.baselines.layer_sets import LayerSet, extends, nearest, removed_by
+from gptailor_merge.search.baselines.layer_sets import LayerSet, are_targets, extends, nearest, removed_by
 from gptailor_merge.search.baselines.protocol import PruningProblem
 from gptailor_merge.search.candidates import Status
 from gptailor_merge.space.space import Space
@@ -33,11 +33,9 @@ class SLEB:
             wider = [removed | {layer} for layer in space.removable if layer not in removed]
             # Where a pattern is fixed, only what still leads to it.
             wider = [layers for layers in wider if extends(space, layers, smallest)]
-            are_possible = all(nearest(space, layers, size) == layers for layers in wider)
-            is_target = size in space.sizes and are_possible
             candidates = problem.runner.score(
                 [subject.without(layers) for layers in wider],
-                status=Status.SCORED if is_target else Status.PROBE,
+                status=Status.SCORED if are_targets(space, wider) else Status.PROBE,
             )
             removed = removed_by(space, problem.best(candidates).plan)
             if size in space.sizes:

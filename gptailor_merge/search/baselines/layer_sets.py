@@ -28,6 +28,12 @@ def extends(space: Space, removed: Collection[int], size: int) -> bool:
     return set(removed) <= nearest(space, removed, size)
 
 
+def are_targets(space: Space, removals: Collection[LayerSet]) -> bool:
+    """Tells whether a space has models without these layers; all removals are of one size."""
+    size = space.depth - len(next(iter(removals), ()))
+    return size in space.sizes and all(nearest(space, layers, size) == layers for layers in removals)
+
+
 def draws(space: Space, size: int, rng: np.random.RandomState) -> Iterator[LayerSet]:
     """Yields random removals."""
     while True:

@@ -10,6 +10,7 @@ from gptailor_merge.search.baselines.best_merge import BestMerge
 from gptailor_merge.search.baselines.evopress import EvoPress
 from gptailor_merge.search.baselines.greedy import SLEB
 from gptailor_merge.search.baselines.influence import UIDL, ShortGPT
+from gptailor_merge.search.baselines.iterative import Iterative
 from gptailor_merge.search.baselines.laco import LaCo
 from gptailor_merge.search.baselines.one_shot import OneShot
 from gptailor_merge.search.baselines.protocol import Baseline
@@ -24,8 +25,9 @@ BASELINES: Registry[Baseline] = Registry(
     "baseline",
     GROUP,
     {
-        "best_merge": BestMerge(OneShot()),
+        "best_merge": BestMerge(Iterative()),
         "one_shot": OneShot(),
+        "iterative": Iterative(),
         "shortgpt": ShortGPT(),
         "uidl": UIDL(),
         "sleb": SLEB(),

@@ -18,6 +18,7 @@ from gptailor_merge.scoring.racing import Race, Selection
 from gptailor_merge.search.baselines.evopress import EvoPress, _mutants
 from gptailor_merge.search.baselines.greedy import SLEB
 from gptailor_merge.search.baselines.influence import UIDL, ShortGPT
+from gptailor_merge.search.baselines.iterative import Iterative
 from gptailor_merge.search.baselines.layer_sets import extends, nearest, removed_by
 from gptailor_merge.search.baselines.one_shot import OneShot
 from gptailor_merge.search.baselines.protocol import PruningProblem
@@ -172,6 +173,28 @@ def test_one_shot_removes_what_costs_least_alone() -> None:
     assert found(OneShot(), Rule(space_of(5), cost)) == [sorted(alone[:3])]
 
 
+def test_iterative_removal_measures_again_after_each_round() -> None:
+    """Three layers go: two of all six, then one of those that cost least in the first round."""
+    space = space_of((5, 6))
+    alone = sorted(range(1, 7), key=lambda layer: cost(frozenset({layer})))
+    gone = set(alone[:2])
+    last = min(alone[2:], key=lambda layer: cost(frozenset(gone | {layer})))
+    runner = Rule(space, cost)
+    assert found(Iterative(), runner) == [sorted({*gone, last}), sorted(gone)]
+    assert [(status, keep.keep) for _, status, keep in runner.rounds] == [
+        (Status.PROBE, 4),
+        (Status.SCORED, 2),
+    ]
+    assert len(runner.known) + len(space.sizes) == Iterative().candidates(space, 0) == 12
+
+
+def test_iterative_removal_looks_again_only_at_what_cost_little() -> None:
+    space = Space(("org/base",), 20, (18,), tuple(range(1, 19)), ())
+    runner = Rule(space, lambda removed: float(sum(removed)))
+    assert found(Iterative(), runner) == [[1, 2]]
+    assert [len(plans) for plans, *_ in runner.rounds] == [18, 3]
+
+
 def test_sleb_equals_brute_force_on_a_model(prepared: Prepare, deep: dict[str, str], tmp_path: Path) -> None:
     """Every recipe scored by itself, as `gptailor score` would."""
     session = prepared(deep)
@@ -202,7 +225,7 @@ def test_what_cannot_be_scored_is_never_chosen() -> None:
     def fails(removed: frozenset[int]) -> float | None:
         return None if 2 in removed else cost(removed)
 
-    for method in (SLEB(), OneShot(), EvoPress(), RandomSearch()):
+    for method in (SLEB(), OneShot(), Iterative(), EvoPress(), RandomSearch()):
         runner = Rule(space_of(5), fails)
         assert all(2 not in removed for removed in found(method, runner))
     for method in (SLEB(), EvoPress(), RandomSearch()):
