@@ -72,7 +72,7 @@ def check_with_family(
     depths = {member.model: member.depth for member in family.members}
     mistakes = depth_problems(recipe, depths.get) + fit_problems(resolved, family)
     mistakes = mistakes or kind_problems(recipe, resolved, family) + dtype_problems(recipe, family)
-    mistakes = mistakes or list(place_problems(recipe, family.base.config))
+    mistakes = mistakes or list(place_problems(recipe, family.base.config, resolved.kept))
     if mistakes:
         raise RecipeError(mistakes, file=file)
     for sentence in family.warnings_with(family.by_model(resolved.tokenizer)):

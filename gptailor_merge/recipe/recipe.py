@@ -34,6 +34,10 @@ GAINS, GAINS_DIGEST = "gains", "gains_digest"
 """Keys that set the gains of norms: of a slice's layers, or in the top-level `parameters` of the others."""
 
 
+ADAPTER, ADAPTER_DIGEST = "adapter", "adapter_digest"
+"""Keys of the top-level `parameters` that add a LoRA adapter to the layers of the pruned model."""
+
+
 OWN = ("op", "method", WITHOUT, REPAIR, REPAIR_DIGEST, GAINS, GAINS_DIGEST)
 """Keys of a slice's parameters that belong to the recipe, not to the merge method."""
 
@@ -112,10 +116,12 @@ class GlobalParameters(Frozen):
     tokenizer: ModelName = BASE
     gains: TextField = None
     gains_digest: TextField = None
+    adapter: TextField = None
+    adapter_digest: TextField = None
     defaults: ParametersField = ()
 
 
-_OUTER = ("embeddings", "head", "rest", "tokenizer", GAINS, GAINS_DIGEST)
+_OUTER = ("embeddings", "head", "rest", "tokenizer", GAINS, GAINS_DIGEST, ADAPTER, ADAPTER_DIGEST)
 
 
 def _read_globals(document: Any) -> Any:
