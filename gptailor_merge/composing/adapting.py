@@ -24,6 +24,7 @@ from gptailor_merge.digests import digest, digest_of_bytes
 from gptailor_merge.errors import FamilyError, RecipeError
 from gptailor_merge.methods.plain_lora import lora_change, plain_config
 from gptailor_merge.models.chosen_weights import ADAPTER
+from gptailor_merge.recipe.plan import Edit
 
 CONFIG_FILE, WEIGHTS_FILE = ADAPTER
 
@@ -69,6 +70,21 @@ class LoraAdapter:
     def parameters(self) -> int:
         """The number of trained numbers."""
         return sum(factor.numel() for factors in self.factors.values() for factor in factors)
+
+    @property
+    def words(self) -> str:
+        """The adapter in words, e.g. "a LoRA adapter of rank 8 on q_proj, v_proj (4,096 numbers)"."""
+        modules = ", ".join(self.modules)
+        return f"a LoRA adapter of rank {self.config.r} on {modules} ({self.parameters:,} numbers)"
+
+
+def adapter_words(edit: Edit) -> str:
+    """Returns the words for a recipe's adapter, fewer of them where it cannot be read."""
+    assert edit.digest is not None
+    try:
+        return load_adapter(edit.file, edit.digest).words
+    except RecipeError:
+        return "a LoRA adapter"
 
 
 def adapted(directory: str, digest_of_adapter: str, path: str, weight: torch.Tensor) -> torch.Tensor:

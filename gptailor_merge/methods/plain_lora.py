@@ -87,7 +87,7 @@ def lora_change(config: peft.LoraConfig, down: torch.Tensor, up: torch.Tensor) -
             _NAME,
             config,
             r=config.r,
-            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # peft divides any number
+            lora_alpha=config.lora_alpha,
         )
     for factors, factor in ((layer.lora_A, down), (layer.lora_B, up)):
         factors[_NAME].weight = nn.Parameter(factor.to("cpu", torch.float64), requires_grad=False)

@@ -80,6 +80,17 @@ def check_with_family(
     return resolved, family
 
 
+def refuse_healed(resolved: Plan, file: Path | str | None) -> None:
+    """Refuses a recipe with an adapter, which fits no other layers than those that it was trained on.
+
+    Raises:
+        RecipeError: it has one.
+    """
+    if resolved.adapter is not None:
+        text = "the recipe is healed, which comes last; take the one that it was made of, without an adapter"
+        raise RecipeError(Problem(("parameters", "adapter"), text), file=file)
+
+
 def _with_files(recipe: Recipe, file: Path | str | None) -> Recipe:
     """Returns a recipe whose maps are looked for where its file is, too."""
     return recipe if file is None else with_whole_paths(recipe, Path(file).parent)
