@@ -171,7 +171,7 @@ def _factors(file: Path, content: bytes, rank: int) -> dict[str, tuple[torch.Ten
     except SafetensorError as error:
         raise RecipeError(f"{file} cannot be read as safetensors: {error}") from None
     factors: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         match = _FACTOR.fullmatch(name)
         if match is None:
             raise RecipeError(f"{file} has {name}; expected lora_A.weight and lora_B.weight of linear maps")
@@ -188,4 +188,4 @@ def _factors(file: Path, content: bytes, rank: int) -> dict[str, tuple[torch.Ten
             raise RecipeError(f"{file} lacks lora_{letter}.weight of {path}")
     if not factors:
         raise RecipeError(f"{file} holds no tensors; expected the factors of linear maps")
-    return {path: (factors[path]["A"], factors[path]["B"]) for path in sorted(factors)}
+    return {path: (factors[path]["A"], factors[path]["B"]) for path in factors}

@@ -18,7 +18,7 @@ FACTS = "healed.json"
 
 
 class HealingFacts(Frozen):
-    """What a model was healed with, and at what cost. Later versions may write more keys, which are ignored.
+    """A record of how a model was healed, and at what cost. Later versions may write more keys.
 
     Attributes:
         method: "lora" for an adapter, "full" for all weights.
@@ -42,7 +42,7 @@ class HealingFacts(Frozen):
 
     def sentence(self) -> str:
         """Returns all of it in a sentence, with names and no paths."""
-        what = "All weights were" if self.method == "full" else f"A LoRA adapter of rank {self.rank} was"
+        what = "All weights were" if self.method == "full" else "The adapter was"
         sets = ", ".join(map(_name, self.texts))
         by_teacher: dict[str, list[str]] = {}
         for texts, teacher in self.teachers.items():

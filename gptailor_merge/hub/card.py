@@ -119,6 +119,7 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
         "repairs": _repairs(release),
         "fitted_norms": _fitted_norms(release),
         "training": _training(release),
+        "healed": release.lora is not None,
         "recipe": recipe,
         "recipe_fence": fence(recipe),
         "versions": plain_text(", ".join(f"{name} {version}" for name, version in versions.items())),
@@ -222,7 +223,7 @@ def _healed(release: Release) -> str:
     assert release.lora is not None
     sentences = [
         "The model was **healed**: after the layers were chosen, "
-        f"{release.lora.words} was trained (`{ADAPTER}/`) and is added to its weights."
+        f"{plain_text(release.lora.words)} was trained (`{ADAPTER}/`) and is added to its weights."
     ]
     if release.healing is not None:
         sentences.append(f"{plain_text(release.healing.sentence())}.")

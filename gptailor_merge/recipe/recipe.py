@@ -121,7 +121,8 @@ class GlobalParameters(Frozen):
     defaults: ParametersField = ()
 
 
-_OUTER = ("embeddings", "head", "rest", "tokenizer", GAINS, GAINS_DIGEST, ADAPTER, ADAPTER_DIGEST)
+OUTER = ("embeddings", "head", "rest", "tokenizer", GAINS, GAINS_DIGEST, ADAPTER, ADAPTER_DIGEST)
+"""Keys of the top-level `parameters` that belong to the recipe; all others are defaults of merge methods."""
 
 
 def _read_globals(document: Any) -> Any:
@@ -130,8 +131,8 @@ def _read_globals(document: Any) -> Any:
     if not isinstance(document, (Mapping, GlobalParameters)):
         raise ValueError(f"expected a mapping, found {document!r}")
     if isinstance(document, Mapping):
-        outer = {key: value for key, value in document.items() if key in _OUTER}
-        return {**outer, "defaults": {key: value for key, value in document.items() if key not in _OUTER}}
+        outer = {key: value for key, value in document.items() if key in OUTER}
+        return {**outer, "defaults": {key: value for key, value in document.items() if key not in OUTER}}
     return document
 
 

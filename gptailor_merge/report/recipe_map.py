@@ -132,7 +132,7 @@ def healed(recipe: Recipe, directory: Path) -> str:
     """States which adapter a recipe has, and how it was trained as far as its directory says that."""
     adapter, facts = plan(recipe).adapter, facts_on(recipe, directory)
     words = [] if adapter is None else [f"{adapter_words(adapter)} is added to the layers"]
-    return "; ".join(words + ([] if facts is None else [facts.sentence()]))
+    return ". ".join(words + ([] if facts is None else [facts.sentence()]))
 
 
 def agreement(recipes: Sequence[Recipe], names: Mapping[str, str], depth: int) -> Agreement:
