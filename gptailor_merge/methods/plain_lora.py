@@ -21,7 +21,6 @@ _FREE = (
     "base_model_name_or_path",
     "exclude_modules",
     "inference_mode",
-    "layers_pattern",
     "layers_to_transform",
     "lora_alpha",
     "lora_dropout",
@@ -38,6 +37,9 @@ _FREE = (
 
 _STARTS = (True, False, "gaussian", "orthogonal")
 """The values of init_lora_weights that leave the model's weights as they are."""
+
+
+_LARGEST_ALPHA = 1e9
 
 
 def plain_config(document: Mapping[str, Any]) -> peft.LoraConfig:
@@ -65,9 +67,13 @@ def plain_config(document: Mapping[str, Any]) -> peft.LoraConfig:
     if config.init_lora_weights not in _STARTS:
         text = f"{config.init_lora_weights!r} changes the model's weights as well"
         raise FamilyError(f"init_lora_weights: {text}; only plain LoRA can be added to a recipe")
+    for name in ("target_modules", "exclude_modules"):
+        # A text would be a regular expression, which may take for ever to match.
+        if not isinstance(value := document.get(name, []), (list, type(None))):
+            raise FamilyError(f"{name}: expected a list of names, found {value!r}")
     if type(config.r) is not int or config.r < 1:
         raise FamilyError(f"r: expected a number from 1, found {config.r!r}")
-    if isinstance(config.lora_alpha, bool) or not isinstance(config.lora_alpha, (int, float)):
+    if not (type(config.lora_alpha) in (int, float) and abs(config.lora_alpha) < _LARGEST_ALPHA):
         raise FamilyError(f"lora_alpha: expected a number, found {config.lora_alpha!r}")
     return config
 

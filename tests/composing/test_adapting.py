@@ -226,6 +226,8 @@ def rename(tensors: dict[str, torch.Tensor], old: str, new: str) -> None:
         (lambda c, _: c.update(init_lora_weights="pissa"), "init_lora_weights: 'pissa' changes the model's"),
         (lambda c, _: c.update(colour=1), "colour: peft"),
         (lambda c, _: c.update(lora_alpha="5"), "lora_alpha: expected a number, found '5'"),
+        (lambda c, _: c.update(lora_alpha=float("nan")), "lora_alpha: expected a number, found nan"),
+        (lambda c, _: c.update(target_modules="(.+)+_proj"), "target_modules: expected a list of names, found"),
         (lambda c, _: c.update(r="3"), "adapter_config.json: "),
         (lambda c, _: c.update(r=2), "q_proj.lora_A.weight in {weights} is [3, 16]; by r in adapter_config.json expected [2, in]"),
         (lambda c, _: c.update(target_modules=["q_proj", "k_proj"]), "not trained on this pruned model: model"),
