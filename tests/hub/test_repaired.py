@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 
 from gptailor_merge.composing.adapter_places import with_adapter
@@ -18,7 +19,7 @@ from gptailor_merge.host.materialize import materialize
 from gptailor_merge.hub.bundle import bundle
 from gptailor_merge.hub.parents import LOCAL
 from gptailor_merge.hub.release import release_of
-from gptailor_merge.hub.reproduce import compare, rebuild
+from gptailor_merge.hub.reproduce import FILES, compare, rebuild
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.edits import map_files, with_whole_paths
 from gptailor_merge.recipe.recipe import Recipe
@@ -104,7 +105,7 @@ def healed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_an_adapter_is_published_and_the_healed_model_is_built_again_from_it(
-    healed: Run, tmp_path: Path
+    run: Run, healed: Run, tmp_path: Path
 ) -> None:
     directory = bundle(release_of(healed.record(), "mit"), "user/name")
     recipe = Recipe.load(directory / "mergekit_config.yml")
@@ -118,8 +119,14 @@ def test_an_adapter_is_published_and_the_healed_model_is_built_again_from_it(
     members = {
         name: str(DEMO / "family" / name) for name in (model.removeprefix(LOCAL) for model in recipe.models)
     }
-    rebuild(directory, members, tmp_path / "again")
+    fetched = tmp_path / "fetched"
+    names = [str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()]
+    for name in filter_repo_objects(names, allow_patterns=FILES):
+        (fetched / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(directory / name, fetched / name)
+    rebuild(fetched, members, tmp_path / "again")
     assert compare(directory, tmp_path / "again").equal
+    assert not compare(run.model, tmp_path / "again").equal
     record = json.loads((directory / "gptailor_run.json").read_text())
     assert record["healed"]["tokens"] == 4096
     for name, change in (
