@@ -23,6 +23,7 @@ ORDER = (
     "checking",
     "report",
     "runs",
+    "healing",
     "tuning",
     "repair",
     "search",

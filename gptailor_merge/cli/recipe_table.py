@@ -11,7 +11,9 @@ from rich import box
 
 from gptailor_merge import Recipe, Slot, plan
 from gptailor_merge.cli.terminal import PlainTable
+from gptailor_merge.composing.adapting import adapter_words
 from gptailor_merge.errors import errors_in
+from gptailor_merge.recipe.edits import with_whole_paths
 from gptailor_merge.recipe.grouping import runs
 from gptailor_merge.recipe.plan import Component, Edit
 from gptailor_merge.recipe.wording import operation_text, range_text, source_text
@@ -31,7 +33,8 @@ class Row:
     """Slots that follow each other and are made alike, or something beside the layers.
 
     Attributes:
-        label: the slots ("0-8"), or "embeddings", "head", "rest", "tokenizer"; empty for removed layers.
+        label: the slots ("0-8"), or "embeddings", "head", "rest", "tokenizer", "healed"; empty for removed
+            layers.
         cells: model -> the layers that are taken from it.
         how: the operation.
         mark: in a comparison "-", "+" or " ".
@@ -47,7 +50,7 @@ class Row:
 
 def of_file(file: Path) -> PlainTable:
     """Draws the recipe in a file."""
-    recipe = Recipe.load(file)
+    recipe = with_whole_paths(Recipe.load(file), file.parent)
     with errors_in(file):
         return table(rows(recipe), recipe.models, recipe.base_model)
 
@@ -92,6 +95,8 @@ def rows(recipe: Recipe) -> list[Row]:
         listed.append(_component("rest", resolved.rest))
     if resolved.tokenizer != resolved.base_model:
         listed.append(Row("tokenizer", {resolved.tokenizer: "all"}, "select"))
+    if resolved.adapter is not None:
+        listed.append(Row("healed", {}, f"by {adapter_words(resolved.adapter)}"))
     return listed
 
 
@@ -124,8 +129,9 @@ def differences(first: Recipe, second: Recipe) -> list[str]:
         for name, attribute in components.items()
     ]
     pairs.append(("tokenizer", before.tokenizer, after.tokenizer))
-    digests = [made.gains.digest if made.gains else None for made in (before, after)]
-    pairs.append(("gains", digests[0], digests[1]))
+    for name in ("gains", "adapter"):
+        edits = [getattr(made, name) for made in (before, after)]
+        pairs.append((name, *(edit and edit.digest for edit in edits)))
     return [f"{name}: {a or 'not given'} -> {b or 'not given'}" for name, a, b in pairs if a != b]
 
 

@@ -74,7 +74,7 @@ class Composer:
             self._module(self._bank.layer(slot), slot.layers[0][1], position)
             if only is None or position in only
             else self._layers[slot.layers[0][1]]
-            for position, slot in enumerate(plan.slots)
+            for position, slot in enumerate(plan.adapted_slots)
         ]
         model = _shallow_copy(self._shell(plan))
         config = self._pruned_config(plan)

@@ -1,8 +1,8 @@
 """Edits single tensors after they were selected or merged.
 
 Composing in memory and mergekit's `tailor` method call the same `edited`. The tensors are those of the
-linear map that a part of a layer, its attention or its MLP, ends with (output_projections.py), and the
-gains of norms (norms.py).
+linear map that a part of a layer, its attention or its MLP, ends with (output_projections.py), the gains of
+norms (norms.py), and the linear maps that an adapter changes (adapting.py).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from gptailor_merge.bounded_files import read_bounded
+from gptailor_merge.composing.adapting import adapted
 from gptailor_merge.digests import digest_of_bytes
 from gptailor_merge.errors import RecipeError
 from gptailor_merge.files import writing
-from gptailor_merge.recipe.plan import NORMS, Edit
+from gptailor_merge.recipe.plan import LORA, NORMS, Edit
 
 _MAP = "map"
 """The name of the only tensor in the file of a repair map."""
@@ -39,7 +40,7 @@ class Placed:
     """An edit with the names, inside the layer, of the tensors that it changes.
 
     Attributes:
-        prefix: what stands before these names in a file of gains.
+        prefix: what stands before these names in a file of gains, or in an adapter.
     """
 
     edit: Edit
@@ -49,7 +50,8 @@ class Placed:
 
 def to_json(placed: Sequence[Placed]) -> str:
     """Returns a text that `from_json` reads."""
-    return json.dumps([[(p.edit.part, p.edit.digest, p.edit.file), p.names, p.prefix] for p in placed])
+    edits = ((p.edit.part, p.edit.digest, p.edit.file, p.edit.position) for p in placed)
+    return json.dumps([[edit, p.names, p.prefix] for edit, p in zip(edits, placed, strict=True)])
 
 
 def from_json(text: str) -> tuple[Placed, ...]:
@@ -61,6 +63,8 @@ def from_json(text: str) -> tuple[Placed, ...]:
 def edited(placed: Collection[Placed], tensor: torch.Tensor, name: str) -> torch.Tensor:
     """Returns a tensor after the edits that change it; without any, the tensor itself.
 
+    An adapter, which is the last edit, leaves the rounding to the caller: its sum is of float32 or wider.
+
     Args:
         name: the tensor's name inside the layer, or its name outside the layers.
     """
@@ -69,6 +73,8 @@ def edited(placed: Collection[Placed], tensor: torch.Tensor, name: str) -> torch
             edit = placed_edit.edit
             if edit.digest is None:
                 tensor = torch.zeros_like(tensor)
+            elif edit.part == LORA:
+                tensor = adapted(edit.file, edit.digest, placed_edit.prefix + name, tensor)
             elif edit.part == NORMS:
                 gain = load_gains(edit.file, edit.digest)[placed_edit.prefix + name]
                 # A copy, since safetensors refuses to write one storage under two names.

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from gptailor_merge.composing.adapter_places import placed_adapter
 from gptailor_merge.composing.editing import Placed
 from gptailor_merge.composing.norms import placed_gains
 from gptailor_merge.errors import FamilyError
 from gptailor_merge.models.architecture import body_of, on_meta
-from gptailor_merge.recipe.plan import ATTENTION, MLP, NORMS, PARTS, Edit
+from gptailor_merge.recipe.plan import ATTENTION, LORA, MLP, NORMS, PARTS, Edit
 
 _NAMES = {ATTENTION: re.compile("attn|attention"), MLP: re.compile("mlp|feed_forward|ffn|moe")}
 """Part -> pattern of the names that layers give it."""
@@ -71,7 +72,7 @@ def placed(edits: Sequence[Edit], config: Mapping[str, Any], layer: int | None) 
     Raises:
         FamilyError: a part does not end with a linear map, or a later module changes its result so that
             the edit would not do what it says.
-        RecipeError, FamilyError: the gains of norms do not fit, see norms.placed_gains.
+        RecipeError, FamilyError: gains of norms or an adapter do not fit, see placed_gains, placed_adapter.
     """
     placed_edits = []
     for edit in edits:
@@ -79,6 +80,9 @@ def placed(edits: Sequence[Edit], config: Mapping[str, Any], layer: int | None) 
             placed_edits.append(placed_gains(edit, config, layer))
             continue
         assert layer is not None
+        if edit.part == LORA:
+            placed_edits.append(placed_adapter(edit, config, layer))
+            continue
         end = exit_of(config, layer, edit.part)
         label = f"the {edit.part} of layer {layer} of {config['model_type']}"
         if edit.digest is None and not end.keeps_zero:

@@ -44,7 +44,7 @@ class Branches(NamedTuple):
 
 def path_of(plan: Plan) -> Path:
     """Returns a plan's path: all that the hidden state after each slot depends on, besides the input."""
-    first, *rest = plan.slots
+    first, *rest = plan.adapted_slots
     # A norm outside the layers may stand before them.
     return ((plan.embeddings, *plan.outer_edits, first), *rest)
 

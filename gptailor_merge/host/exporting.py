@@ -45,6 +45,12 @@ _TEMPLATES = ("chat_template.*", "generation_config.json")
 _GAINS = "the gains of norms are fitted numbers, and no method of mergekit reads a tensor from a file"
 
 
+_ADAPTER = (
+    "an adapter is added to the pruned model, and mergekit adds one to whole members only; write the model "
+    "with gptailor merge, or export the recipe without its adapter and load that with peft"
+)
+
+
 _RANDOM = ("dare", "della")
 """Prefixes of methods that draw random numbers, which mergekit draws anew in every run."""
 
@@ -108,6 +114,9 @@ def _base_model(stage: Stage, plan: Plan, family: Family, out: Path) -> str:
 
 def _plan_problems(plan: Plan) -> Iterator[str]:
     """Yields parts of a plan that no plain configuration can express."""
+    if plan.adapter is not None:
+        yield _ADAPTER
+        return
     if plan.gains is not None:
         yield _GAINS
         return

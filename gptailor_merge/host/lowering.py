@@ -64,7 +64,7 @@ def lower(
     slices = [slice_of([(m, 0, 0) for m in (*embeddings[0], *padding[:missing])], embeddings[1], outer)]
     slices += [
         slice_of([(model, layer, layer + 1) for model, layer in slot.layers], slot.operation, slot.edits)
-        for slot in plan.slots
+        for slot in plan.adapted_slots
     ]
     rest = plan.rest_component
     slices.append(slice_of([(model, *REST_LAYER) for model in rest[0]], rest[1]))

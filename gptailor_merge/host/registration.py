@@ -31,6 +31,7 @@ from transformers.utils import (
     VIDEO_PROCESSOR_NAME,
 )
 
+from gptailor_merge.composing.adapter_places import check_adapter
 from gptailor_merge.composing.editing import from_json, to_json
 from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.errors import InputError, Problem, RecipeError
@@ -40,6 +41,7 @@ from gptailor_merge.models.architecture import Architecture, Shape, pruned, shif
 from gptailor_merge.models.checkpoint import headers_in
 from gptailor_merge.models.depth import DEPTH
 from gptailor_merge.models.stored_names import WrittenNames, stored_names
+from gptailor_merge.recipe.plan import LORA
 from gptailor_merge.recipe.recipe import TAILOR
 
 _PROCESSOR_FILES = tuple(
@@ -174,14 +176,17 @@ def _place_edits(config: MergeConfiguration, written: WrittenNames) -> None:
     """Adds to each edit its tensors, for which the model's config must be on this machine."""
     base_config: dict[str, Any] | None = None
     slices = config.slices or []
+    # The first slice and the last two have no layers, see lowering.py.
+    kept = [part.sources[0].layer_range[0] for part in slices[1:-2]]
     for position, part in enumerate(slices):
         if EDITS in (part.parameters or {}):
             base_config = base_config or _config_model(config).config().to_dict()
             edits = [placed_edit.edit for placed_edit in from_json(part.parameters[EDITS])]
-            # The first slice and the last two have no layers, see lowering.py.
             has_layers = 0 < position < len(slices) - 2
             layer = part.sources[0].layer_range[0] if has_layers else None
             try:
+                if position == 1 and edits[-1].part == LORA:
+                    check_adapter(edits[-1], pruned(base_config, kept))
                 placed_edits = placed(edits, base_config, layer)
             except InputError as error:
                 refuse(error)

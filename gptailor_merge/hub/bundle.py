@@ -9,13 +9,14 @@ from pathlib import Path
 from huggingface_hub import get_token
 
 from gptailor_merge.checking.soundness import examine
+from gptailor_merge.composing.adapting import CONFIG_FILE, public_config
 from gptailor_merge.errors import ConfigError, MergeFailedError
 from gptailor_merge.files import staging
 from gptailor_merge.host.materialize import WRITTEN_FILES, is_of
 from gptailor_merge.host.names_and_commands import RECIPE
 from gptailor_merge.hub.card import card_of
 from gptailor_merge.hub.parents import CARD
-from gptailor_merge.hub.release import GAINS, MAPS, RECORD, Release
+from gptailor_merge.hub.release import ADAPTER, GAINS, MAPS, RECORD, Release
 from gptailor_merge.report.pictures import draw_pictures
 from gptailor_merge.report.view import view
 from gptailor_merge.runs.directory import Directory
@@ -52,7 +53,7 @@ def bundle(release: Release, repo_id: str) -> Path:
     """
     run = release.run
     out = run.hub
-    leftovers = (*WRITTEN_FILES, f"{MAPS}/*", f"{GAINS}/*", f"{PICTURES}/*")
+    leftovers = (*WRITTEN_FILES, f"{MAPS}/*", f"{GAINS}/*", f"{ADAPTER}/*", f"{PICTURES}/*")
     with staging(out, marker=RECORD, leftovers=leftovers) as directory:
         for file in sorted(run.model.iterdir()):
             if file.name not in (RECIPE, CARD) and file.is_file():
@@ -61,6 +62,9 @@ def bundle(release: Release, repo_id: str) -> Path:
         for name, file in release.files.items():
             (directory / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(file, directory / name)
+        if release.adapter is not None:
+            text = public_config(release.adapter)
+            (directory / ADAPTER / CONFIG_FILE).write_text(text, encoding="utf-8")
         (directory / RECORD).write_text(release.record_text(), encoding="utf-8")
         pictures = draw_pictures(view(release.source), directory / PICTURES)
         card_of(release, repo_id, pictures).save(directory / CARD)

@@ -33,7 +33,7 @@ from gptailor_merge.hub.citations import CITATIONS
 from gptailor_merge.hub.markdown import code, fence, plain_text
 from gptailor_merge.hub.model_size import size_of
 from gptailor_merge.hub.objective_sentences import calibration_texts, described
-from gptailor_merge.hub.release import GAINS, MAPS, Release
+from gptailor_merge.hub.release import ADAPTER, GAINS, MAPS, Release
 from gptailor_merge.models.configs import load_config
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.scores import COSTS, Score
@@ -119,6 +119,7 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
         "repairs": _repairs(release),
         "fitted_norms": _fitted_norms(release),
         "training": _training(release),
+        "healed": release.lora is not None,
         "recipe": recipe,
         "recipe_fence": fence(recipe),
         "versions": plain_text(", ".join(f"{name} {version}" for name, version in versions.items())),
@@ -155,7 +156,14 @@ def _headline(release: Release) -> str:
         share = 100 * (1 - kept / parameters)
         parts = [f"{left} of {layers} layers, {kept:,} of {parameters:,} parameters ({share:.1f} % less)"]
     fitted = _fitted_by_gradient(release)
-    parts.append(f"{' and '.join(fitted)} fitted by gradient, no other training" if fitted else "no training")
+    lora = release.lora
+    if lora is not None:
+        parts.append(f"healed: trained after pruning, with {lora.words}")
+    elif not fitted:
+        parts.append("no training")
+    if fitted:
+        other = "" if lora else ", no other training"
+        parts.append(f"{' and '.join(fitted)} fitted by gradient{other}")
     scores = release.held_out.get(FOUND, {})
     measured = [name for name, by_set in scores.items() if next(iter(by_set.values())).unit not in COSTS]
     if measured:
@@ -193,7 +201,9 @@ def _fitted_by_gradient(release: Release) -> list[str]:
 
 
 def _training(release: Release) -> str:
-    """States what was fitted, how, and that nothing else was trained."""
+    """States what was fitted, how, and whether anything else was trained."""
+    if release.lora is not None:
+        return _healed(release)
     fitted, maps = " and ".join(_fitted_by_gradient(release)), bool(release.plan.repaired)
     if not fitted:
         though = ", though maps were fitted to calibration texts in closed form (see below)" if maps else ""
@@ -206,6 +216,22 @@ def _training(release: Release) -> str:
         f"{fitted.capitalize()} were fitted to calibration texts by gradient{also} (see below). No other "
         "weight was trained, and the model was **not healed**: no training of all weights followed."
     )
+
+
+def _healed(release: Release) -> str:
+    """States that the model was trained, on what, and what was fitted before."""
+    assert release.lora is not None
+    sentences = [
+        "The model was **healed**: after the layers were chosen, "
+        f"{plain_text(release.lora.words)} was trained (`{ADAPTER}/`) and is added to its weights."
+    ]
+    if release.healing is not None:
+        sentences.append(f"{plain_text(release.healing.sentence())}.")
+    before = [f"{' and '.join(fitted)} by gradient"] if (fitted := _fitted_by_gradient(release)) else []
+    before += ["maps in closed form"] if release.plan.repaired else []
+    if before:
+        sentences.append(f"Before that, {' and '.join(before)} were fitted to calibration texts (see below).")
+    return " ".join(sentences)
 
 
 def _repairs(release: Release) -> str:

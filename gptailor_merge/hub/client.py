@@ -24,7 +24,7 @@ from gptailor_merge import __version__
 from gptailor_merge.errors import ConfigError, FamilyError, HubError
 from gptailor_merge.hub.bundle import PICTURES
 from gptailor_merge.hub.client_errors import explained
-from gptailor_merge.hub.release import RECORD
+from gptailor_merge.hub.release import ADAPTER, RECORD
 from gptailor_merge.models.chosen_weights import INDEX
 from gptailor_merge.models.stranger_files import read_object
 from gptailor_merge.runs.redaction import WEIGHTS
@@ -36,7 +36,7 @@ ATTRIBUTES = ".gitattributes"
 PULL_REQUEST = "refs/pr/"
 
 
-STALE = [WEIGHTS, INDEX, f"{PICTURES}/*"]
+STALE = [WEIGHTS, INDEX, f"{PICTURES}/*", f"{ADAPTER}/*"]
 """Files of an earlier push that a later push of the same run may lack."""
 
 

@@ -1,7 +1,8 @@
 """Reads the recipe of a published model, which a stranger may have written.
 
 Of this machine it may name nothing: a member is one of the Hub's, or called ./NAME and given by the user,
-and the file of an edit is one of the repository. A Hub id is one even where a directory of that name exists.
+and the file of an edit, or an adapter, is one of the repository. A Hub id is one even where a directory of
+that name exists.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from gptailor_merge.bounded_files import refuse_special
+from gptailor_merge.composing.adapting import CONFIG_FILE, WEIGHTS_FILE
 from gptailor_merge.errors import ConfigError, RecipeError
 from gptailor_merge.host.names_and_commands import RECIPE
 from gptailor_merge.hub.parents import LOCAL
-from gptailor_merge.hub.release import GAINS, MAPS
+from gptailor_merge.hub.release import ADAPTER, GAINS, MAPS
 from gptailor_merge.models.checkpoint import ModelId
 from gptailor_merge.models.directories import directory_of
 from gptailor_merge.planning.resolve import problems
@@ -51,6 +53,8 @@ def with_places(published: Path, members: Mapping[str, str]) -> Recipe:
     if mistakes := problems(recipe):
         raise RecipeError(mistakes, file=published / RECIPE)
     files = {name: str(_file(published, name)) for name in edit_files(recipe)}
+    if (adapter := recipe.parameters.adapter) is not None:
+        files[adapter] = str(_adapter(published, adapter))
     models = {model: _place(model, parts[model], members) for model in parts}
     return with_files(renamed(recipe, lambda name: name if name == BASE else models[name]), files)
 
@@ -120,6 +124,29 @@ def _file(published: Path, name: str) -> Path:
     if _FILE.fullmatch(name) is None:
         text = f"expected a file of the repository, {MAPS}/NAME or {GAINS}/NAME"
         raise RecipeError(f"the published recipe names the file {name!r}; {text}")
+    return _stored(published, name)
+
+
+def _adapter(published: Path, name: str) -> Path:
+    """Returns the directory of the adapter in a snapshot.
+
+    Raises:
+        RecipeError: the recipe names another directory, or the repository lacks its files.
+    """
+    if name != ADAPTER:
+        text = f"expected the directory of the repository, {ADAPTER}"
+        raise RecipeError(f"the published recipe names the adapter {name!r}; {text}")
+    for file in (CONFIG_FILE, WEIGHTS_FILE):
+        _stored(published, f"{ADAPTER}/{file}")
+    return published / ADAPTER
+
+
+def _stored(published: Path, name: str) -> Path:
+    """Returns a file of a snapshot.
+
+    Raises:
+        RecipeError: there is none of that name, or it is a link that leaves the snapshot and its storage.
+    """
     file = published / name
     try:
         refuse_special(file)

@@ -13,10 +13,12 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from gptailor_merge import __version__
+from gptailor_merge.composing.adapting import WEIGHTS_FILE, LoraAdapter, load_adapter
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.digests import digest
 from gptailor_merge.documents import json_text
 from gptailor_merge.errors import ConfigError
+from gptailor_merge.healing.facts import HealingFacts, facts_on
 from gptailor_merge.hub.parents import Licence, Parent, licence_of, parents_of
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.planning.resolve import plan
@@ -41,6 +43,10 @@ GAINS = "gains"
 """The directory in which the gains of norms are published."""
 
 
+ADAPTER = "adapter"
+"""The directory in which the adapter of a healed recipe is published; the recipe names it so."""
+
+
 FORMAT = 1
 """The format of the published record."""
 
@@ -62,6 +68,8 @@ class Release:
         config: the search config, with members as the public calls them.
         licence: the licence of the model.
         search_digest: the same for every state of one run, see `search_digest`.
+        adapter: the directory of the recipe's adapter on this machine; None where it has none.
+        healing: how the model was healed, as far as the run says it.
     """
 
     source: Record
@@ -73,6 +81,8 @@ class Release:
     config: Mapping[str, Any]
     licence: Licence
     search_digest: str
+    adapter: Path | None
+    healing: HealingFacts | None
 
     @property
     def run(self) -> Directory:
@@ -105,6 +115,14 @@ class Release:
         return plan(self.recipe)
 
     @property
+    def lora(self) -> LoraAdapter | None:
+        """The adapter of the recipe."""
+        edit = self.plan.adapter
+        if self.adapter is None or edit is None or edit.digest is None:
+            return None
+        return load_adapter(str(self.adapter), edit.digest)
+
+    @property
     def digest(self) -> str:
         """The digest of the published recipe, as `gptailor recipe lint` prints it."""
         return self.plan.digest
@@ -127,6 +145,7 @@ class Release:
             "sizes": {n: size for n, size in shown["sizes"].items() if n in ("base", FOUND)},
             "front": [{**asdict(row), "recipe": row.recipe.name} for row in self.summary.front],
             **({"stages": shown["stages"]} if "stages" in shown else {}),
+            **({} if self.healing is None else {"healed": self.healing.to_public()}),
             "items": [{**asdict(items), "ids": len(items.ids)} for items in self.items],
             "recipe": self.recipe.to_mapping(),
             "config": self.config,
@@ -160,6 +179,10 @@ def release_of(record: Record, licence: str | None) -> Release:
     used = tuple(parent for parent in family if parent.model in recipe.models)
     names = {parent.model: parent.pinned for parent in family}
     files = {**_published(map_files(recipe), MAPS), **_published(gains_files(recipe), GAINS)}
+    adapter = recipe.parameters.adapter
+    if adapter is not None:
+        files[str(Path(adapter) / WEIGHTS_FILE)] = f"{ADAPTER}/{WEIGHTS_FILE}"
+        names[adapter] = ADAPTER
     return Release(
         source=record,
         summary=summary,
@@ -170,6 +193,8 @@ def release_of(record: Record, licence: str | None) -> Release:
         config=public(record.document, names),
         licence=licence_of(used, licence),
         search_digest=search_digest(record.settings, family, record.baseline or ""),
+        adapter=None if adapter is None else Path(adapter),
+        healing=facts_on(recipe, file.parent),
     )
 
 

@@ -19,10 +19,11 @@ from gptailor_merge.host.names_and_commands import RECIPE
 from gptailor_merge.hub.client import check_name
 from gptailor_merge.hub.client_errors import explained
 from gptailor_merge.hub.published_recipe import with_places
+from gptailor_merge.hub.release import ADAPTER
 from gptailor_merge.models.checkpoint import headers_in
 from gptailor_merge.models.stranger_files import read_object
 
-FILES = [RECIPE, "config.json", "*.safetensors", "*.safetensors.index.json"]
+FILES = [RECIPE, "config.json", "*.safetensors", "*.safetensors.index.json", f"{ADAPTER}/*.json"]
 """The files of a published model that are downloaded."""
 
 

@@ -72,12 +72,23 @@ def check_with_family(
     depths = {member.model: member.depth for member in family.members}
     mistakes = depth_problems(recipe, depths.get) + fit_problems(resolved, family)
     mistakes = mistakes or kind_problems(recipe, resolved, family) + dtype_problems(recipe, family)
-    mistakes = mistakes or list(place_problems(recipe, family.base.config))
+    mistakes = mistakes or list(place_problems(recipe, family.base.config, resolved.kept))
     if mistakes:
         raise RecipeError(mistakes, file=file)
     for sentence in family.warnings_with(family.by_model(resolved.tokenizer)):
         on_warning(sentence)
     return resolved, family
+
+
+def refuse_healed(resolved: Plan, file: Path | str | None) -> None:
+    """Refuses a recipe with an adapter, which fits no other layers than those that it was trained on.
+
+    Raises:
+        RecipeError: it has one.
+    """
+    if resolved.adapter is not None:
+        text = "the recipe is healed, which comes last; take the one that it was made of, without an adapter"
+        raise RecipeError(Problem(("parameters", "adapter"), text), file=file)
 
 
 def _with_files(recipe: Recipe, file: Path | str | None) -> Recipe:

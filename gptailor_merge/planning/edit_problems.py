@@ -1,19 +1,23 @@
-"""Finds mistakes in the keys that edit layers: `without`, and `repair` and `gains` with their digests."""
+"""Finds mistakes in the keys that edit layers: `without`, and `repair`, `gains`, `adapter` with digests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gptailor_merge.composing.adapter_places import check_adapter
+from gptailor_merge.composing.adapting import load_adapter
 from gptailor_merge.composing.editing import load_gains, load_map
 from gptailor_merge.composing.norms import check_gains
 from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.documents import suggest
 from gptailor_merge.errors import FamilyError, KeyPath, Problem, RecipeError
-from gptailor_merge.models.architecture import Architecture
-from gptailor_merge.recipe.edits import edits_of, outer_gains
+from gptailor_merge.models.architecture import Architecture, pruned
+from gptailor_merge.recipe.edits import adapter_of, edits_of, outer_gains
 from gptailor_merge.recipe.plan import MLP, NORMS, PARTS, Edit
 from gptailor_merge.recipe.recipe import (
+    ADAPTER,
+    ADAPTER_DIGEST,
     GAINS,
     GAINS_DIGEST,
     REPAIR,
@@ -46,15 +50,20 @@ def edit_problems(part: Slice) -> Iterator[Problem]:
         yield Problem(("parameters", REPAIR), text)
 
 
-def outer_gains_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Yields mistakes in the keys of the recipe's `parameters` that set the norms outside the layers."""
+def outer_edit_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yields mistakes in the keys of `parameters` that set norms outside the layers, or an adapter."""
     parameters = recipe.parameters
     yield from _pair_problems({GAINS: parameters.gains, GAINS_DIGEST: parameters.gains_digest})
+    yield from _pair_problems({ADAPTER: parameters.adapter, ADAPTER_DIGEST: parameters.adapter_digest})
+    if parameters.adapter is not None and recipe.out_dtype is None:
+        text = "is missing; a recipe with an adapter says to which dtype its sum is rounded, e.g. bfloat16"
+        yield Problem(("out_dtype",), text)
 
 
 _PAIRS = {
     REPAIR: "a repair is the file of a map and its digest, as gptailor repair writes",
     GAINS: "gains are a file of them and its digest",
+    ADAPTER: "an adapter is a directory of peft and its digest, as gptailor heal writes",
 }
 """Key of a file -> a sentence on what stands beside it."""
 
@@ -79,10 +88,20 @@ def file_problems(recipe: Recipe) -> Iterator[Problem]:
             load(edit.file, edit.digest)
         except RecipeError as error:
             yield Problem(path, str(error))
+    if (adapter := adapter_of(recipe)) is not None and adapter.digest is not None:
+        try:
+            load_adapter(adapter.file, adapter.digest)
+        except RecipeError as error:
+            yield Problem(("parameters", ADAPTER), str(error))
 
 
-def place_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yields edits that a config's layers, or the norms outside them, do not allow."""
+def place_problems(recipe: Recipe, config: Mapping[str, Any], kept: Sequence[int]) -> Iterator[Problem]:
+    """Yields edits that a config's layers, or the norms outside them, do not allow.
+
+    Args:
+        config: the base's.
+        kept: the layer of each slot's first source.
+    """
     refused = set()
     first: dict[Edit, KeyPath] = {}
     for path, edit, _ in _edits_at(recipe):
@@ -104,6 +123,11 @@ def place_problems(recipe: Recipe, config: Mapping[str, Any]) -> Iterator[Proble
                     _check_map(edit, Architecture.of(config).layers[layer][placed_edit.names[0]][0])
         except (FamilyError, RecipeError) as error:
             yield Problem(path, str(error))
+    if (adapter := adapter_of(recipe)) is not None:
+        try:
+            check_adapter(adapter, pruned(config, kept))
+        except (FamilyError, RecipeError) as error:
+            yield Problem(("parameters", ADAPTER), str(error))
 
 
 def _check_map(edit: Edit, width: int) -> None:

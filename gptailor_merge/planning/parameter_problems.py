@@ -11,7 +11,7 @@ from gptailor_merge.methods.specs import MethodSpec, ParameterScope, ParameterSp
 from gptailor_merge.planning.method_parameters import Scopes, settle, slice_scopes, source_parameters
 from gptailor_merge.recipe.fields import Conditional, Parameters
 from gptailor_merge.recipe.plan import SELECT
-from gptailor_merge.recipe.recipe import BASE_MARK, GAINS, GAINS_DIGEST, OWN, Recipe, Slice, Source
+from gptailor_merge.recipe.recipe import BASE_MARK, OUTER, OWN, Recipe, Slice, Source
 
 
 def parameter_problems(spec: MethodSpec, part: Slice) -> Iterator[Problem]:
@@ -47,7 +47,7 @@ def default_problems(recipe: Recipe, methods: Collection[object]) -> Iterator[Pr
         if name in known:
             yield from _setting_problems(("parameters", name), value, known[name])
         elif len(specs) == len(methods):
-            hint = suggest(name, {*known, "embeddings", "head", GAINS, GAINS_DIGEST})
+            hint = suggest(name, {*known, *OUTER})
             yield Problem(("parameters", name), f"no method of this recipe takes it{hint}")
 
 

@@ -8,10 +8,10 @@ from gptailor_merge.documents import suggest
 from gptailor_merge.errors import Problem, RecipeError
 from gptailor_merge.methods.chat_templates import chat_template_problem
 from gptailor_merge.planning.components import component, component_problems, rest_component
-from gptailor_merge.planning.edit_problems import outer_gains_problems
+from gptailor_merge.planning.edit_problems import outer_edit_problems
 from gptailor_merge.planning.operations import OPERATIONS, is_removed, operation_of
 from gptailor_merge.planning.parameter_problems import default_problems
-from gptailor_merge.recipe.edits import outer_gains
+from gptailor_merge.recipe.edits import adapter_of, outer_gains
 from gptailor_merge.recipe.model_names import with_one_name_each
 from gptailor_merge.recipe.plan import SELECT, Plan
 from gptailor_merge.recipe.recipe import Recipe, Slice
@@ -39,6 +39,7 @@ def plan(recipe: Recipe) -> Plan:
         out_dtype=recipe.out_dtype,
         gains=outer_gains(recipe),
         rest=rest_component(recipe),
+        adapter=adapter_of(recipe),
     )
 
 
@@ -54,7 +55,7 @@ def problems(recipe: Recipe) -> list[Problem]:
     mistakes += _removal_problems(recipe)
     mistakes += _repeated_model_problems(recipe)
     mistakes += component_problems(recipe)
-    mistakes += outer_gains_problems(recipe)
+    mistakes += outer_edit_problems(recipe)
     if not mistakes and all(map(is_removed, recipe.slices)):
         mistakes.append(Problem(("slices",), "the model would be empty; no slice selects or merges a layer"))
     return mistakes

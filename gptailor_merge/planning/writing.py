@@ -81,6 +81,8 @@ def recipe_of(plan: Plan, depth: int) -> Recipe:
             tokenizer=_member(plan.tokenizer, plan.base_model),
             gains=plan.gains.file if plan.gains else None,
             gains_digest=plan.gains.digest if plan.gains else None,
+            adapter=plan.adapter.file if plan.adapter else None,
+            adapter_digest=plan.adapter.digest if plan.adapter else None,
         ),
         slices=with_removals(slices, plan.base_model, depth),
     )

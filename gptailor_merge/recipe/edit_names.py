@@ -1,4 +1,4 @@
-"""Gives the files of a recipe's edits other names; model_names.py does so for its models."""
+"""Gives the files of a recipe's edits and its adapter other names; model_names.py does so for models."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def with_files(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
     """Returns a recipe with other names for the files of its edits.
 
     Args:
-        names: file of a map or of gains -> its new name.
+        names: file of a map or of gains, or directory of an adapter -> its new name.
     """
     slices = tuple(
         part.model_copy(
@@ -26,4 +26,6 @@ def with_files(recipe: Recipe, names: Mapping[str, str]) -> Recipe:
     outer = recipe.parameters
     if outer.gains is not None:
         outer = outer.model_copy(update={"gains": names[outer.gains]})
+    if outer.adapter is not None:
+        outer = outer.model_copy(update={"adapter": names[outer.adapter]})
     return recipe.model_copy(update={"slices": slices, "parameters": outer})

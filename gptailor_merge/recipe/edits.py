@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path, PurePath
 
-from gptailor_merge.recipe.plan import MLP, NORMS, Edit
+from gptailor_merge.recipe.plan import LORA, MLP, NORMS, Edit
 from gptailor_merge.recipe.recipe import (
     GAINS,
     GAINS_DIGEST,
@@ -39,6 +40,20 @@ def outer_gains(recipe: Recipe) -> Edit | None:
     return Edit(NORMS, parameters.gains_digest, parameters.gains)
 
 
+def adapter_of(recipe: Recipe) -> Edit | None:
+    """Returns the adapter of a recipe that has no problems, or None."""
+    parameters = recipe.parameters
+    if parameters.adapter is None:
+        return None
+    return Edit(LORA, parameters.adapter_digest, parameters.adapter)
+
+
+def without_adapter(recipe: Recipe) -> Recipe:
+    """Returns the recipe with no adapter."""
+    parameters = recipe.parameters.model_copy(update={"adapter": None, "adapter_digest": None})
+    return recipe.model_copy(update={"parameters": parameters})
+
+
 def map_files(recipe: Recipe) -> list[str]:
     """Returns the files of all repair maps of a recipe."""
     edits = (edit for part in recipe.slices for edit in edits_of(part))
@@ -53,12 +68,15 @@ def gains_files(recipe: Recipe) -> list[str]:
 
 
 def edit_files(recipe: Recipe) -> list[str]:
-    """Returns every file that the edits of a recipe name: repair maps and gains of norms."""
+    """Returns every file that the edits of a recipe name: repair maps and gains of norms.
+
+    An adapter is a directory, `recipe.parameters.adapter`.
+    """
     return [*map_files(recipe), *gains_files(recipe)]
 
 
 def with_whole_paths(recipe: Recipe, directory: Path) -> Recipe:
-    """Returns a recipe that names the files of its edits by paths that hold from everywhere.
+    """Returns a recipe that names the files of its edits and its adapter by paths that hold from everywhere.
 
     A relative file is looked for in the directory, and in the one above it: a run has recipes in itself and
     one level deeper, and maps in one place. A file that is gone is looked for by the end of its path, so that
@@ -71,6 +89,9 @@ def with_whole_paths(recipe: Recipe, directory: Path) -> Recipe:
     parameters = recipe.parameters
     if parameters.gains is not None:
         parameters = parameters.model_copy(update={"gains": _where(parameters.gains, directory)})
+    if parameters.adapter is not None:
+        adapter = _where(parameters.adapter, directory, Path.is_dir)
+        parameters = parameters.model_copy(update={"adapter": adapter})
     if (slices, parameters) == (recipe.slices, recipe.parameters):
         return recipe
     return recipe.model_copy(update={"slices": slices, "parameters": parameters})
@@ -84,7 +105,7 @@ def _with_whole_path(part: Slice, directory: Path) -> Slice:
     return part if parameters == part.parameters else part.model_copy(update={"parameters": parameters})
 
 
-def _where(file: str, directory: Path) -> str:
+def _where(file: str, directory: Path, is_there: Callable[[Path], bool] = Path.is_file) -> str:
     """Returns the whole path of a file that a recipe names, or the name where there is no such file."""
     parts = PurePath(file).parts
     if PurePath(file).is_absolute():
@@ -92,4 +113,4 @@ def _where(file: str, directory: Path) -> str:
     else:
         ends = [parts]
     places = (above.joinpath(*end) for end in ends for above in (directory, directory.parent))
-    return next((str(place.absolute()) for place in places if place.is_file()), file)
+    return next((str(place.absolute()) for place in places if is_there(place)), file)

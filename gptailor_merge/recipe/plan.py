@@ -80,25 +80,32 @@ NORMS = "norms"
 """The part of an edit that replaces the gains of norms."""
 
 
+LORA = "lora"
+"""The part of an edit that adds a LoRA adapter to linear maps."""
+
+
 @dataclass(frozen=True)
 class Edit:
-    """An edit of the linear map that a part of a layer ends with, or of the gains of norms.
+    """An edit of the linear map that a part of a layer ends with, of the gains of norms, or by an adapter.
 
     Attributes:
-        part: "attention", "mlp" or "norms".
-        digest: digest of the file; None, which norms do not allow, makes the linear map zero.
+        part: "attention", "mlp", "norms" or "lora".
+        digest: digest of the file; None, which only attention and MLP allow, makes the linear map zero.
         file: the file that holds the repair map that is multiplied with the linear map, or the gains that
-            take the place of those of the norms.
+            take the place of those of the norms; the directory of an adapter.
+        position: the slot that gets its share of an adapter; None for the other edits, and for an adapter
+            as a whole.
     """
 
     part: str
     digest: str | None = None
     file: str = field(default="", compare=False)
+    position: int | None = None
 
     @property
     def is_repair(self) -> bool:
         """True if the edit multiplies a part with a repair map."""
-        return self.digest is not None and self.part != NORMS
+        return self.digest is not None and self.part in PARTS
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,7 @@ class Plan:
         tokenizer: the model that gives tokenizer, special tokens and generation config.
         gains: the edit of the norms outside the layers; None leaves them as they are.
         rest: what is no part of the language model, e.g. a vision tower; None means the base's.
+        adapter: the LoRA adapter that is added to the layers after all other edits; None adds nothing.
     """
 
     base_model: str
@@ -155,6 +163,17 @@ class Plan:
     out_dtype: str | None
     gains: Edit | None = None
     rest: Component | None = None
+    adapter: Edit | None = None
+
+    @property
+    def adapted_slots(self) -> tuple[Slot, ...]:
+        """The slots, each of which is edited last by its share of the adapter; this is what is composed."""
+        if self.adapter is None:
+            return self.slots
+        return tuple(
+            replace(slot, edits=(*slot.edits, replace(self.adapter, position=position)))
+            for position, slot in enumerate(self.slots)
+        )
 
     @property
     def outer_edits(self) -> tuple[Edit, ...]:
@@ -167,9 +186,10 @@ class Plan:
         return self.rest or Component((self.base_model,), Operation(SELECT, ((),)))
 
     def with_edits(self, change: Callable[[Edit], Edit]) -> Plan:
-        """Returns the plan with each of its edits changed, those outside the layers included."""
+        """Returns the plan with each of its edits changed, gains outside the layers and adapter included."""
         slots = tuple(replace(slot, edits=tuple(map(change, slot.edits))) for slot in self.slots)
-        return replace(self, slots=slots, gains=None if self.gains is None else change(self.gains))
+        gains, adapter = (None if edit is None else change(edit) for edit in (self.gains, self.adapter))
+        return replace(self, slots=slots, gains=gains, adapter=adapter)
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -204,4 +224,6 @@ class Plan:
             content.append([self.gains.part, self.gains.digest])
         if self.rest is not None:
             content.append({"rest": [self.rest.models, self.rest.operation.to_json()]})
+        if self.adapter is not None:
+            content.append({"adapter": self.adapter.digest})
         return digest_of_bytes(json.dumps(content, separators=(",", ":")).encode())

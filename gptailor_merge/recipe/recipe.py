@@ -34,6 +34,10 @@ GAINS, GAINS_DIGEST = "gains", "gains_digest"
 """Keys that set the gains of norms: of a slice's layers, or in the top-level `parameters` of the others."""
 
 
+ADAPTER, ADAPTER_DIGEST = "adapter", "adapter_digest"
+"""Keys of the top-level `parameters` that add a LoRA adapter to the layers of the pruned model."""
+
+
 OWN = ("op", "method", WITHOUT, REPAIR, REPAIR_DIGEST, GAINS, GAINS_DIGEST)
 """Keys of a slice's parameters that belong to the recipe, not to the merge method."""
 
@@ -112,10 +116,13 @@ class GlobalParameters(Frozen):
     tokenizer: ModelName = BASE
     gains: TextField = None
     gains_digest: TextField = None
+    adapter: TextField = None
+    adapter_digest: TextField = None
     defaults: ParametersField = ()
 
 
-_OUTER = ("embeddings", "head", "rest", "tokenizer", GAINS, GAINS_DIGEST)
+OUTER = ("embeddings", "head", "rest", "tokenizer", GAINS, GAINS_DIGEST, ADAPTER, ADAPTER_DIGEST)
+"""Keys of the top-level `parameters` that belong to the recipe; all others are defaults of merge methods."""
 
 
 def _read_globals(document: Any) -> Any:
@@ -124,8 +131,8 @@ def _read_globals(document: Any) -> Any:
     if not isinstance(document, (Mapping, GlobalParameters)):
         raise ValueError(f"expected a mapping, found {document!r}")
     if isinstance(document, Mapping):
-        outer = {key: value for key, value in document.items() if key in _OUTER}
-        return {**outer, "defaults": {key: value for key, value in document.items() if key not in _OUTER}}
+        outer = {key: value for key, value in document.items() if key in OUTER}
+        return {**outer, "defaults": {key: value for key, value in document.items() if key not in OUTER}}
     return document
 
 

@@ -138,8 +138,10 @@ def best_by_layers(candidates: Iterable[Candidate], count: int) -> list[Candidat
 
 
 def has_files(candidate: Candidate) -> bool:
-    """Tells whether the maps and gains of a candidate are there."""
-    return all(Path(file).is_file() for file in edit_files(candidate.parsed))
+    """Tells whether the maps and gains of a candidate are there, and its adapter."""
+    adapter = candidate.parsed.parameters.adapter
+    has_adapter = adapter is None or Path(adapter).is_dir()
+    return has_adapter and all(Path(file).is_file() for file in edit_files(candidate.parsed))
 
 
 def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog, directory: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from gptailor_merge.composing.adapting import adapter_words
+from gptailor_merge.healing.facts import facts_on
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import SELECT, Filtered, Operation, Scalar, Slot
 from gptailor_merge.recipe.recipe import Recipe
@@ -123,6 +126,13 @@ def outer(recipe: Recipe, names: Mapping[str, str]) -> dict[str, str]:
             getattr(resolved, label), lambda model: names.get(model, model), edits
         )
     return {label: sources[label] for label in ("embeddings", "head", "tokenizer")}
+
+
+def healed(recipe: Recipe, directory: Path) -> str:
+    """States which adapter a recipe has, and how it was trained as far as its directory says that."""
+    adapter, facts = plan(recipe).adapter, facts_on(recipe, directory)
+    words = [] if adapter is None else [f"{adapter_words(adapter)} is added to the layers"]
+    return ". ".join(words + ([] if facts is None else [facts.sentence()]))
 
 
 def agreement(recipes: Sequence[Recipe], names: Mapping[str, str], depth: int) -> Agreement:

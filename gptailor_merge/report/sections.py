@@ -201,6 +201,8 @@ def _map(view: RunView) -> Iterator[FigureSection]:
     if view.fitted_norms:
         slots = "slot" if len(view.fitted_norms) == 1 else "slots"
         caption += f" With fitted norms: {slots} {listed(view.fitted_norms)}."
+    if view.healed:
+        caption += f" Healed: {view.healed}."
     width = map_width(view, len(view.places))
     yield FigureSection("map", "The recipe", caption, (Chart("map", alt, width),))
 

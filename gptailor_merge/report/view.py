@@ -15,7 +15,7 @@ from gptailor_merge.models.contents import MEMBER
 from gptailor_merge.objectives.scores import COSTS, TOTAL, UNITS, Score
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.report.recipe_map import Agreement, Place, agreement, outer, places
+from gptailor_merge.report.recipe_map import Agreement, Place, agreement, healed, outer, places
 from gptailor_merge.report.search_history import Box, Trial, trials
 from gptailor_merge.runs.metadata import Dimensions
 from gptailor_merge.runs.provenance import changed
@@ -117,6 +117,7 @@ class RunView:
         budget: the number of candidates that the search may propose.
         digest, recipe, places, loss: the best recipe: its digest, its YAML, its map and its loss.
         repaired, fitted_norms: the slots of the best recipe that are repaired, or whose norms are fitted.
+        healed: how the best recipe was healed; empty where it was not.
         outer: embeddings, head and tokenizer -> where the best recipe takes them from.
         depth: the number of layers of the family.
         axes: the objectives of the front, the costs first; empty where one recipe is sought.
@@ -144,6 +145,7 @@ class RunView:
     places: tuple[Place, ...]
     repaired: tuple[int, ...]
     fitted_norms: tuple[int, ...]
+    healed: str
     outer: Mapping[str, str]
     depth: int
     loss: float | None
@@ -218,6 +220,7 @@ def view(record: Record, others: Sequence[Record] = ()) -> RunView:
         places=columns,
         repaired=() if recipe is None else plan(recipe).repaired,
         fitted_norms=() if recipe is None else plan(recipe).fitted_norms,
+        healed="" if recipe is None else healed(recipe, record.directory.path),
         outer={} if recipe is None else outer(recipe, names),
         depth=depth,
         loss=None if best is None else best.loss,

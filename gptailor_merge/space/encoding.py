@@ -87,8 +87,8 @@ def _encode_slot(layout: Layout, point: Point, layer: int, slot: Slot) -> None:
 def _shape(plan: Plan) -> list[Any]:
     """Returns all of a plan but the values that are searched, and the order of a merge's sources."""
     operations = [*((slot.layers, slot.operation) for slot in plan.slots), plan.embeddings, plan.head]
-    edits = [slot.edits for slot in plan.slots]
-    return [*(merging.shape(sources, operation) for sources, operation in operations), edits, plan.gains]
+    edits, ends = [slot.edits for slot in plan.slots], (plan.gains, plan.adapter)
+    return [*(merging.shape(sources, operation) for sources, operation in operations), edits, *ends]
 
 
 def half(layout: Layout) -> dict[str, Array]:

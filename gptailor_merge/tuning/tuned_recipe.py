@@ -19,7 +19,7 @@ from gptailor_merge.objectives.config_types import DataSource
 from gptailor_merge.objectives.kinds import Context
 from gptailor_merge.objectives.kl import KLConfig
 from gptailor_merge.objectives.text_kinds import token_sets
-from gptailor_merge.planning.check import check_with_family
+from gptailor_merge.planning.check import check_with_family, refuse_healed
 from gptailor_merge.planning.slot_replacement import with_plan
 from gptailor_merge.recipe.model_names import identity, tidy, with_one_name_each
 from gptailor_merge.recipe.plan import NORMS, Edit, Plan
@@ -88,11 +88,12 @@ def tune_recipe(
         progress: told what is being done.
 
     Raises:
-        RecipeError: a teacher is no member, or a norm's gain cannot be set.
+        RecipeError: a teacher is no member, a norm's gain cannot be set, or the recipe is healed.
         FamilyError: members do not fit together.
         DataError: texts that cannot be read, or too few.
     """
     plan, _ = check_with_family(recipe, file=file)
+    refuse_healed(plan, file)
     recipe, members = with_one_name_each(recipe), _members(recipe, members, file)
     named = [model for model in recipe.models if model not in (recipe.base_model, *members.values())]
     family = Family.load(recipe.base_model, {**_short_names(named, {*members, BASE_NAME}), **members})

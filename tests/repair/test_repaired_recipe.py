@@ -175,6 +175,9 @@ def test_a_search_does_not_start_from_edited_layers_as_if_they_were_plain(edit: 
         dtype="float32",
     )
     space.encode(plan(Recipe.from_mapping(document)), nearest=True)
+    healed = {"out_dtype": "bfloat16", "parameters": {"adapter": "a", "adapter_digest": "0" * 16}}
+    with pytest.raises(ConfigError, match="layers, methods or parameters that this space does not have"):
+        space.encode(plan(Recipe.from_mapping({**document, **healed})), nearest=True)
     document["slices"][0]["parameters"].update(edit)
     with pytest.raises(ConfigError, match="layers, methods or parameters that this space does not have"):
         space.encode(plan(Recipe.from_mapping(document)), nearest=True)

@@ -1,0 +1,1 @@
+"""Training of a tailored model, after everything else."""
