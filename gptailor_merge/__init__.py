@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from gptailor_merge.api.healings import heal
     from gptailor_merge.api.hub import prepare_push, preview_push, push, reproduce
     from gptailor_merge.api.library_logs import quiet_libraries
     from gptailor_merge.api.models import check, compose, materialize
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         SearchError,
         TailorError,
     )
+    from gptailor_merge.healing.healed_recipe import HealedRecipe
     from gptailor_merge.host.imported_recipe import Imported
     from gptailor_merge.hub.client import Pushed
     from gptailor_merge.hub.publication import Publication
@@ -77,6 +79,7 @@ _ERRORS = (
 )
 
 _NAMES = {
+    "api.healings": ("heal",),
     "api.models": ("check", "compose", "materialize"),
     "api.open_session": ("Session", "Trace", "open_session", "recipe_of", "space_of"),
     "api.scores": ("evaluate", "score"),
@@ -90,6 +93,7 @@ _NAMES = {
     "checking.soundness": ("SoundnessReport",),
     "config": ("SearchConfig",),
     "errors": _ERRORS,
+    "healing.healed_recipe": ("HealedRecipe",),
     "host.imported_recipe": ("Imported",),
     "hub.client": ("Pushed",),
     "hub.publication": ("Publication",),
@@ -120,6 +124,7 @@ __all__ = [
     "ExportedRecipe",
     "Family",
     "FamilyError",
+    "HealedRecipe",
     "HubError",
     "Imported",
     "InputError",
@@ -153,6 +158,7 @@ __all__ = [
     "compose",
     "evaluate",
     "export_recipe",
+    "heal",
     "import_recipe",
     "lint",
     "materialize",

@@ -83,8 +83,8 @@ def tune(
             whole,
             named_files(data, column),
             directory,
-            members=_pairs("--member", "MODEL", members),
-            teachers=_pairs("--teacher", "MEMBER", teachers),
+            members=pairs("--member", "MODEL", members),
+            teachers=pairs("--teacher", "MEMBER", teachers),
             file=file,
             staged=staged,
             state=state,
@@ -105,7 +105,7 @@ def _sharing(weights: str) -> Sharing:
     return cast(Sharing, weights)
 
 
-def _pairs(option: str, value: str, given: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
+def pairs(option: str, value: str, given: Mapping[str, str] | Iterable[str]) -> dict[str, str]:
     """Reads options of the form NAME=VALUE."""
     if isinstance(given, Mapping):
         return dict(given)

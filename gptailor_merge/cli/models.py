@@ -1,4 +1,4 @@
-"""`gptailor merge`, `score`, `repair`, `tune`, `eval` and `check`: the commands that work on one model."""
+"""The commands for one model: `gptailor merge`, `score`, `repair`, `tune`, `heal`, `eval` and `check`."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command()(score)
     app.command()(repair)
     app.command()(tune)
+    app.command()(heal)
     app.command(name="eval")(evaluate)
     app.command()(check)
 
@@ -187,6 +188,88 @@ def tune(
         terminal.line(json_text(result.to_json()))
     else:
         printing.tuning(result)
+        terminal.line(f"recipe  {out / RECIPE}")
+
+
+def heal(
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_RECIPE", help="A run directory, a recipe file, or a directory that one lies in."
+        ),
+    ],
+    data: Texts,
+    out: Annotated[Path, typer.Option(help="The directory to make, with the healed recipe.")],
+    lora: Annotated[int, typer.Option(min=1, metavar="RANK", help="Train an adapter of this rank.")] = 32,
+    full: Annotated[
+        bool, typer.Option("--full", help="Train all weights; no recipe can rebuild the model then.")
+    ] = False,
+    tokens: Annotated[
+        int, typer.Option(min=2, help="Tokens to train on in all; texts that have fewer are repeated.")
+    ] = 500_000,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.0, help="End after so many minutes, if not before.")
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MEMBER",
+            help="Who teaches a text. Default: the member that has its name, or else the base.",
+        ),
+    ] = None,
+    member: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=MODEL", help="A teacher that the recipe does not name."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.0, help="The highest learning rate. Default: by method.")
+    ] = None,
+    cross_entropy: Annotated[
+        float,
+        typer.Option(min=0.0, max=1.0, help="Share of plain cross-entropy in the loss; 1 asks no teacher."),
+    ] = 0.0,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="How many of a teacher's likeliest tokens count one by one.")
+    ] = 128,
+    column: Column = "text",
+    sequence_length: SequenceLength = 512,
+    seed: Annotated[int, typer.Option(help="Of the order of the texts.")] = 0,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TRACKER", help="Send the loss to tensorboard, trackio or wandb."),
+    ] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a pruned model to predict texts as the members of its family do."""
+    from gptailor_merge.api.healings import RECIPE
+    from gptailor_merge.api.healings import heal as heal_recipe
+    from gptailor_merge.api.library_logs import quiet_libraries
+
+    quiet_libraries()
+    result = heal_recipe(
+        recipe,
+        data,
+        out,
+        lora=None if full else lora,
+        tokens=tokens,
+        minutes=minutes,
+        rate=rate,
+        cross_entropy=cross_entropy,
+        top_k=top_k,
+        column=column,
+        members=member or (),
+        teachers=teacher or (),
+        sequence_length=sequence_length,
+        seed=seed,
+        report_to=report_to or (),
+        device=device,
+        on_step=say,
+    )
+    if as_json:
+        terminal.line(json_text(result.to_json()))
+    else:
+        printing.healing(result)
         terminal.line(f"recipe  {out / RECIPE}")
 
 

@@ -15,6 +15,7 @@ from gptailor_merge.cli.terminal import PlainTable, show
 if TYPE_CHECKING:
     from gptailor_merge import (
         Comparison,
+        HealedRecipe,
         Pushed,
         RepairedRecipe,
         SoundnessReport,
@@ -172,6 +173,17 @@ def tuning(result: TunedRecipe) -> None:
         f"fitted to {result.fitted_tokens:,} tokens, best after {tuning.fit.steps} steps; "
         f"{tuning.fit.tokens:,} tokens went through the model (differentiated ones count three times)"
     )
+
+
+def healing(result: HealedRecipe) -> None:
+    """Prints what training the model of a recipe came to."""
+    table = _table("", "before", "after", title="nats per token on sequences that were not trained on")
+    table.add_row("loss", _number(result.before), _number(result.after))
+    show(table)
+    if result.facts is None:
+        terminal.line("training does not help; the recipe stays as it was")
+    else:
+        terminal.line(f"{result.facts.sentence()}; {result.parameters:,} numbers were trained")
 
 
 def pushed(pushed: Pushed) -> None:

@@ -94,10 +94,8 @@ def tune_recipe(
     """
     plan, _ = check_with_family(recipe, file=file)
     refuse_healed(plan, file)
-    recipe, members = with_one_name_each(recipe), _members(recipe, members, file)
-    named = [model for model in recipe.models if model not in (recipe.base_model, *members.values())]
-    family = Family.load(recipe.base_model, {**_short_names(named, {*members, BASE_NAME}), **members})
-    taught = {name: _teacher(name, teachers, family, file) for name in data}
+    recipe, family = with_one_name_each(recipe), family_of(recipe, members, file)
+    taught = {name: teacher_of(name, teachers, family, file) for name in data}
     out_dtype = recipe.out_dtype or recipe.dtype or stored_dtype(family.base)
     runner = Teachers(family, device, compute_dtype(device, out_dtype))
     directory = family.by_model(plan.tokenizer).directory
@@ -121,6 +119,18 @@ def tune_recipe(
     if tuning.helps:
         recipe = with_plan(recipe, _moved(tuned, out))
     return TunedRecipe(recipe, tuning, tuner.tokens)
+
+
+def family_of(recipe: Recipe, members: Mapping[str, str], file: Path | None) -> Family:
+    """Loads the models of a recipe, and members that it does not name.
+
+    Raises:
+        RecipeError: a member is the base, or another member.
+        FamilyError: members do not fit together.
+    """
+    recipe, members = with_one_name_each(recipe), _members(recipe, members, file)
+    named = [model for model in recipe.models if model not in (recipe.base_model, *members.values())]
+    return Family.load(recipe.base_model, {**_short_names(named, {*members, BASE_NAME}), **members})
 
 
 def _members(recipe: Recipe, members: Mapping[str, str], file: Path | None) -> dict[str, str]:
@@ -148,8 +158,12 @@ def _short_names(models: Sequence[str], taken: Collection[str]) -> dict[str, str
     }
 
 
-def _teacher(data: str, teachers: Mapping[str, str], family: Family, file: Path | None) -> str:
-    """Returns the name of the member that teaches the data of a name."""
+def teacher_of(data: str, teachers: Mapping[str, str], family: Family, file: Path | None) -> str:
+    """Returns the name of the member that teaches the data of a name.
+
+    Raises:
+        RecipeError: it is no member.
+    """
     name = teachers.get(data)
     if name is None:
         return data if family.by_name(data) is not None else BASE_NAME

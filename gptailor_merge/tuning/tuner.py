@@ -50,7 +50,7 @@ class TuneOptions:
     norms: bool = True
     rate: float = 0.03
     outer: bool | None = None
-    step_tokens: int = 8192
+    step_tokens: int = 4096
 
 
 @dataclass(frozen=True)

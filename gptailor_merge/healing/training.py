@@ -1,0 +1,266 @@
+"""Trains a model to predict what its teachers do: transformers' Trainer, with another loss."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from gptailor_merge.calibration.batches import Segment
+from gptailor_merge.healing.lessons import Lesson, Lessons
+from gptailor_merge.objectives.kl import Reference, kl_divergence
+from gptailor_merge.objectives.protocols import Prediction
+
+LOOKS = 10
+"""The lessons that are held apart are looked at this often, spread evenly over the steps."""
+
+
+PATIENCE = 3
+"""Training ends when this many looks in a row have found nothing better."""
+
+
+WARMUP_SHARE = 0.05
+"""The share of the steps in which the rate rises."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """Says how a model is trained.
+
+    Attributes:
+        steps: most optimiser steps.
+        rows: sequences of a step.
+        rate: the highest learning rate of AdamW, which falls to zero along half a cosine.
+        minutes: training ends after these; the rate then stays where it is after its rise.
+        cross_entropy: the share of plain cross-entropy on the texts in the loss.
+        seed: of the order of the lessons, and of an adapter's first weights.
+        report_to: experiment trackers, by the names that transformers has for them.
+    """
+
+    steps: int
+    rows: int
+    rate: float
+    minutes: float | None = None
+    cross_entropy: float = 0.0
+    seed: int = 0
+    report_to: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Tells what training came to.
+
+    Attributes:
+        model: as it was best on the lessons held apart.
+        before, after: the loss on these, nats per token.
+        steps: optimiser steps that were taken.
+        seconds: of training, without those of an earlier process.
+    """
+
+    model: nn.Module
+    before: float
+    after: float
+    steps: int
+    seconds: float
+
+
+def train(
+    model: nn.Module,
+    lessons: Lessons,
+    directory: Path,
+    course: Course,
+    *,
+    batch_rows: int,
+    vocabulary: int,
+    device: torch.device,
+    progress: Callable[[str], None],
+) -> Trained:
+    """Trains a model, going on from the last checkpoint in a directory if there is one.
+
+    Args:
+        directory: of checkpoints.
+        batch_rows: sequences that go through the model together; steps accumulate as many batches as it
+            takes.
+        vocabulary: tokens that can be predicted, counted from the first.
+    """
+    looks = max(1, course.steps // LOOKS)
+    on_gpu = device.type == "cuda"
+    arguments = OneDeviceArguments(
+        output_dir=str(directory),
+        max_steps=course.steps,
+        per_device_train_batch_size=batch_rows,
+        per_device_eval_batch_size=batch_rows,
+        gradient_accumulation_steps=max(1, course.rows // batch_rows),
+        learning_rate=course.rate,
+        lr_scheduler_type="cosine" if course.minutes is None else "constant_with_warmup",
+        warmup_steps=round(WARMUP_SHARE * course.steps),
+        weight_decay=0.0,
+        adam_beta2=0.99,  # tens or hundreds of steps, not thousands
+        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+        bf16=on_gpu and torch.cuda.is_bf16_supported(),
+        use_cpu=device.type == "cpu",
+        eval_strategy="steps",
+        eval_steps=looks,
+        save_strategy="steps",
+        save_steps=looks,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=looks,
+        report_to=list(course.report_to) or "none",
+        remove_unused_columns=False,
+        label_names=["input_ids"],
+        prediction_loss_only=True,
+        dataloader_pin_memory=on_gpu,
+        disable_tqdm=True,
+        seed=course.seed,
+        data_seed=course.seed,
+    )
+    observer = _Observer(course, progress)
+    trainer = Distillation(
+        model=model,
+        args=arguments,
+        train_dataset=lessons.taught,
+        eval_dataset=lessons.apart,
+        data_collator=_stacked,
+        callbacks=[observer],
+        cross_entropy=course.cross_entropy,
+        vocabulary=vocabulary,
+    )
+    trainer.remove_callback(PrinterCallback)  # the observer says it
+    before = observer.before = trainer.evaluate()["eval_loss"]
+    begun = time.monotonic()
+    last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    after = trainer.state.best_metric
+    return Trained(
+        model,
+        before,
+        before if after is None else after,
+        trainer.state.global_step,
+        time.monotonic() - begun,
+    )
+
+
+class OneDeviceArguments(TrainingArguments):  # type: ignore[misc]
+    """Settings under which a process trains on one device; `accelerate launch` starts one for each GPU."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, int(super().n_gpu))
+
+
+class Distillation(Trainer):  # type: ignore[misc]
+    """A Trainer whose loss is KL(teacher ‖ model) of the next token, mean over positions, in nats.
+
+    The teacher's top k with the remaining mass, as kl.KullbackLeibler scores it; lessons without a teacher
+    have the cross-entropy of the text.
+    """
+
+    def __init__(self, *, cross_entropy: float, vocabulary: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._cross_entropy, self._vocabulary = cross_entropy, vocabulary
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        ids = inputs["input_ids"]
+        output = model(input_ids=ids, use_cache=False)
+        rows = range(len(ids))
+        logits = output.logits[:, :-1, : self._vocabulary]
+        prediction = Prediction.of(Segment("", rows, rows), ids[:, 1:], logits)
+        share = self._cross_entropy if "indices" in inputs else 1.0
+        loss = torch.zeros((), device=ids.device)
+        if share < 1:
+            reference = Reference(inputs["indices"], inputs["log_probabilities"])
+            loss = loss + (1 - share) * kl_divergence(reference, prediction).mean()
+        if share > 0:
+            chosen = prediction.logits.gather(-1, prediction.next_ids[..., None])[..., 0]
+            loss = loss + share * (prediction.log_normalizer - chosen).mean()
+        return (loss, output) if return_outputs else loss
+
+
+class _Observer(TrainerCallback):  # type: ignore[misc]
+    """Says how training goes, and ends it when it is no longer of use or its time is over."""
+
+    def __init__(self, course: Course, progress: Callable[[str], None]) -> None:
+        self._course, self._progress = course, progress
+        self._begun = time.monotonic()
+        self._first = 0
+        self.before = float("nan")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._begun, self._first = time.monotonic(), state.global_step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        minutes = self._course.minutes
+        if minutes is not None and time.monotonic() - self._begun >= 60 * minutes:
+            control.should_training_stop = control.should_evaluate = control.should_save = True
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not state.global_step or metrics is None:
+            return
+        looks = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        best = min(range(len(looks)), key=looks.__getitem__)
+        if len(looks) - 1 - best >= PATIENCE:
+            control.should_training_stop = True
+        self._progress(
+            f"healing, step {state.global_step} of {state.max_steps}{self._left(state)}: "
+            f"loss {metrics['eval_loss']:.4f}, before {self.before:.4f}"
+        )
+
+    def _left(self, state: TrainerState) -> str:
+        taken = state.global_step - self._first
+        seconds = (time.monotonic() - self._begun) / max(1, taken) * (state.max_steps - state.global_step)
+        if self._course.minutes is not None:
+            seconds = max(0.0, 60 * self._course.minutes - (time.monotonic() - self._begun))
+        if not seconds:
+            return ""
+        return f", about {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'} left"
+
+
+def _stacked(lessons: Sequence[Lesson]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([lesson[name] for lesson in lessons]) for name in lessons[0]}
+
+
+def linear_maps(model: PreTrainedModel, layers: nn.ModuleList) -> list[str]:
+    """Returns the names by which an adapter finds all linear maps inside the layers, and no others.
+
+    They are the last parts of the names where nothing outside the layers is called so, and else whole names.
+    """
+    paths = {module: path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    inside = [paths[module] for module in layers.modules() if module in paths]
+    short = {path.rpartition(".")[2] for path in inside}
+    outside = {path.rpartition(".")[2] for path in paths.values() if path not in inside}
+    return sorted(inside if short & outside else short)
