@@ -142,7 +142,7 @@ def baseline(
         print(run.summary().baseline)
 
     Args:
-        name: best_merge, iterative, one_shot, shortgpt, uidl, sleb, laco, evopress, random, or one of
+        name: best_merge, one_shot, shortgpt, uidl, sleb, lazy_greedy, laco, evopress, random, or one of
             another package.
         budget: number of candidates that evopress and random propose; replaces `search.budget`.
         member: the member that is pruned; default the base.

@@ -152,7 +152,7 @@ def baseline(
         str,
         typer.Argument(
             metavar="METHOD",
-            help="best_merge, iterative, one_shot, shortgpt, uidl, sleb, laco, evopress or random.",
+            help="best_merge, one_shot, shortgpt, uidl, sleb, lazy_greedy, laco, evopress or random.",
         ),
     ],
     config: Config,

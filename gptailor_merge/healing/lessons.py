@@ -23,12 +23,12 @@ BATCH_TOKENS = 8192
 
 
 APART = 20
-"""Of this many sequences of a text one is held apart: it is not trained on, and tells when to stop."""
+"""The number of sequences of a text of which one is held apart: it tells when to stop."""
 
 
 @dataclass(frozen=True)
 class Lessons:
-    """What is trained on, and what tells whether training helps.
+    """The lessons of a training, and those that tell whether it helps.
 
     Attributes:
         taught: lessons that are trained on, texts in turn.

@@ -8,7 +8,7 @@ from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.hidden_states import HiddenStates
 from gptailor_merge.search.baselines.best_merge import BestMerge
 from gptailor_merge.search.baselines.influence import ShortGPT
-from gptailor_merge.search.baselines.iterative import Iterative
+from gptailor_merge.search.baselines.lazy_greedy import LazyGreedy
 from gptailor_merge.search.baselines.protocol import Baseline, PruningProblem
 from gptailor_merge.search.baselines.registry import STARTING_GENERATIONS
 from gptailor_merge.search.baselines.subject import Subject, base_of
@@ -31,7 +31,7 @@ def warm_start(
     """Runs the baselines and returns their plans, each once.
 
     Args:
-        methods: None merges the family and prunes the best merge: by iterative removal where its probes are
+        methods: None merges the family and prunes the best merge: by lazy greedy removal where its probes are
             affordable, and else by block influence.
     """
     # The budget of a baseline does not depend on the search's, which may grow when a run is resumed.
@@ -48,7 +48,7 @@ def _default(
 ) -> Sequence[Baseline]:
     """Returns the best start that is affordable; a resumed run does as it did, also under a larger budget."""
     affordable = settings.budget * PROBE_SHARE
-    starts = [BestMerge(Iterative()), *([BestMerge(ShortGPT())] if hidden is not None else [])]
+    starts = [BestMerge(LazyGreedy()), *([BestMerge(ShortGPT())] if hidden is not None else [])]
     first, after_models = ledger.known(0), ledger.known(starts[0].models_scored(space))
     if after_models is not None and len(after_models.plan.slots) == space.depth - 1:
         return [starts[0]]

@@ -10,8 +10,8 @@ from gptailor_merge.search.baselines.best_merge import BestMerge
 from gptailor_merge.search.baselines.evopress import EvoPress
 from gptailor_merge.search.baselines.greedy import SLEB
 from gptailor_merge.search.baselines.influence import UIDL, ShortGPT
-from gptailor_merge.search.baselines.iterative import Iterative
 from gptailor_merge.search.baselines.laco import LaCo
+from gptailor_merge.search.baselines.lazy_greedy import LazyGreedy
 from gptailor_merge.search.baselines.one_shot import OneShot
 from gptailor_merge.search.baselines.protocol import Baseline
 from gptailor_merge.search.baselines.random_search import RandomSearch
@@ -25,12 +25,12 @@ BASELINES: Registry[Baseline] = Registry(
     "baseline",
     GROUP,
     {
-        "best_merge": BestMerge(Iterative()),
+        "best_merge": BestMerge(LazyGreedy()),
         "one_shot": OneShot(),
-        "iterative": Iterative(),
         "shortgpt": ShortGPT(),
         "uidl": UIDL(),
         "sleb": SLEB(),
+        "lazy_greedy": LazyGreedy(),
         "laco": LaCo(),
         "evopress": EvoPress(),
         "random": RandomSearch(),

@@ -1,0 +1,225 @@
+"""gptailor heal: a recipe and texts in, the recipe with an adapter or a trained model out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, TrainerCallback
+from typer.testing import CliRunner
+
+from gptailor_merge.api.healings import heal
+from gptailor_merge.calibration.texts import TokenSet
+from gptailor_merge.cli.app import app
+from gptailor_merge.config import SearchConfig
+from gptailor_merge.errors import ConfigError, DataError, InputError, RecipeError, ScoringError
+from gptailor_merge.healing import healed_recipe, training
+from gptailor_merge.healing.facts import facts_on
+from gptailor_merge.healing.healed_recipe import HealedRecipe, HealOptions, heal_recipe
+from gptailor_merge.healing.lessons import lessons
+from gptailor_merge.healing.used_texts import UsedTexts
+from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.testing.three_models import assert_three_equal
+from tests.conftest import DEMO
+from tests.repair.test_repaired_recipe import demo
+
+CPU = torch.device("cpu")
+TEXTS = {name: str(DEMO / "calibration" / f"{name}.jsonl") for name in ("stories", "maths")}
+MEMBERS = {name: str(DEMO / "family" / name) for name in TEXTS}
+FEW = HealOptions(rank=4, tokens=1536, step_tokens=256, sequence_length=64, rate=0.004)
+
+
+@pytest.fixture(scope="module")
+def block() -> Recipe:
+    """The base without the layers 4 and 5."""
+    slices = (("base", 0, 4, "select"), ("base", 4, 6, "remove"), ("base", 6, 12, "select"))
+    return demo(*slices, dtype="float32", out_dtype="bfloat16")
+
+
+def run(recipe: Recipe, out: Path, options: HealOptions = FEW, **settings: Any) -> HealedRecipe:
+    out.mkdir(exist_ok=True)
+    standard: dict[str, Any] = {"members": MEMBERS, "teachers": {}, "checkpoints": out.with_suffix(".ckpt")}
+    return heal_recipe(recipe, TEXTS, out, options=options, device=CPU, **{**standard, **settings})
+
+
+def test_a_healed_recipe_is_better_and_one_model_by_every_way(block: Recipe, tmp_path: Path) -> None:
+    said: list[str] = []
+    healed = run(block, tmp_path / "out", progress=said.append)
+    assert healed.after < healed.before - 0.02
+    assert healed.facts == facts_on(healed.recipe, tmp_path / "out")
+    assert healed.facts is not None
+    assert healed.facts.teachers == {"stories": "stories", "maths": "maths"}
+    assert (healed.facts.tokens, healed.facts.rank, healed.steps) == (1536, 4, 6)
+    assert said[0] == "running the teachers"
+    assert said[-1].startswith("healing, step 6 of 6: loss ")
+    assert sorted(file.name for file in (tmp_path / "out" / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert str(tmp_path) not in (tmp_path / "out" / "adapter" / "adapter_config.json").read_text()
+    assert_three_equal(healed.recipe, tmp_path / "model")
+    with pytest.raises(RecipeError, match="the recipe is healed, which comes last"):
+        run(healed.recipe, tmp_path / "again")
+
+
+def test_all_weights_are_trained_and_the_recipe_stays(block: Recipe, tmp_path: Path) -> None:
+    options = HealOptions(rank=None, tokens=512, step_tokens=256, sequence_length=64, rate=0.001)
+    healed = run(block, tmp_path, options, teachers={"maths": "base"})
+    assert healed.after < healed.before
+    assert healed.recipe == block
+    assert healed.facts is not None
+    assert (healed.facts.method, healed.facts.rank) == ("full", None)
+    assert healed.facts.teachers == {"stories": "stories", "maths": "base"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert model.config.num_hidden_layers == 10
+    assert healed.parameters == model.num_parameters()
+    assert load_tokenizer(tmp_path / "model").get_vocab()
+
+
+def test_without_a_teacher_the_text_itself_is_the_aim(block: Recipe, tmp_path: Path) -> None:
+    options = HealOptions(rank=4, tokens=512, step_tokens=256, sequence_length=64, cross_entropy=1.0)
+    said: list[str] = []
+    healed = run(block, tmp_path, options, progress=said.append)
+    assert "running the teachers" not in said
+    assert healed.before > 3  # nats of the text, not of a divergence
+    assert healed.facts is not None
+    assert healed.facts.teachers == {}
+
+
+class Killed(TrainerCallback):
+    """Kills the process, so to speak, when a step has ended."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+
+def test_what_was_killed_goes_on_to_the_same_end(
+    block: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = run(block, tmp_path / "one")
+    with monkeypatch.context() as patched:
+        callbacks = training._Observer
+        patched.setattr(training, "_Observer", type("Observer", (Killed, callbacks), {}))
+        with pytest.raises(KeyboardInterrupt):
+            run(block, tmp_path / "two")
+    assert list((tmp_path / "two.ckpt").glob("checkpoint-*"))
+    said: list[str] = []
+    healed = run(block, tmp_path / "two", progress=said.append)
+    assert [sentence for sentence in said if "step 1 of" in sentence] == []
+    assert (healed.before, healed.after, healed.steps) == (
+        undisturbed.before,
+        undisturbed.after,
+        undisturbed.steps,
+    )
+    one, two = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_checkpoints_of_something_else_are_not_gone_on_from(tmp_path: Path) -> None:
+    directory = tmp_path / "ckpt"
+    healed_recipe._prepare(directory, "one")
+    (directory / "checkpoint-1").mkdir()
+    healed_recipe._prepare(directory, "one")
+    assert (directory / "checkpoint-1").is_dir()
+    healed_recipe._prepare(directory, "two")
+    assert not (directory / "checkpoint-1").exists()
+
+
+def test_where_memory_runs_out_batches_are_halved(
+    block: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def train(*_: Any, batch_rows: int, **__: Any) -> None:
+        seen.append(batch_rows)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(healed_recipe, "train", train)
+    with pytest.raises(ScoringError, match="memory does not suffice to train on one sequence of 64 tokens"):
+        run(block, tmp_path)
+    assert seen == [4, 2, 1]
+
+
+def test_accumulated_batches_are_one_step(
+    block: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(block, tmp_path / "whole")
+    monkeypatch.setattr(healed_recipe, "LOGITS_BYTES", 1)
+    parts = run(block, tmp_path / "parts")
+    assert parts.after == pytest.approx(whole.after, abs=2e-4)
+
+
+def test_what_does_not_help_is_not_kept(block: Recipe, tmp_path: Path) -> None:
+    options = HealOptions(rank=4, tokens=256, step_tokens=256, sequence_length=64, rate=1e9)
+    healed = run(block, tmp_path, options)
+    assert not healed.helps
+    assert (healed.recipe, healed.after) == (block, healed.before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lessons_are_apart_and_take_turns() -> None:
+    def token_set(name: str, count: int) -> TokenSet:
+        ids = tuple(torch.full((4,), number) for number in range(count))
+        return TokenSet(name, ids, name)
+
+    found = lessons([token_set("a", 40), token_set("b", 3)], {}, top_k=1, device=CPU)
+    firsts = [int(lesson["input_ids"][0]) for lesson in found.taught]
+    assert firsts[:6] == [0, 0, 1, 1, 2, 3]
+    assert [int(lesson["input_ids"][0]) for lesson in found.apart] == [19, 39, 2]
+    assert len(found.taught) == 40
+    with pytest.raises(DataError, match="b: one sequence of 4 tokens is all there is"):
+        lessons([token_set("b", 1)], {}, top_k=1, device=CPU)
+
+
+def test_texts_that_a_run_has_used_are_refused() -> None:
+    config = SearchConfig.load(DEMO / "search.yml")
+    tokenizer = load_tokenizer(DEMO / "family" / "base")
+    used = UsedTexts.of(config, tokenizer)
+
+    def sets(names: Sequence[str]) -> list[TokenSet]:
+        return [TokenSet("mine", (), "", frozenset(names))]
+
+    known = {purpose: document for document, purpose in used.used_for.items()}
+    assert known.keys() == {"is calibrated on", "is measured on"}
+    used.refuse(sets(["quite another text"]))
+    for purpose, document in known.items():
+        with pytest.raises(DataError, match=f"mine: 1 of 2 documents are those that the run {purpose}"):
+            used.refuse(sets([document, "quite another text"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"teachers": ["maths=nobody"]}, RecipeError, "the teacher 'nobody' is no member"),
+        ({"cross_entropy": 2.0}, ConfigError, "--cross-entropy: expected a share from 0 to 1, found 2.0"),
+        ({"data": ["maths=none.jsonl"]}, InputError, "none.jsonl"),
+    ],
+)
+def test_bad_input_is_a_sentence(
+    settings: dict[str, Any], error: type[Exception], message: str, block: Recipe, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"data": [f"maths={TEXTS['maths']}"], "members": MEMBERS, **settings}
+    with pytest.raises(error, match=message):
+        heal(block, given.pop("data"), tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(block: Recipe, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yml"
+    file.write_text(block.to_yaml())
+    arguments = ["heal", str(tmp_path), "--data", f"maths={TEXTS['maths']}", "--lora", "2", "--json"]
+    arguments += ["--tokens", "512", "--sequence-length", "64", "--rate", "0.004", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "healed")])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["helps"]
+    assert printed["facts"]["teachers"] == {"maths": "base"}
+    assert Recipe.load(tmp_path / "healed" / "recipe.yml").parameters.adapter is not None
+    assert not list(tmp_path.glob(".healed*"))
