@@ -106,7 +106,7 @@ def tiny_family(root: Path, depth: int = 6) -> None:
         for parameter in model.parameters():
             parameter.data.add_(0.02 * torch.randn_like(parameter))
     rng = random.Random(0)
-    for kind in ("calibration", "held-out"):
+    for kind in ("calibration", "held-out", "train"):
         (root / kind).mkdir(parents=True)
         for domain, letters in {"stories": alphabet[65:90], "maths": alphabet[16:32]}.items():
             lines = [json.dumps({"text": "".join(rng.choices(letters, k=64))}) for _ in range(32)]

@@ -13,6 +13,8 @@ each result.
 
 `quality`: 22 of 30 layers, two seeds; our search with its ablations, the baselines, and the merge rivals,
 which are repaired and tuned as our own search is. Both seeds of a method are run before the next method.
+`heal`: what the first seed's recipes, or that of --recipe, come to when they are healed on TEXTS/train; see
+heal.py.
 """
 
 from __future__ import annotations
@@ -33,18 +35,21 @@ import torch
 import typer
 import yaml
 from common import Tiny, tiny_family
+from heal import HealBench, table, treatments
 from quality import configuration, members
 from quality_bench import Bench, Job
 from quality_methods import ABLATION, OURS, RIVALS
 from quality_report import report
+from rich.console import Console
 
-from gptailor_merge import quiet_libraries
+from gptailor_merge import Recipe, quiet_libraries
 from gptailor_merge.api.engine import pick_device
 
-SHARE_KEPT, SEEDS, BUDGET = 22 / 30, 2, 240
+SHARE_KEPT, SEEDS, BUDGET = 22 / 30, 2, 120
 SIZES = {"tokens": 16_384, "held_out_tokens": 65_536, "sequence_length": 512}
 ARMS = (OURS, *RIVALS, *ABLATION, "shortgpt", "sleb", "evopress")
 TINY_ARMS = (OURS, next(iter(RIVALS)))
+HEALED_TOKENS = (500_000, 200_000, 2_000_000)
 
 Note = Callable[[dict[str, Any]], None]
 """Hands over results; what it is given is laid over what it was given before, one level deep."""
@@ -56,13 +61,19 @@ class Subject:
 
     Attributes:
         config: the search config, without a target.
+        texts: has calibration/, held-out/ and train/.
         depth: the layers of the family.
+        directory: what parts write for later parts.
+        recipes: method -> the first seed's recipe, repaired and tuned.
     """
 
     config: dict[str, Any]
+    texts: Path
     depth: int
     device: str
     tiny: bool
+    directory: Path
+    recipes: dict[str, Recipe] = field(default_factory=dict)
 
 
 def quality(subject: Subject, note: Note) -> None:
@@ -70,17 +81,25 @@ def quality(subject: Subject, note: Note) -> None:
     note({"members": members(subject.config, subject.device)})
     layers, text = round(SHARE_KEPT * subject.depth), yaml.safe_dump(subject.config)
     tuned = TINY_ARMS if subject.tiny else (OURS, "not tuned", "not repaired", *RIVALS)
-    with tempfile.TemporaryDirectory() as root:
-        benches = []
-        for seed in range(SEEDS):
-            directory = Path(root) / str(seed)
-            directory.mkdir()
-            job = Job(text, layers, seed, tuned=tuned, tiny=subject.tiny)
-            benches.append(Bench(job, directory, subject.device))
-        for arm in TINY_ARMS if subject.tiny else ARMS:
-            for bench in benches:
+    benches = []
+    for seed in range(SEEDS):
+        directory = subject.directory / str(seed)
+        directory.mkdir()
+        job = Job(text, layers, seed, tuned=tuned, tiny=subject.tiny)
+        benches.append(Bench(job, directory, subject.device))
+    failures = []
+    for arm in TINY_ARMS if subject.tiny else ARMS:
+        for bench in benches:
+            try:
                 for name, result in bench.methods.results(arm):
                     note({bench.job.key: {name: bench.measured(name, result)}})
+                    if bench is benches[0]:
+                        subject.recipes[name] = bench.refined[name]
+            except Exception as error:  # the other methods are worth their time all the same
+                traceback.print_exc()
+                failures.append(f"{arm}, {bench.job.key}: {error}")
+    if failures:
+        raise RuntimeError("; ".join(failures))
 
 
 def quality_tables(results: dict[str, Any], subject: Subject) -> None:
@@ -105,7 +124,23 @@ class Part:
     show: Callable[[dict[str, Any], Subject], None] = lambda results, subject: None
 
 
-PARTS = (Part("quality", 450, quality, quality_tables),)
+def heal(subject: Subject, note: Note) -> None:
+    """Heals the recipes that there are."""
+    bench = HealBench.of(subject.config, subject.texts, subject.device)
+    counts = (256,) if subject.tiny else HEALED_TOKENS
+    known = [arm for arm in RIVALS if arm in subject.recipes]
+    note({OURS: {"held_out": bench.loss(subject.recipes[OURS])}})
+    for number, treatment in enumerate(treatments(counts, list(bench.train), known)):
+        out = subject.directory / f"healed-{number}"
+        note({treatment.name: bench.healed(subject.recipes[treatment.start], treatment, out)})
+
+
+def heal_table(results: dict[str, Any], subject: Subject) -> None:
+    """Prints what healing came to, as far as it was done."""
+    Console(width=120).print(table(results))
+
+
+PARTS = (Part("quality", 300, quality, quality_tables), Part("heal", 170, heal, heal_table))
 """All parts, in the order in which they are run; their bounds add up to less than eight minutes."""
 
 
@@ -180,6 +215,9 @@ def main(
     base: Annotated[Path | None, typer.Option(help="The base, if it is not FAMILY/base.")] = None,
     outside: Annotated[list[str] | None, typer.Option(help="NAME=FILE[:COLUMN] to hold out, too.")] = None,
     part: Annotated[list[str] | None, typer.Option(help="A part to run; default all.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe for heal, where quality is not run before.")
+    ] = None,
     tiny: Tiny = False,
 ) -> None:
     if not tiny and (family is None or texts is None):
@@ -207,7 +245,10 @@ def main(
             config["search"]["budget"] = BUDGET
         depth = json.loads(Path(config["family"]["base"], "config.json").read_text())["num_hidden_layers"]
         device = "cpu" if tiny else str(pick_device("auto"))
-        subject = Subject(config, depth, device, tiny)
+        shared = Path(scratch) / "parts"
+        shared.mkdir()
+        recipes = {} if recipe is None else {OURS: Recipe.load(recipe)}
+        subject = Subject(config, texts.resolve(), depth, device, tiny, shared, recipes)
         name = torch.cuda.get_device_name() if device.startswith("cuda") else device
         figures = Figures(json_file, {"device": name, "torch": torch.__version__})
         for chosen in PARTS:

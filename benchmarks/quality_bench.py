@@ -58,7 +58,11 @@ def drawn(config: Mapping[str, Any], seed: int, directory: Path) -> dict[str, An
 
 
 class Bench:
-    """Runs all methods of a size and a seed, on the same session."""
+    """Runs all methods of a size and a seed, on the same session.
+
+    Attributes:
+        refined: name of a method -> its recipe, repaired and tuned as far as that was done.
+    """
 
     def __init__(self, job: Job, directory: Path, device: str = "auto") -> None:
         self.job, self.directory = job, directory
@@ -71,6 +75,7 @@ class Bench:
         self.calibration: dict[str, Any] = document["objectives"][0]
         self.methods = Methods(self.session, job.seed, tiny=job.tiny)
         self.known: dict[str, dict[str, float]] = {}
+        self.refined: dict[str, Recipe] = {}
 
     def run(self, on_arm: OnArm = lambda name, result: None) -> dict[str, dict[str, Any]]:
         """Runs every method, ours first: its tokens and seconds are the others' limits.
@@ -113,6 +118,7 @@ class Bench:
                 recipe, cost = tuned(self.session, recipe, self.directory)
                 spent += cost
             figures["tuned"] = self._refined(recipe, spent)
+        self.refined[name] = recipe
         return figures
 
     def _refined(self, recipe: Recipe, spent: Spent) -> dict[str, Any]:

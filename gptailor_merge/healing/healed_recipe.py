@@ -55,7 +55,7 @@ LOGITS_BYTES = 2 * 1024**3
 """Bytes of float32 logits that a batch may have at first; where memory runs out, batches are halved."""
 
 
-RATES = {"lora": 1e-3, "full": 2e-4}
+RATES = {"lora": 2e-3, "full": 4e-4}
 """Learning rates by method, see benchmarks/README.md."""
 
 

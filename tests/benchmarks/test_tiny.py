@@ -205,6 +205,15 @@ def test_merges_at_full_size_are_compared(tmp_path: Path) -> None:
     assert arms["our search, not tuned"]["tokens"] > 0
 
 
+def test_ways_to_heal_are_compared(tmp_path: Path) -> None:
+    run("heal", "--json", tmp_path / "figures.json")
+    results = figures(tmp_path / "figures.json")
+    healed = {name: result for name, result in results.items() if "steps" in result}
+    assert len(healed) == 5
+    assert all(result["steps"] == 1 and result["held_out"]["mean"] > 0 for result in healed.values())
+    assert healed["all weights, 256"]["parameters"] != healed["adapter, 256"]["parameters"]
+
+
 def test_stock_mergekit_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["architectures", "--tiny", "--json", str(tmp_path / "figures.json")]
     monkeypatch.setattr(sys, "argv", command)
