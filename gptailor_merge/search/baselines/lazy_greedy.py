@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.racing import Selection
@@ -33,38 +33,48 @@ class LazyGreedy:
         return len(space.removable) + again + len(space.sizes)
 
     def find(self, problem: PruningProblem) -> list[Plan]:
-        space = problem.space
+        space, smallest = problem.space, min(problem.space.sizes)
         removed: list[int] = []
-        losses = self._losses(problem, [(layer,) for layer in space.removable])
-        # All are put too low by what the cheapest costs, so that none is overlooked for it.
-        current = min(losses, default=0.0)
-        costs = {layer: loss - current for layer, loss in zip(space.removable, losses, strict=True)}
-        while len(removed) < space.depth - min(space.sizes):
-            possible = [layer for layer in costs if extends(space, (*removed, layer), min(space.sizes))]
+        losses: dict[int, float] = dict.fromkeys(space.removable, 0.0)
+        looks = len(losses)
+        while len(removed) < space.depth - smallest:
+            possible = [layer for layer in losses if extends(space, (*removed, layer), smallest)]
             if not possible:
                 break
-            if removed:
-                again = sorted(possible, key=costs.__getitem__)[:LOOKS]
-                losses = self._losses(problem, [(*removed, layer) for layer in again])
-                costs |= {layer: loss - current for layer, loss in zip(again, losses, strict=True)}
-            cheapest = min(possible, key=costs.__getitem__)
-            current += costs.pop(cheapest)
-            removed.append(cheapest)
+            again = sorted(possible, key=losses.__getitem__)[:looks]
+            losses = _raised(losses, self._losses(problem, removed, again))
+            removed.append(min(again, key=losses.__getitem__))
+            del losses[removed[-1]]
+            looks = LOOKS
         return [
             problem.subject.without(nearest(space, removed[: space.depth - size], size))
             for size in space.sizes
         ]
 
-    def _losses(self, problem: PruningProblem, removals: Sequence[Collection[int]]) -> list[float]:
-        """Returns the losses without some layers; infinity where nothing could be scored.
+    def _losses(
+        self, problem: PruningProblem, removed: Sequence[int], layers: Sequence[int]
+    ) -> dict[int, float]:
+        """Returns layer -> the loss where it is removed as well; infinity where nothing could be scored.
 
         The best of those that are results is scored on everything.
         """
-        pruned = [frozenset(layers) for layers in removals]
-        are_results = are_targets(problem.space, pruned)
+        removals = [frozenset((*removed, layer)) for layer in layers]
+        are_results = are_targets(problem.space, removals)
         scored = problem.runner.score(
-            [problem.subject.without(layers) for layers in pruned],
+            [problem.subject.without(removal) for removal in removals],
             status=Status.SCORED if are_results else Status.PROBE,
             keep=Selection(int(are_results), problem.weights) if problem.racing else None,
         )
-        return [math.inf if candidate.loss is None else candidate.loss for candidate in scored]
+        losses = [math.inf if candidate.loss is None else candidate.loss for candidate in scored]
+        return dict(zip(layers, losses, strict=True))
+
+
+def _raised(known: Mapping[int, float], measured: Mapping[int, float]) -> dict[int, float]:
+    """Returns all losses; those that were not measured again rise as the least of the others did.
+
+    >>> _raised({1: 0.5, 2: 0.75, 3: 1.0}, {1: 1.0, 2: 1.0})
+    {1: 1.0, 2: 1.0, 3: 1.25}
+    """
+    rises = (loss - known[layer] for layer, loss in measured.items())
+    rise = min(filter(math.isfinite, rises), default=0.0)
+    return {layer: measured.get(layer, loss + rise) for layer, loss in known.items()}
