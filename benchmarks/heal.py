@@ -135,13 +135,14 @@ class HealBench:
             **treatment.options,
         )
         model = out / "model"
+        healing = result.healing
         return {
             "held_out": self.loss(model if model.is_dir() else result.recipe),
-            "before": result.before,
-            "after": result.after,
-            "steps": result.steps,
-            "parameters": result.parameters,
-            "seconds": None if result.facts is None else result.facts.seconds,
+            "before": healing.before,
+            "after": healing.after,
+            "steps": healing.steps,
+            "parameters": healing.parameters,
+            "seconds": None if healing.facts is None else healing.facts.seconds,
             "curve": [sentence for sentence in curve if "loss" in sentence],
         }
 

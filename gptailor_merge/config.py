@@ -6,13 +6,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
+from gptailor_merge.heal_config import HealSection
 from gptailor_merge.objectives.config_types import Positive, Section, absolute_files, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
@@ -21,7 +22,11 @@ from gptailor_merge.recipe.model_names import renamed, tidy
 from gptailor_merge.recipe.recipe import BASE, Recipe
 from gptailor_merge.repair_config import RepairSection, of_record, to_record
 from gptailor_merge.target_config import Target
+from gptailor_merge.tune_config import TuneSection
 from gptailor_merge.versions import environment
+
+Refining = TypeVar("Refining", RepairSection, HealSection)
+
 
 SEEDS = 2**32
 """The number of seeds that there are."""
@@ -113,29 +118,6 @@ class SearchSection(Section):
     warm_start: tuple[str, ...] | None = Field(default=None, strict=False)
 
 
-class TuneSection(Section):
-    """Tuning of the best recipes when the search and the repairs are over, see tuning.finalists.
-
-    Attributes:
-        finalists: recipes that are tuned, the best for each choice of layers; of a front all recipes are.
-            0 tunes none; by default the best is tuned, where layers are removed, no front is sought and
-            every weighted objective has a gradient. At full size tuning costs about as much outside the
-            calibrated texts as it gains on them (benchmarks/README.md), so that it must be asked for.
-        steps: most steps of Adam; 0 tunes nothing, as in the paper.
-        weights: the tensors that share a merge weight.
-        norms: fit the gains of norms, too.
-        tokens: taken of each objective's texts, a quarter of which is held back.
-        rate: Adam's rate of merge weights.
-    """
-
-    finalists: Annotated[int, Field(ge=0)] | None = None
-    steps: Annotated[int, Field(ge=0)] = 60
-    weights: Literal["layer", "part", "tensor"] = "part"
-    norms: bool = True
-    tokens: Annotated[int, Field(ge=2)] = 65536
-    rate: Annotated[float, Field(gt=0)] = 0.03
-
-
 class SearchConfig(Section):
     """The whole config.
 
@@ -149,6 +131,7 @@ class SearchConfig(Section):
         search: settings of the search.
         repair: settings of the repair of the best recipes.
         tune: settings of the tuning of the best recipes.
+        heal: settings of the training of the best recipe.
         seed: of all random choices.
         dtype: of merge arithmetic.
         out_dtype: of the written model; default the base's.
@@ -167,6 +150,7 @@ class SearchConfig(Section):
     search: SearchSection = SearchSection()
     repair: RepairSection = RepairSection()
     tune: TuneSection = TuneSection()
+    heal: HealSection = HealSection()
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -279,10 +263,12 @@ class SearchConfig(Section):
         return [key for key in ours if ours[key] != theirs.get(key)]
 
     def document(self) -> dict[str, Any]:
-        """Returns the config as plain data; without tuning it is that of runs before there was tuning."""
+        """Returns the config as plain data; a stage that is off is left out, as before there was one."""
         document: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         if not self.tuned:
             del document["tune"]
+        if not self.heal.tokens:
+            del document["heal"]
         return document
 
     def recorded(self) -> dict[str, Any]:
@@ -315,6 +301,8 @@ class SearchConfig(Section):
         if "base" in self.family.variants:
             problems.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
         problems += missing_files(("repair", "data"), self.repair.data or {}, directory)
+        problems += missing_files(("heal", "data"), self.heal.data or {}, directory)
+        problems += self.heal.problems(pareto=self.pareto)
         if self.repair.data is not None and self.repair.texts == "scored":
             message = (
                 "maps are fitted to data of their own, or to what objectives score; leave one of both out"
@@ -350,13 +338,12 @@ class SearchConfig(Section):
 
     def _resolved(self, directory: Path) -> dict[str, Any]:
         """Returns the document with absolute paths, whole start recipes, and a cost if a front needs one."""
-        repair = self.repair
-        if repair.data is not None:
-            repair = repair.model_copy(update={"data": absolute_files(repair.data, directory)})
+        repair = _with_absolute_files(self.repair, directory)
+        heal = _with_absolute_files(self.heal, directory)
         sections = ("objectives", "gates", "held_out")
         measured = {name: tuple(o.resolved(directory) for o in getattr(self, name)) for name in sections}
-        document = self.model_copy(update={**measured, "repair": repair}).document()
-        for name, section in (("repair", repair), ("tune", self.tune)):
+        document = self.model_copy(update={**measured, "repair": repair, "heal": heal}).document()
+        for name, section in (("repair", repair), ("tune", self.tune), ("heal", heal)):
             document[name] = section.model_dump(mode="json", exclude_none=True, exclude_unset=True)
         family = document["family"]
         family["base"] = _absolute(family["base"], directory)
@@ -368,6 +355,12 @@ class SearchConfig(Section):
         if self.target.is_range and not any(objective.is_cost for objective in self.objectives):
             document["objectives"].append({"kind": "parameters"})
         return document
+
+
+def _with_absolute_files(section: Refining, directory: Path) -> Refining:
+    if section.data is None:
+        return section
+    return section.model_copy(update={"data": absolute_files(section.data, directory)})
 
 
 def without_versions(document: Mapping[str, Any]) -> dict[str, Any]:

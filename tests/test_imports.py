@@ -30,6 +30,8 @@ ORDER = (
     "space",
     "scoring",
     "config",
+    "heal_config",
+    "tune_config",
     "repair_config",
     "target_config",
     "versions",

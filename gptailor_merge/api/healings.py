@@ -11,7 +11,8 @@ from gptailor_merge.api.tunings import RECIPE as RECIPE
 from gptailor_merge.api.tunings import pairs
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.files import refuse_existing, staging
-from gptailor_merge.healing.healed_recipe import HealedRecipe, HealOptions, heal_recipe
+from gptailor_merge.healing.healed_recipe import HealedRecipe, heal_recipe
+from gptailor_merge.healing.healer import HealOptions
 from gptailor_merge.healing.used_texts import UsedTexts
 from gptailor_merge.host.names_and_commands import RECIPE as MODEL_RECIPE
 from gptailor_merge.models.devices import pick_device
@@ -51,7 +52,7 @@ def heal(
     Training that was killed goes on from its last checkpoint when it is asked for again.
 
         healed = heal("runs/first", ["maths=train/maths.jsonl"], "healed")
-        print(healed.before, healed.after)
+        print(healed.healing.before, healed.healing.after)
 
     Args:
         recipe: a recipe, its file, a directory that a recipe lies in, such as that of a written model, or a

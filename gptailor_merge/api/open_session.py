@@ -26,6 +26,7 @@ from gptailor_merge.composing.bank import Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import errors_in
+from gptailor_merge.healing.finalists import heal_finalists
 from gptailor_merge.models.devices import compute_dtype, pick_device
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.stored_values import differences_told
@@ -242,6 +243,7 @@ class Session:
                 judge = FinalistJudge(self.executor, gates, self.settings)
                 repair_finalists(workplace, judge, journal, directory)
                 tune_finalists(workplace, judge, journal, directory)
+                heal_finalists(workplace, judge, journal, directory)
 
         return self._traced(work, tokens, on_candidate)
 
@@ -305,7 +307,11 @@ class Session:
                 work(journal, directory / "repair", listen)
             candidates = list(journal.candidates())[: len(stamps)]
             finished = frozenset(candidate.digest for candidate in journal.finished())
-            for refined in (*journal.repairs().values(), *journal.tunings().values()):
+            for refined in (
+                *journal.repairs().values(),
+                *journal.tunings().values(),
+                *journal.healings().values(),
+            ):
                 candidates.append(refined)
                 stamps.append(stamps[-1] + refined.seconds)
         return Trace(tuple(candidates), finished, tuple(stamps))

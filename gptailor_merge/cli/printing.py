@@ -59,6 +59,7 @@ def summary(summary: Summary) -> None:
         f"({counts.candidates} candidates, {counts.failures} failed, {counts.gated} kept out, "
         f"{counts.duplicates} duplicates, {counts.dropped} dropped early, {counts.repaired} repaired, "
         f"{f'{counts.tuned} tuned, ' if counts.tuned else ''}"
+        f"{f'{counts.healed} healed, ' if counts.healed else ''}"
         f"{counts.tokens:,} tokens scored in {counts.seconds:.0f} s)"
     )
     for objective, values in summary.scores.items():
@@ -178,12 +179,13 @@ def tuning(result: TunedRecipe) -> None:
 def healing(result: HealedRecipe) -> None:
     """Prints what training the model of a recipe came to."""
     table = _table("", "before", "after", title="nats per token on sequences that were not trained on")
-    table.add_row("loss", _number(result.before), _number(result.after))
+    healing = result.healing
+    table.add_row("loss", _number(healing.before), _number(healing.after))
     show(table)
-    if result.facts is None:
+    if healing.facts is None:
         terminal.line("training does not help; the recipe stays as it was")
     else:
-        terminal.line(f"{result.facts.sentence()}; {result.parameters:,} numbers were trained")
+        terminal.line(f"{healing.facts.sentence()}; {healing.parameters:,} numbers were trained")
 
 
 def pushed(pushed: Pushed) -> None:

@@ -184,6 +184,7 @@ def _search(release: Release) -> str:
     method = f"the baseline {baseline}" if baseline else f"gptailor-evolve (optimizer {search.optimizer})"
     refined = [f"{counts.repaired} of them repaired"] if counts.repaired else []
     refined += [f"{counts.tuned} tuned"] if counts.tuned else []
+    refined += [f"{counts.healed} healed"] if counts.healed else []
     at_the_end = f"; {' and '.join(refined)} at the end" if refined else ""
     return (
         f"Found by {method} with seed {release.settings.seed}: {counts.candidates:,} candidates "

@@ -35,7 +35,8 @@ def rewritten(recipe: Recipe, slots: Sequence[Slot]) -> Recipe:
 def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
     """Returns the recipe with a plan's slots, its embeddings and head, and its gains outside the layers.
 
-    An adapter stays only where the plan has it and nothing else has changed, see `rewritten`.
+    An adapter stays only where the plan has it and nothing else has changed, see `rewritten`; a plan with
+    another one was trained as it is.
     """
     whole, gains = rewritten(recipe, plan.slots), plan.gains
     update: dict[str, Any] = {
@@ -47,5 +48,8 @@ def with_plan(recipe: Recipe, plan: Plan) -> Recipe:
         component = getattr(plan, name)
         if component != getattr(before, name):
             update[name] = origin_of(component, recipe.base_model)
-    whole = whole.model_copy(update={"parameters": whole.parameters.model_copy(update=update)})
-    return whole if plan == before else without_adapter(whole)
+    if plan.adapter is not None and plan.adapter != before.adapter:
+        update |= {"adapter": plan.adapter.file, "adapter_digest": plan.adapter.digest}
+    elif plan != before:
+        update |= {"adapter": None, "adapter_digest": None}
+    return whole.model_copy(update={"parameters": whole.parameters.model_copy(update=update)})

@@ -7,6 +7,7 @@ each choice of layers the best candidate is a finalist, also one that a race has
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,14 @@ from gptailor_merge.search.settings import SearchSettings
 
 FIRST_TOKENS = 8192
 """Tokens that tell which finalist is repaired everywhere: their ranks do not change with more."""
+
+
+SHORT = "-short"
+"""The ending of the name of a finalist's directory where it was healed on few tokens first."""
+
+
+HEALED_FILES = ("adapter", "healed.json", "checkpoints")
+"""The names of an adapter's directory, and of what lies beside it in the directory of a healed finalist."""
 
 
 class Finished(Protocol):
@@ -98,7 +107,11 @@ class FinalistJudge:
         return replace(judgement, outcome=outcome)
 
 
-_USELESS = {Status.REPAIRED: "no map helps", Status.TUNED: "tuning does not help"}
+_USELESS = {
+    Status.REPAIRED: "no map helps",
+    Status.TUNED: "tuning does not help",
+    Status.HEALED: "healing does not help",
+}
 """Says of each way to refine a plan that it left the plan as it was."""
 
 
@@ -248,14 +261,22 @@ def drop_files(log: RepairLog, directory: Path, survivors: Iterable[Candidate]) 
 
     Only what the search has written is removed: its files in directories that are named after its candidates.
     """
-    kept = {PurePath(file).parts[-2:] for candidate in survivors for file in edit_files(candidate.parsed)}
-    known = {candidate.digest for candidate in (*log.candidates(), *log.repairs().values())}
+    recipes = [candidate.parsed for candidate in survivors]
+    kept = {PurePath(file).parts[-2:] for recipe in recipes for file in edit_files(recipe)}
+    kept |= {PurePath(recipe.parameters.adapter or "").parts[-2:] for recipe in recipes}
+    refined = (*log.repairs().values(), *log.tunings().values())
+    known = {candidate.digest for candidate in (*log.candidates(), *refined)}
     for files in sorted(directory.glob("*/")):
-        if files.name not in known or files.is_symlink():
+        if files.name.removesuffix(SHORT) not in known or files.is_symlink():
             continue
         for file in (*files.glob(MAP_PATTERN), *files.glob(GAINS_FILE)):
             if file.parts[-2:] not in kept:
                 file.unlink()
+        for name in HEALED_FILES:
+            if (files.name, HEALED_FILES[0]) not in kept and (files / name).is_dir():
+                shutil.rmtree(files / name)
+            elif (files.name, HEALED_FILES[0]) not in kept:
+                (files / name).unlink(missing_ok=True)
         if not any(files.iterdir()):
             files.rmdir()
 

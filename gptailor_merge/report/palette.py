@@ -111,6 +111,7 @@ LIGHT = Theme(
         "failed": "#c0392b",
         "repaired": "#00835f",
         "tuned": "#a8559a",
+        "healed": "#d55e00",
     },
 )
 
@@ -134,5 +135,6 @@ DARK = Theme(
         "failed": "#ff7b6b",
         "repaired": "#2cc39a",
         "tuned": "#d78bc9",
+        "healed": "#ff9248",
     },
 )

@@ -245,6 +245,7 @@ def _progress(run_view: RunView) -> Figure:
             ("scored", "o", True),
             ("repaired", "s", False),
             ("tuned", "D", False),
+            ("healed", "^", False),
         )
         for status, marker, filled in kinds:
             scored = [(t, t.loss) for t in run_view.trials if t.status == status and t.loss is not None]

@@ -21,6 +21,7 @@ OUTCOMES = {
     "failed": "failed",
     "repaired": "repaired at the end",
     "tuned": "tuned at the end",
+    "healed": "healed at the end",
 }
 """Status in the journal -> its words in a figure, in the order in which they are drawn."""
 
@@ -248,7 +249,13 @@ def _progress(view: RunView) -> Iterator[FigureSection]:
     charts = (Chart("progress-tokens", alts[0]), Chart("progress-seconds", alts[1]))
     legend = [LegendKey("best so far", "line", "accent")]
     if not view.axes:
-        marks = {"scored": "disc", "dropped": "ring", "repaired": "square", "tuned": "diamond"}
+        marks = {
+            "scored": "disc",
+            "dropped": "ring",
+            "repaired": "square",
+            "tuned": "diamond",
+            "healed": "up",
+        }
         legend += [
             LegendKey(OUTCOMES[status], mark, f"outcome-{status}")
             for status, mark in marks.items()

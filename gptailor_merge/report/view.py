@@ -231,7 +231,7 @@ def view(record: Record, others: Sequence[Record] = ()) -> RunView:
         nats=bool(summed) and all(_unit(scores[name]) in NATS for name in summed),
         trials=trials(record.candidates, record.finished, record.axes, box),
         counts=record.counts,
-        spent=_spent((*record.candidates, *record.repairs, *record.tunings)),
+        spent=_spent((*record.candidates, *record.repairs, *record.tunings, *record.healings)),
         front=_front(record),
         beaten=tuple(
             totals(c.scores, record.axes) for c in record.finished if record.axes and c.digest not in on_front

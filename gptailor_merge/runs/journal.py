@@ -69,8 +69,12 @@ CREATE TABLE IF NOT EXISTS {table} (
 """
 
 
-_REFINED_IN = {Status.REPAIRED: "repairs", Status.TUNED: "tunings"}
+_REFINED_IN = {Status.REPAIRED: "repairs", Status.TUNED: "tunings", Status.HEALED: "healings"}
 """The table that holds what became of refined candidates, by the way in which they were refined."""
+
+
+_SPENT = " UNION ALL ".join(f"SELECT tokens, seconds FROM {table}" for table in _REFINED_IN.values())
+"""The query for what each refined candidate took."""
 
 
 class Journal:
@@ -98,8 +102,9 @@ class Journal:
                         source.backup(self._db)
                 self._create()
                 written = self._rows().get("format")
-                if written == str(FORMAT):  # journals of runs before there was tuning lack its table
-                    self._db.execute(_REFINED.format(table=_REFINED_IN[Status.TUNED]))
+                if written == str(FORMAT):  # journals of runs before there was this stage lack its table
+                    for status in (Status.TUNED, Status.HEALED):
+                        self._db.execute(_REFINED.format(table=_REFINED_IN[status]))
             if written != str(FORMAT):
                 raise SearchError(
                     f"{self.file}: a journal of format {written}; this version reads format {FORMAT}"
@@ -231,6 +236,10 @@ class Journal:
         """Writes what became of a candidate's tuning, replacing an older one; see `record_repair`."""
         self._record_refined(Status.TUNED, original, tuned)
 
+    def record_healing(self, original: str, healed: Candidate) -> None:
+        """Writes what became of a candidate's healing, replacing an older one; see `record_repair`."""
+        self._record_refined(Status.HEALED, original, healed)
+
     def _record_refined(self, status: Status, original: str, refined: Candidate) -> None:
         c = refined
         row = (original, c.number, c.digest, c.recipe, c.loss, dump_scores(c.scores), c.fingerprint, c.cause)
@@ -247,6 +256,10 @@ class Journal:
     def tunings(self) -> dict[str, Candidate]:
         """Returns digest of a candidate -> what became of its tuning, in the order of the tunings."""
         return dict(self._refined(Status.TUNED))
+
+    def healings(self) -> dict[str, Candidate]:
+        """Returns key of a healing -> what became of it, see healing.finalists, in their order."""
+        return dict(self._refined(Status.HEALED))
 
     def _refined(self, status: Status) -> Iterator[tuple[str, Candidate]]:
         query = (
@@ -271,10 +284,10 @@ class Journal:
             "coalesce(sum(status = 'gated'), 0), "
             "(SELECT count(DISTINCT number) FROM repairs WHERE loss IS NOT NULL), "
             "(SELECT count(*) FROM tunings WHERE loss IS NOT NULL), "
-            "coalesce(sum(tokens), 0) + (SELECT coalesce(sum(tokens), 0) FROM "
-            "(SELECT tokens FROM repairs UNION ALL SELECT tokens FROM tunings)), "
-            "coalesce(sum(seconds), 0.0) + (SELECT coalesce(sum(seconds), 0.0) FROM "
-            "(SELECT seconds FROM repairs UNION ALL SELECT seconds FROM tunings)) FROM candidates"
+            "(SELECT count(*) FROM healings WHERE loss IS NOT NULL), "
+            f"coalesce(sum(tokens), 0) + (SELECT coalesce(sum(tokens), 0) FROM ({_SPENT})), "
+            f"coalesce(sum(seconds), 0.0) + (SELECT coalesce(sum(seconds), 0.0) FROM ({_SPENT})) "
+            "FROM candidates"
         )
         with self._explained("read"):
             return Counts(*self._db.execute(query).fetchone())

@@ -41,6 +41,7 @@ class Record:
         finished: the candidates that were scored on everything, then repaired and tuned ones.
         repairs: the repaired recipes, those included that were of no use.
         tunings: the tuned recipes, likewise.
+        healings: the healed recipes, likewise.
         axes: the objectives of the front; empty where one recipe is sought.
         front: the recipes that no other beats in every objective; empty where one recipe is sought.
         best: the recipe that the run chose, or would choose now; None before anything was scored.
@@ -64,6 +65,7 @@ class Record:
     finished: tuple[Candidate, ...]
     repairs: tuple[Candidate, ...]
     tunings: tuple[Candidate, ...]
+    healings: tuple[Candidate, ...]
     counts: Counts
     axes: tuple[str, ...]
     front: tuple[FrontCandidate, ...]
@@ -142,6 +144,7 @@ def read(directory: Directory) -> Record:
             finished=finished,
             repairs=tuple(journal.repairs().values()),
             tunings=tuple(journal.tunings().values()),
+            healings=tuple(journal.healings().values()),
             counts=counts,
             axes=metadata.axes,
             front=points,

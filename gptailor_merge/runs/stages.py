@@ -15,11 +15,11 @@ from gptailor_merge.objectives.scores import COSTS, Score, Scores
 from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.front import front, pick
 
-SEARCH_STAGE, REPAIR_STAGE, TUNE_STAGE = "found", "repaired", "tuned"
+SEARCH_STAGE, REPAIR_STAGE, TUNE_STAGE, HEAL_STAGE = "found", "repaired", "tuned", "healed"
 """The stages in their order, by what the recipe is in the end."""
 
 
-_DEEDS = {REPAIR_STAGE: "Repairing", TUNE_STAGE: "Tuning"}
+_DEEDS = {REPAIR_STAGE: "Repairing", TUNE_STAGE: "Tuning", HEAL_STAGE: "Healing"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class RunStage:
     """A stage of a run.
 
     Attributes:
-        name: found, repaired or tuned.
+        name: found, repaired, tuned or healed.
         best: the recipe that the run would have chosen when the stage had ended.
         tokens, seconds: what the stage cost by itself.
     """
@@ -113,6 +113,9 @@ class StageLog(Protocol):
     def tunings(self) -> Mapping[str, Candidate]:
         """Returns digest of the original -> what became of its tuning."""
 
+    def healings(self) -> Mapping[str, Candidate]:
+        """Returns key of a healing -> what became of it."""
+
 
 def stages_in(log: StageLog, axes: Sequence[str], rule: str) -> list[RunStage]:
     """Returns the stages that a run has been through.
@@ -126,8 +129,10 @@ def stages_in(log: StageLog, axes: Sequence[str], rule: str) -> list[RunStage]:
         SEARCH_STAGE: list(log.candidates()),
         REPAIR_STAGE: list(log.repairs().values()),
         TUNE_STAGE: list(log.tunings().values()),
+        HEAL_STAGE: list(log.healings().values()),
     }
-    stages, later = [], {REPAIR_STAGE: Status.REPAIRED, TUNE_STAGE: Status.TUNED}
+    later = {REPAIR_STAGE: Status.REPAIRED, TUNE_STAGE: Status.TUNED, HEAL_STAGE: Status.HEALED}
+    stages = []
     for name, candidates in spent.items():
         later.pop(name, None)
         best = _best([c for c in finished if c.status not in later.values()], axes, rule)

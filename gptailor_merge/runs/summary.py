@@ -81,6 +81,7 @@ class Summary:
             "gated": counts.gated,
             "repaired": counts.repaired,
             **({"tuned": counts.tuned} if counts.tuned else {}),
+            **({"healed": counts.healed} if counts.healed else {}),
             "tokens": counts.tokens,
             "seconds": round(counts.seconds, 3),
             "held_out": self.held_out,

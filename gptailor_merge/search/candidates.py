@@ -29,11 +29,12 @@ class Status(str, Enum):
     PROBE = "probe"
     REPAIRED = "repaired"
     TUNED = "tuned"
+    HEALED = "healed"
 
     __str__ = str.__str__
 
 
-REFINED = (Status.REPAIRED, Status.TUNED)
+REFINED = (Status.REPAIRED, Status.TUNED, Status.HEALED)
 """Candidates that were made better when the search was over; they have the number of their original."""
 
 
@@ -44,7 +45,8 @@ class Candidate:
     A `probe` is scored like any other candidate, but is not of the target size: it tells where to start.
     A `dropped` one left a race: its scores are over the tokens that it was scored on, its loss is
     the estimate that the optimiser was told. A `gated` one breaks a bound: it has no loss, and no scores but
-    those of the gates. A `repaired` or `tuned` one has the number of the candidate that it was made from.
+    those of the gates. A `repaired`, `tuned` or `healed` one has the
+    number of the candidate that it was made from.
 
     Attributes:
         recipe: the plan as a recipe in YAML, as the journal keeps it.
@@ -92,7 +94,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of candidates by status; tokens and seconds are those of repairs and tunings, too."""
+    """Numbers of candidates by status; tokens and seconds are those of what was refined, too."""
 
     candidates: int
     failures: int
@@ -101,6 +103,7 @@ class Counts:
     gated: int
     repaired: int
     tuned: int
+    healed: int
     tokens: int
     seconds: float
 

@@ -46,7 +46,8 @@ def to_tune(log: TuneLog, axes: Sequence[str], count: int) -> list[Candidate]:
             loss is minimised.
         count: most candidates where no front is sought.
     """
-    known = [candidate for candidate in log.finished() if candidate.status != Status.TUNED]
+    refined = (Status.TUNED, Status.HEALED)
+    known = [candidate for candidate in log.finished() if candidate.status not in refined]
     if axes:
         return [point.candidate for point in front(known, axes)] if count else []
     return best_by_layers(known, count)

@@ -17,9 +17,10 @@ from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.cli.app import app
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, DataError, InputError, RecipeError, ScoringError
-from gptailor_merge.healing import healed_recipe, training
+from gptailor_merge.healing import healer, training
 from gptailor_merge.healing.facts import facts_on
-from gptailor_merge.healing.healed_recipe import HealedRecipe, HealOptions, heal_recipe
+from gptailor_merge.healing.healed_recipe import HealedRecipe, heal_recipe
+from gptailor_merge.healing.healer import HealOptions
 from gptailor_merge.healing.lessons import lessons
 from gptailor_merge.healing.used_texts import UsedTexts
 from gptailor_merge.models.loading import load_tokenizer
@@ -50,11 +51,11 @@ def run(recipe: Recipe, out: Path, options: HealOptions = FEW, **settings: Any) 
 def test_a_healed_recipe_is_better_and_one_model_by_every_way(block: Recipe, tmp_path: Path) -> None:
     said: list[str] = []
     healed = run(block, tmp_path / "out", progress=said.append)
-    assert healed.after < healed.before - 0.02
-    assert healed.facts == facts_on(healed.recipe, tmp_path / "out")
-    assert healed.facts is not None
-    assert healed.facts.teachers == {"stories": "stories", "maths": "maths"}
-    assert (healed.facts.tokens, healed.facts.rank, healed.steps) == (1536, 4, 6)
+    assert healed.healing.after < healed.healing.before - 0.02
+    assert healed.healing.facts == facts_on(healed.recipe, tmp_path / "out")
+    assert healed.healing.facts is not None
+    assert healed.healing.facts.teachers == {"stories": "stories", "maths": "maths"}
+    assert (healed.healing.facts.tokens, healed.healing.facts.rank, healed.healing.steps) == (1536, 4, 6)
     assert said[0] == "running the teachers"
     assert said[-1].startswith("healing, step 6 of 6: loss ")
     assert sorted(file.name for file in (tmp_path / "out" / "adapter").iterdir()) == [
@@ -70,15 +71,15 @@ def test_a_healed_recipe_is_better_and_one_model_by_every_way(block: Recipe, tmp
 def test_all_weights_are_trained_and_the_recipe_stays(block: Recipe, tmp_path: Path) -> None:
     options = HealOptions(rank=None, tokens=512, step_tokens=256, sequence_length=64, rate=0.001)
     healed = run(block, tmp_path, options, teachers={"maths": "base"})
-    assert healed.after < healed.before
+    assert healed.healing.after < healed.healing.before
     assert healed.recipe == block
-    assert healed.facts is not None
-    assert (healed.facts.method, healed.facts.rank) == ("full", None)
-    assert healed.facts.teachers == {"stories": "stories", "maths": "base"}
+    assert healed.healing.facts is not None
+    assert (healed.healing.facts.method, healed.healing.facts.rank) == ("full", None)
+    assert healed.healing.facts.teachers == {"stories": "stories", "maths": "base"}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype="auto")
     assert model.dtype == torch.bfloat16
     assert model.config.num_hidden_layers == 10
-    assert healed.parameters == model.num_parameters()
+    assert healed.healing.parameters == model.num_parameters()
     assert load_tokenizer(tmp_path / "model").get_vocab()
 
 
@@ -87,9 +88,9 @@ def test_without_a_teacher_the_text_itself_is_the_aim(block: Recipe, tmp_path: P
     said: list[str] = []
     healed = run(block, tmp_path, options, progress=said.append)
     assert "running the teachers" not in said
-    assert healed.before > 3  # nats of the text, not of a divergence
-    assert healed.facts is not None
-    assert healed.facts.teachers == {}
+    assert healed.healing.before > 3  # nats of the text, not of a divergence
+    assert healed.healing.facts is not None
+    assert healed.healing.facts.teachers == {}
 
 
 class Killed(TrainerCallback):
@@ -113,10 +114,10 @@ def test_what_was_killed_goes_on_to_the_same_end(
     said: list[str] = []
     healed = run(block, tmp_path / "two", progress=said.append)
     assert [sentence for sentence in said if "step 1 of" in sentence] == []
-    assert (healed.before, healed.after, healed.steps) == (
-        undisturbed.before,
-        undisturbed.after,
-        undisturbed.steps,
+    assert (healed.healing.before, healed.healing.after, healed.healing.steps) == (
+        undisturbed.healing.before,
+        undisturbed.healing.after,
+        undisturbed.healing.steps,
     )
     one, two = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
@@ -124,11 +125,11 @@ def test_what_was_killed_goes_on_to_the_same_end(
 
 def test_checkpoints_of_something_else_are_not_gone_on_from(tmp_path: Path) -> None:
     directory = tmp_path / "ckpt"
-    healed_recipe._prepare(directory, "one")
+    healer._prepare(directory, "one")
     (directory / "checkpoint-1").mkdir()
-    healed_recipe._prepare(directory, "one")
+    healer._prepare(directory, "one")
     assert (directory / "checkpoint-1").is_dir()
-    healed_recipe._prepare(directory, "two")
+    healer._prepare(directory, "two")
     assert not (directory / "checkpoint-1").exists()
 
 
@@ -141,7 +142,7 @@ def test_where_memory_runs_out_batches_are_halved(
         seen.append(batch_rows)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(healed_recipe, "train", train)
+    monkeypatch.setattr(healer, "train", train)
     with pytest.raises(ScoringError, match="memory does not suffice to train on one sequence of 64 tokens"):
         run(block, tmp_path)
     assert seen == [4, 2, 1]
@@ -151,16 +152,16 @@ def test_accumulated_batches_are_one_step(
     block: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(block, tmp_path / "whole")
-    monkeypatch.setattr(healed_recipe, "LOGITS_BYTES", 1)
+    monkeypatch.setattr(healer, "LOGITS_BYTES", 1)
     parts = run(block, tmp_path / "parts")
-    assert parts.after == pytest.approx(whole.after, abs=2e-4)
+    assert parts.healing.after == pytest.approx(whole.healing.after, abs=2e-4)
 
 
 def test_what_does_not_help_is_not_kept(block: Recipe, tmp_path: Path) -> None:
     options = HealOptions(rank=4, tokens=256, step_tokens=256, sequence_length=64, rate=1e9)
     healed = run(block, tmp_path, options)
     assert not healed.helps
-    assert (healed.recipe, healed.after) == (block, healed.before)
+    assert (healed.recipe, healed.healing.after) == (block, healed.healing.before)
     assert list(tmp_path.iterdir()) == []
 
 

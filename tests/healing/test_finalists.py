@@ -1,0 +1,121 @@
+"""The best recipe of a search is healed at its end: how it is remembered, told and resumed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptailor_merge.errors import ConfigError
+from gptailor_merge.healing.facts import FACTS, facts_on
+from gptailor_merge.recipe.edits import with_whole_paths
+from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.journal import Journal
+from gptailor_merge.search.candidates import Status
+from gptailor_merge.testing.three_models import assert_three_equal
+from tests.conftest import DEMO
+from tests.repair.test_finalists import config, run
+
+SEARCH = {"budget": 8, "population": 4, "warm_start": []}
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    file = tmp_path / "train.jsonl"
+    words = [
+        "the",
+        "fox",
+        "and",
+        "a",
+        "hen",
+        "went",
+        "over",
+        "some",
+        "hills",
+        "to",
+        "see",
+        "what",
+        "was",
+        "there",
+        "for",
+        "them",
+    ]
+    lines = [" ".join(words[(n * k) % len(words)] for k in range(1, 40)) for n in range(1, 40)]
+    file.write_text("".join(json.dumps({"text": f"{n} {line}."}) + "\n" for n, line in enumerate(lines)))
+    return str(file)
+
+
+def heal_of(texts: str, **changes: Any) -> dict[str, Any]:
+    standard = {"tokens": 1024, "data": {"stories": texts}, "lora": 4, "sequence_length": 32, "rate": 0.004}
+    return {**standard, **changes}
+
+
+def test_the_best_is_healed_and_a_killed_run_ends_alike(texts: str, tmp_path: Path) -> None:
+    heal = heal_of(texts, finalists=2, short=512)
+    settings = config(tmp_path, held_out=True, repair={"finalists": 0}, heal=heal, search=SEARCH)
+    told: list[str] = []
+    undisturbed, summary = run(settings, tmp_path, on_step=told.append)
+    with Journal(undisturbed.journal) as journal:
+        healings, best = journal.healings(), journal.best()
+        spent = [*journal.candidates(), *healings.values()]
+    assert [key.partition("-")[2] for key in healings] == ["short", "short", ""]
+    assert "healing recipe 2 of 2 on few tokens" in told
+    short, whole = list(healings.values())[:2], list(healings.values())[2]
+    kept = next(candidate.plan.kept for candidate in short if candidate.loss == min(c.loss for c in short))
+    assert whole.plan.kept == kept
+    assert summary.counts.healed == sum(candidate.loss is not None for candidate in healings.values())
+    assert summary.counts.tokens == sum(candidate.tokens for candidate in spent)
+    assert [row.stage for row in summary.stages[0].rows][-1] == "healed"
+    assert best is not None
+    assert (best.status, best.digest) == (Status.HEALED, summary.digest)
+    recipe = with_whole_paths(Recipe.load(undisturbed.best), undisturbed.path)
+    facts = facts_on(recipe, undisturbed.path)
+    assert facts is not None
+    assert (facts.rank, list(facts.texts)) == (4, ["stories"])
+    assert str(tmp_path) not in (undisturbed.path / FACTS).read_text()
+    assert len(list(undisturbed.repairs.rglob("adapter_model.safetensors"))) == 1
+    assert_three_equal(recipe, tmp_path / "model")
+    killed = tmp_path / "killed"
+    killed.mkdir()
+
+    def kill(step: str) -> None:
+        if step == "healing the best recipe":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, killed, on_step=kill)
+    resumed: list[str] = []
+    _, again = run(settings, killed, resume=True, on_step=resumed.append)
+    assert [step for step in resumed if step.startswith("healing, step")]
+    assert (again.digest, again.loss, again.held_out) == (summary.digest, summary.loss, summary.held_out)
+    assert [replace(row, seconds=0) for row in again.stages[0].rows] == [
+        replace(row, seconds=0) for row in summary.stages[0].rows
+    ]
+
+
+def test_texts_that_the_search_scores_are_refused_before_it_begins(tmp_path: Path) -> None:
+    heal = heal_of(str(DEMO / "calibration" / "stories.jsonl"))
+    settings = config(tmp_path, repair={"finalists": 0}, heal=heal, search=SEARCH)
+    told: list[str] = []
+    with pytest.raises(ConfigError, match="documents are those that the run is calibrated on"):
+        run(settings, tmp_path, on_step=told.append)
+    assert "searching" not in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": None}, r"heal.data: expected texts to train on, found none"),
+        ({"short": 512}, r"heal.short: several finalists are healed on few tokens first, .* found 1 and 512"),
+        ({"finalists": 2}, r"heal.short: .* found 2 and 0"),
+        ({"data": {"stories": "none.jsonl"}}, r"heal.data.stories: no such file"),
+    ],
+)
+def test_what_is_wrong_with_the_section_is_a_sentence(
+    changes: dict[str, Any], message: str, texts: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(tmp_path, repair={"finalists": 0}, heal=heal_of(texts, **changes), search=SEARCH)
