@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptailor_merge.api.arguments import AnyPath, path_of, read_recipe
+from gptailor_merge.composing.adapting import adapter_words as adapter_words
 from gptailor_merge.errors import ConfigError, log_warning
 from gptailor_merge.files import refuse_existing, staging, write_beside
 from gptailor_merge.host.exporting import RECIPE, export

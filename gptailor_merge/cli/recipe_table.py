@@ -10,8 +10,8 @@ from pathlib import Path, PurePath
 from rich import box
 
 from gptailor_merge import Recipe, Slot, plan
+from gptailor_merge.api.recipes import adapter_words
 from gptailor_merge.cli.terminal import PlainTable
-from gptailor_merge.composing.adapting import adapter_words
 from gptailor_merge.errors import errors_in
 from gptailor_merge.recipe.edits import with_whole_paths
 from gptailor_merge.recipe.grouping import runs

@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Path:
 
 def summary() -> Summary:
     held_out = {model: {"perplexity": {"total": value}} for model, value in (("base", 2.0), ("found", 3.0))}
-    return Summary("d", Path("best.yml"), 0.3, {}, Counts(6, 1, 1, 1, 0, 0, 0, 325, 2.1), held_out, {})
+    return Summary("d", Path("best.yml"), 0.3, {}, Counts(6, 1, 1, 1, 0, 0, 0, 0, 325, 2.1), held_out, {})
 
 
 def feed_search(name: str, run: Path, config: SearchConfig, *, upto: int = 6) -> None:
