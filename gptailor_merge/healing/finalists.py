@@ -74,7 +74,8 @@ def heal_finalists(workplace: Workplace, judge: FinalistJudge, log: HealLog, dir
     section = workplace.config.heal
     if not section.tokens:
         return
-    unhealed = [candidate for candidate in log.finished() if candidate.status != Status.HEALED]
+    # What a search has dropped of a candidate that it did not choose then is gone.
+    unhealed = [c for c in log.finished() if c.status != Status.HEALED and has_files(c)]
     chosen = best_by_layers(unhealed, section.finalists)
     if section.short:
         for number, candidate in enumerate(chosen, start=1):

@@ -108,6 +108,7 @@ def heal_recipe(
         written,
         taught=taught,
         teacher=runner.get,
+        release=runner.release,
         checkpoints=checkpoints,
         options=options,
         progress=progress,

@@ -20,7 +20,7 @@ from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.memory import BatchSize, is_out_of_memory
 from gptailor_merge.digests import digest
-from gptailor_merge.errors import ScoringError
+from gptailor_merge.errors import ConfigError, ScoringError
 from gptailor_merge.healing.facts import HealingFacts
 from gptailor_merge.healing.lessons import Lessons, lessons
 from gptailor_merge.healing.training import Course, Trained, linear_maps, train
@@ -125,6 +125,7 @@ def heal_plan(
     *,
     taught: Mapping[str, str],
     teacher: Callable[[str], tuple[str, Forward]],
+    release: Callable[[], None] = lambda: None,
     checkpoints: Path,
     options: HealOptions,
     progress: Callable[[str], None],
@@ -136,16 +137,23 @@ def heal_plan(
         out: the directory that is written to.
         taught: name of a text -> name of its teacher.
         teacher: name of a member -> (digest, forward pass).
+        release: called when no teacher is needed any more.
         checkpoints: the directory of checkpoints, from which training goes on after it was killed; the
             caller removes it.
         progress: told what is being done.
 
     Raises:
+        ConfigError: the device is not the first GPU, which the Trainer takes.
         DataError: a text has a single sequence.
         FamilyError: a teacher has other tokens than the texts.
         ScoringError: memory does not suffice for one sequence.
     """
     given, device = sum(token_set.tokens for token_set in sets), composer.device
+    if device.index:
+        raise ConfigError(
+            f"training runs on the first GPU that is visible; expected --device cuda with "
+            f"CUDA_VISIBLE_DEVICES={device.index}, found {device}"
+        )
     if given < options.tokens * ENOUGH:
         progress(f"the texts have {given:,} tokens, fewer than {options.tokens:,}: they are repeated")
     asked = {} if options.cross_entropy == 1 else taught
@@ -153,6 +161,7 @@ def heal_plan(
         progress("running the teachers")
     by_text = {name: teacher(who) for name, who in asked.items()}
     course_lessons = lessons(sets, by_text, top_k=options.top_k, device=device)
+    release()
     _prepare(
         checkpoints, digest([plan.digest, [s.digest for s in sets], asked, asdict(options), environment()])
     )

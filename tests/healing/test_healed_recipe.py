@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from gptailor_merge.errors import ConfigError, DataError, InputError, RecipeErro
 from gptailor_merge.healing import healer, training
 from gptailor_merge.healing.facts import facts_on
 from gptailor_merge.healing.healed_recipe import HealedRecipe, heal_recipe
-from gptailor_merge.healing.healer import HealOptions
+from gptailor_merge.healing.healer import HealOptions, heal_plan
 from gptailor_merge.healing.lessons import lessons
 from gptailor_merge.healing.used_texts import UsedTexts
 from gptailor_merge.models.loading import load_tokenizer
@@ -163,6 +164,22 @@ def test_what_does_not_help_is_not_kept(block: Recipe, tmp_path: Path) -> None:
     assert not healed.helps
     assert (healed.recipe, healed.healing.after) == (block, healed.healing.before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_gpu_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    composer: Any = SimpleNamespace(device=torch.device("cuda:1"))
+    with pytest.raises(ConfigError, match="expected --device cuda with CUDA_VISIBLE_DEVICES=1, found cuda:1"):
+        heal_plan(
+            SimpleNamespace(),  # type: ignore[arg-type]
+            composer,
+            [],
+            tmp_path,
+            taught={},
+            teacher=lambda name: pytest.fail("a teacher runs"),
+            checkpoints=tmp_path,
+            options=FEW,
+            progress=print,
+        )
 
 
 def test_lessons_are_apart_and_take_turns() -> None:
