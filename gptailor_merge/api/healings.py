@@ -22,6 +22,9 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.lock import locked_around
 from gptailor_merge.runs.run import Run
 from gptailor_merge.scoring.text_scores import named_files
+from gptailor_merge.tracking.loss_feed import loss_feed
+from gptailor_merge.tracking.registry import tracker_factories
+from gptailor_merge.tracking.tracker import TrackerSettings
 
 CHECKPOINTS = ".healing"
 """How the name of the directory of checkpoints ends, which lies beside `out` until training is over."""
@@ -71,23 +74,47 @@ def heal(
         teachers: name of the data -> name of the member that teaches it, or texts NAME=MEMBER; by default
             the member that has the name of the data, or else the base.
         sequence_length: tokens in a sequence.
-        report_to: experiment trackers, by the names that transformers has for them.
+        report_to: trackers that are told of the losses: trackio, wandb, tensorboard.
         device: auto, cpu, cuda or mps.
         on_step: called with a sentence on what is being done.
 
     Raises:
         RecipeError: the recipe is healed already, or a teacher is no member.
         DataError: texts that cannot be read, are too few, or were calibrated or measured on.
-        ConfigError: `out` exists and is not an empty directory, or an option has another form.
+        ConfigError: `out` exists and is not an empty directory, an option has another form, a teacher has
+            no text, or a tracker is unknown or not installed.
         ScoringError: memory does not suffice for one sequence.
     """
     if not 0 <= cross_entropy <= 1:
         raise ConfigError(f"--cross-entropy: expected a share from 0 to 1, found {cross_entropy}")
+    if rate is not None and not rate > 0:
+        raise ConfigError(f"--rate: expected a number above 0, found {rate}")
+    trackers = tracker_factories(report_to)
+    options = HealOptions(
+        rank=lora,
+        tokens=tokens,
+        minutes=minutes,
+        rate=rate,
+        cross_entropy=cross_entropy,
+        top_k=top_k,
+        sequence_length=sequence_length,
+        seed=seed,
+    )
+    settings: TrackerSettings = {
+        "method": options.method,
+        "tokens": tokens,
+        "rate": options.course.rate,
+        "seed": seed,
+    }
     directory = path_of(out)
     refuse_existing(directory)
     whole, file, used = _subject(recipe)
     checkpoints = directory.with_name(f".{directory.name}{CHECKPOINTS}")
-    with locked_around(directory), staging(directory) as staged:
+    with (
+        locked_around(directory),
+        staging(directory) as staged,
+        loss_feed(trackers, staged, directory.name, settings) as report,
+    ):
         result = heal_recipe(
             whole,
             named_files(data, column),
@@ -97,20 +124,11 @@ def heal(
             file=file,
             staged=staged,
             checkpoints=checkpoints,
-            options=HealOptions(
-                rank=lora,
-                tokens=tokens,
-                minutes=minutes,
-                rate=rate,
-                cross_entropy=cross_entropy,
-                top_k=top_k,
-                sequence_length=sequence_length,
-                seed=seed,
-                report_to=tuple(report_to),
-            ),
+            options=options,
             refuse=used.refuse,
             device=pick_device(device),
             progress=on_step,
+            report=report,
         )
         (staged / RECIPE).write_text(result.recipe.to_yaml(), encoding="utf-8")
     shutil.rmtree(checkpoints, ignore_errors=True)

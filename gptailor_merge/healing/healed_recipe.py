@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptailor_merge.calibration.texts import TokenSet, check_ids
 from gptailor_merge.composing.adapter_places import with_adapter
 from gptailor_merge.healing.healer import ADAPTER, Healing, HealOptions, heal_plan
+from gptailor_merge.healing.training import Report, unreported
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.config_types import DataSource
@@ -22,7 +23,7 @@ from gptailor_merge.planning.check import check_with_family, refuse_healed
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.live_models import composer_of
 from gptailor_merge.scoring.teachers import Teachers
-from gptailor_merge.tuning.tuned_recipe import family_of, teacher_of
+from gptailor_merge.tuning.tuned_recipe import family_of, teachers_of
 
 MODEL = "model"
 """The name of the directory of a model whose weights were all trained."""
@@ -67,6 +68,7 @@ def heal_recipe(
     refuse: Callable[[Sequence[TokenSet]], None] = lambda sets: None,
     device: torch.device,
     progress: Callable[[str], None] = lambda step: None,
+    report: Report = unreported,
 ) -> HealedRecipe:
     """Trains the model of a recipe to predict texts as members do.
 
@@ -82,6 +84,7 @@ def heal_recipe(
             caller removes it.
         refuse: raises an error for texts that must not be trained on.
         progress: told what is being done.
+        report: told of the losses.
 
     Raises:
         RecipeError: the recipe is healed already, or a teacher is no member.
@@ -92,7 +95,7 @@ def heal_recipe(
     plan, _ = check_with_family(recipe, file=file)
     refuse_healed(plan, file)
     family = family_of(recipe, members, file)
-    taught = {name: teacher_of(name, teachers, family, file) for name in data}
+    taught = teachers_of(data, teachers, family, file)
     directory = family.by_model(plan.tokenizer).directory
     tokenizer = load_tokenizer(directory)
     sets = token_sets(data, tokenizer, options.tokens, options.sequence_length)
@@ -112,6 +115,7 @@ def heal_recipe(
         checkpoints=checkpoints,
         options=options,
         progress=progress,
+        report=report,
     )
     if healing.facts is not None:
         if options.rank is not None:

@@ -23,7 +23,7 @@ from gptailor_merge.digests import digest
 from gptailor_merge.errors import ConfigError, ScoringError
 from gptailor_merge.healing.facts import HealingFacts
 from gptailor_merge.healing.lessons import Lessons, lessons
-from gptailor_merge.healing.training import Course, Trained, linear_maps, train
+from gptailor_merge.healing.training import Course, Report, Trained, linear_maps, train, unreported
 from gptailor_merge.models.architecture import body_of
 from gptailor_merge.objectives.protocols import Forward
 from gptailor_merge.recipe.plan import Plan
@@ -73,7 +73,6 @@ class HealOptions:
     step_tokens: int = 8192
     sequence_length: int = 512
     seed: int = 0
-    report_to: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -83,7 +82,7 @@ class HealOptions:
     @property
     def course(self) -> Course:
         """The steps that these tokens are."""
-        rows = max(1, self.step_tokens // self.sequence_length)
+        rows = _power_of_two(self.step_tokens // self.sequence_length)  # whole batches, also halved ones
         return Course(
             steps=max(1, round(self.tokens / (rows * self.sequence_length))),
             rows=rows,
@@ -91,7 +90,6 @@ class HealOptions:
             minutes=self.minutes,
             cross_entropy=self.cross_entropy,
             seed=self.seed,
-            report_to=self.report_to,
         )
 
 
@@ -129,6 +127,7 @@ def heal_plan(
     checkpoints: Path,
     options: HealOptions,
     progress: Callable[[str], None],
+    report: Report = unreported,
 ) -> Healing:
     """Trains the model of a plan; writes its adapter, if it has one, and the facts, where that helps.
 
@@ -141,6 +140,7 @@ def heal_plan(
         checkpoints: the directory of checkpoints, from which training goes on after it was killed; the
             caller removes it.
         progress: told what is being done.
+        report: told of the losses.
 
     Raises:
         ConfigError: the device is not the first GPU, which the Trainer takes.
@@ -162,18 +162,17 @@ def heal_plan(
     by_text = {name: teacher(who) for name, who in asked.items()}
     course_lessons = lessons(sets, by_text, top_k=options.top_k, device=device)
     release()
-    _prepare(
-        checkpoints, digest([plan.digest, [s.digest for s in sets], asked, asdict(options), environment()])
-    )
-    trained = _trained(plan, composer, course_lessons, checkpoints, options, progress)
+    taught_by = {name: member for name, (member, _) in by_text.items()}
+    key = [plan.digest, [s.digest for s in sets], taught_by, asdict(options), environment()]
+    _prepare(checkpoints, digest(key))
+    trained = _trained(plan, composer, course_lessons, checkpoints, options, progress, report)
     parameters = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
-    tokens = trained.steps * options.course.rows * options.sequence_length
     facts = None
     if trained.after < trained.before:
         facts = HealingFacts(
             method="full" if options.rank is None else "lora",
             texts={token_set.name: token_set.digest for token_set in sets},
-            tokens=tokens,
+            tokens=trained.tokens,
             seconds=round(trained.seconds, 1),
             device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             teachers=asked,
@@ -183,7 +182,7 @@ def heal_plan(
             _write_adapter(trained.model, out / ADAPTER)
         facts.write(out)
     after = trained.before if facts is None else trained.after
-    return Healing(trained.model, facts, trained.before, after, trained.steps, tokens, parameters)
+    return Healing(trained.model, facts, trained.before, after, trained.steps, trained.tokens, parameters)
 
 
 def _trained(
@@ -193,13 +192,13 @@ def _trained(
     checkpoints: Path,
     options: HealOptions,
     progress: Callable[[str], None],
+    report: Report,
 ) -> Trained:
     """Trains; where memory runs out, with half as many sequences at once."""
     composed = composer.compose(plan)
     vocabulary = int(composed.config.get_text_config().vocab_size)
     row_bytes = 4 * vocabulary * options.sequence_length
-    rows = max(1, min(options.course.rows, LOGITS_BYTES // row_bytes))
-    rows = 2 ** int(math.log2(rows))
+    rows = _power_of_two(min(options.course.rows, LOGITS_BYTES // row_bytes))
 
     def run(batch_rows: int) -> Trained:
         set_seed(options.seed)
@@ -212,6 +211,7 @@ def _trained(
             vocabulary=min(vocabulary, composer.bank.family.base.vocabulary_size),
             device=composer.device,
             progress=progress,
+            report=report,
         )
 
     try:
@@ -258,6 +258,11 @@ def _prepare(checkpoints: Path, key: str) -> None:
         shutil.rmtree(checkpoints)
     checkpoints.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(key), encoding="utf-8")
+
+
+def _power_of_two(number: int) -> int:
+    """Returns the largest power of two that is not above a number, and at least 1."""
+    return int(2 ** int(math.log2(max(1, number))))
 
 
 def _write_adapter(model: PeftModel, directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from gptailor_merge.calibration.batches import Segment
@@ -38,6 +40,14 @@ WARMUP_SHARE = 0.05
 """The share of the steps in which the rate rises."""
 
 
+Report = Callable[[int, Mapping[str, float]], None]
+"""Takes a step and the losses there, nats per token, by name."""
+
+
+def unreported(step: int, losses: Mapping[str, float]) -> None:
+    """Reports nothing."""
+
+
 @dataclass(frozen=True)
 class Course:
     """Says how a model is trained.
@@ -49,7 +59,6 @@ class Course:
         minutes: training ends after these; the rate then stays where it is after its rise.
         cross_entropy: the share of plain cross-entropy on the texts in the loss.
         seed: of the order of the lessons, and of an adapter's first weights.
-        report_to: experiment trackers, by the names that transformers has for them.
     """
 
     steps: int
@@ -58,7 +67,6 @@ class Course:
     minutes: float | None = None
     cross_entropy: float = 0.0
     seed: int = 0
-    report_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ class Trained:
         model: as it was best on the lessons held apart.
         before, after: the loss on these, nats per token.
         steps: optimiser steps that were taken.
+        tokens: that went through the model in these.
         seconds: of training, without those of an earlier process.
     """
 
@@ -76,6 +85,7 @@ class Trained:
     before: float
     after: float
     steps: int
+    tokens: int
     seconds: float
 
 
@@ -89,6 +99,7 @@ def train(
     vocabulary: int,
     device: torch.device,
     progress: Callable[[str], None],
+    report: Report = unreported,
 ) -> Trained:
     """Trains a model, going on from the last checkpoint in a directory if there is one.
 
@@ -97,6 +108,7 @@ def train(
         batch_rows: sequences that go through the model together; steps accumulate as many batches as it
             takes.
         vocabulary: tokens that can be predicted, counted from the first.
+        report: told of the losses at each look.
     """
     looks = max(1, course.steps // LOOKS)
     on_gpu = device.type == "cuda"
@@ -123,7 +135,8 @@ def train(
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         logging_steps=looks,
-        report_to=list(course.report_to) or "none",
+        report_to="none",
+        include_num_input_tokens_seen=True,
         remove_unused_columns=False,
         label_names=["input_ids"],
         prediction_loss_only=True,
@@ -132,7 +145,7 @@ def train(
         seed=course.seed,
         data_seed=course.seed,
     )
-    observer = _Observer(course, progress)
+    observer = _Observer(course, progress, report)
     trainer = Distillation(
         model=model,
         args=arguments,
@@ -146,20 +159,20 @@ def train(
     trainer.remove_callback(PrinterCallback)  # the observer says it
     before = observer.before = trainer.evaluate()["eval_loss"]
     begun = time.monotonic()
-    last = get_last_checkpoint(str(directory)) if directory.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(directory))
     after = trainer.state.best_metric
     return Trained(
         model,
         before,
         before if after is None else after,
         trainer.state.global_step,
+        trainer.state.num_input_tokens_seen,
         time.monotonic() - begun,
     )
 
 
 class OneDeviceArguments(TrainingArguments):  # type: ignore[misc]
-    """Settings under which a process trains on one device; `accelerate launch` starts one for each GPU."""
+    """Settings under which a process trains on one device, however many there are."""
 
     @property
     def n_gpu(self) -> int:
@@ -203,8 +216,8 @@ class Distillation(Trainer):  # type: ignore[misc]
 class _Observer(TrainerCallback):  # type: ignore[misc]
     """Says how training goes, and ends it when it is no longer of use or its time is over."""
 
-    def __init__(self, course: Course, progress: Callable[[str], None]) -> None:
-        self._course, self._progress = course, progress
+    def __init__(self, course: Course, progress: Callable[[str], None], report: Report) -> None:
+        self._course, self._progress, self._report = course, progress, report
         self._begun = time.monotonic()
         self._first = 0
         self.before = float("nan")
@@ -213,6 +226,9 @@ class _Observer(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._begun, self._first = time.monotonic(), state.global_step
+        self._report(0, {"apart": self.before})
+        for step in sorted({entry["step"] for entry in state.log_history} - {0}):
+            self._report(step, _losses(state, step))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -235,6 +251,7 @@ class _Observer(TrainerCallback):  # type: ignore[misc]
         best = min(range(len(looks)), key=looks.__getitem__)
         if len(looks) - 1 - best >= PATIENCE:
             control.should_training_stop = True
+        self._report(state.global_step, _losses(state, state.global_step))
         self._progress(
             f"healing, step {state.global_step} of {state.max_steps}{self._left(state)}: "
             f"loss {metrics['eval_loss']:.4f}, before {self.before:.4f}"
@@ -248,6 +265,28 @@ class _Observer(TrainerCallback):  # type: ignore[misc]
         if not seconds:
             return ""
         return f", about {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'} left"
+
+
+def _losses(state: TrainerState, step: int) -> dict[str, float]:
+    """Returns the losses of a step: `apart`, and `taught`, the mean since the look before."""
+    names = {"eval_loss": "apart", "loss": "taught"}
+    entries = [entry for entry in state.log_history if entry["step"] == step]
+    return {names[key]: value for entry in entries for key, value in entry.items() if key in names}
+
+
+def _last_checkpoint(directory: Path) -> str | None:
+    """Returns the last whole checkpoint; removes those that the Trainer was killed in writing.
+
+    The state is what it writes last.
+    """
+    while last := get_last_checkpoint(str(directory)) if directory.is_dir() else None:
+        try:
+            TrainerState.load_from_json(str(Path(last) / TRAINER_STATE_NAME))
+        except (OSError, ValueError):
+            shutil.rmtree(last)
+        else:
+            break
+    return last
 
 
 def _stacked(lessons: Sequence[Lesson]) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from gptailor_merge.calibration.texts import check_ids
 from gptailor_merge.composing.editing import GAINS_FILE
-from gptailor_merge.errors import RecipeError
+from gptailor_merge.errors import ConfigError, RecipeError
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
 from gptailor_merge.models.family import BASE_NAME, Family
 from gptailor_merge.models.loading import load_tokenizer
@@ -95,7 +95,7 @@ def tune_recipe(
     plan, _ = check_with_family(recipe, file=file)
     refuse_healed(plan, file)
     recipe, family = with_one_name_each(recipe), family_of(recipe, members, file)
-    taught = {name: teacher_of(name, teachers, family, file) for name in data}
+    taught = teachers_of(data, teachers, family, file)
     out_dtype = recipe.out_dtype or recipe.dtype or stored_dtype(family.base)
     runner = Teachers(family, device, compute_dtype(device, out_dtype))
     directory = family.by_model(plan.tokenizer).directory
@@ -158,19 +158,24 @@ def _short_names(models: Sequence[str], taken: Collection[str]) -> dict[str, str
     }
 
 
-def teacher_of(data: str, teachers: Mapping[str, str], family: Family, file: Path | None) -> str:
-    """Returns the name of the member that teaches the data of a name.
+def teachers_of(
+    data: Iterable[str], teachers: Mapping[str, str], family: Family, file: Path | None
+) -> dict[str, str]:
+    """Returns name of the data -> name of the member that teaches them.
 
     Raises:
-        RecipeError: it is no member.
+        RecipeError: a teacher is no member.
+        ConfigError: a teacher has no data.
     """
-    name = teachers.get(data)
-    if name is None:
-        return data if family.by_name(data) is not None else BASE_NAME
-    known = [member.name for member in family.members]
-    if name not in known:
-        raise RecipeError(f"the teacher {name!r} is no member; known are {', '.join(known)}", file=file)
-    return name
+    known, names = [member.name for member in family.members], list(data)
+    for name, teacher in teachers.items():
+        if teacher not in known:
+            raise RecipeError(
+                f"the teacher {teacher!r} is no member; known are {', '.join(known)}", file=file
+            )
+        if name not in names:
+            raise ConfigError(f"--teacher: {name!r} is no text; the texts are {', '.join(names)}")
+    return {name: teachers.get(name, name if name in known else BASE_NAME) for name in names}
 
 
 def _moved(plan: Plan, out: Path) -> Plan:

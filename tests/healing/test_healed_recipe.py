@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +57,8 @@ def test_a_healed_recipe_is_better_and_one_model_by_every_way(block: Recipe, tmp
     assert healed.healing.facts == facts_on(healed.recipe, tmp_path / "out")
     assert healed.healing.facts is not None
     assert healed.healing.facts.teachers == {"stories": "stories", "maths": "maths"}
-    assert (healed.healing.facts.tokens, healed.healing.facts.rank, healed.healing.steps) == (1536, 4, 6)
+    # Of 24 sequences of 64 tokens, one of each text is held apart.
+    assert (healed.healing.facts.tokens, healed.healing.facts.rank, healed.healing.steps) == (1408, 4, 6)
     assert said[0] == "running the teachers"
     assert said[-1].startswith("healing, step 6 of 6: loss ")
     assert sorted(file.name for file in (tmp_path / "out" / "adapter").iterdir()) == [
@@ -111,9 +113,14 @@ def test_what_was_killed_goes_on_to_the_same_end(
         patched.setattr(training, "_Observer", type("Observer", (Killed, callbacks), {}))
         with pytest.raises(KeyboardInterrupt):
             run(block, tmp_path / "two")
-    assert list((tmp_path / "two.ckpt").glob("checkpoint-*"))
+    (whole,) = (tmp_path / "two.ckpt").glob("checkpoint-*")
+    torn = shutil.copytree(whole, whole.with_name("checkpoint-4"))  # killed again, while it was written
+    (torn / "trainer_state.json").write_text('{"global_step": ')
     said: list[str] = []
-    healed = run(block, tmp_path / "two", progress=said.append)
+    reported: list[int] = []
+    healed = run(block, tmp_path / "two", progress=said.append, report=lambda step, _: reported.append(step))
+    assert reported == [0, 1, 2, 3, 4, 5, 6]
+    assert (healed.healing.tokens, undisturbed.healing.tokens) == (1408, 1408)
     assert [sentence for sentence in said if "step 1 of" in sentence] == []
     assert (healed.healing.before, healed.healing.after, healed.healing.steps) == (
         undisturbed.healing.before,
@@ -122,6 +129,16 @@ def test_what_was_killed_goes_on_to_the_same_end(
     )
     one, two = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_tokens_that_were_trained_on_are_counted(block: Recipe, tmp_path: Path) -> None:
+    """Steps of 6 sequences are of 4; of two texts with 7 sequences for training each, the last step has 2."""
+    options = HealOptions(rank=2, tokens=800, step_tokens=300, sequence_length=50, rate=1e-3)
+    healed = run(block, tmp_path, options)
+    assert (options.course.rows, healed.healing.steps) == (4, 4)
+    assert healed.healing.tokens == 50 * (4 + 4 + 4 + 2)
+    assert healed.healing.facts is not None
+    assert healed.healing.facts.tokens == healed.healing.tokens
 
 
 def test_checkpoints_of_something_else_are_not_gone_on_from(tmp_path: Path) -> None:
@@ -216,6 +233,9 @@ def test_texts_that_a_run_has_used_are_refused() -> None:
     ("settings", "error", "message"),
     [
         ({"teachers": ["maths=nobody"]}, RecipeError, "the teacher 'nobody' is no member"),
+        ({"teachers": ["mahts=base"]}, ConfigError, "--teacher: 'mahts' is no text; the texts are maths"),
+        ({"report_to": ["bogus"]}, ConfigError, "--report-to: unknown tracker, found 'bogus'"),
+        ({"rate": 0.0}, ConfigError, "--rate: expected a number above 0, found 0.0"),
         ({"cross_entropy": 2.0}, ConfigError, "--cross-entropy: expected a share from 0 to 1, found 2.0"),
         ({"data": ["maths=none.jsonl"]}, InputError, "none.jsonl"),
     ],
@@ -234,6 +254,7 @@ def test_the_command(block: Recipe, tmp_path: Path) -> None:
     file.write_text(block.to_yaml())
     arguments = ["heal", str(tmp_path), "--data", f"maths={TEXTS['maths']}", "--lora", "2", "--json"]
     arguments += ["--tokens", "512", "--sequence-length", "64", "--rate", "0.004", "--device", "cpu"]
+    arguments += ["--report-to", "tensorboard"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "healed")])
     assert result.exit_code == 0, result.output
     printed = json.loads(result.stdout)
@@ -241,3 +262,4 @@ def test_the_command(block: Recipe, tmp_path: Path) -> None:
     assert printed["facts"]["teachers"] == {"maths": "base"}
     assert Recipe.load(tmp_path / "healed" / "recipe.yml").parameters.adapter is not None
     assert not list(tmp_path.glob(".healed*"))
+    assert list((tmp_path / "healed" / "tensorboard").iterdir())
