@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError
@@ -25,7 +25,6 @@ from gptailor_merge.target_config import Target
 from gptailor_merge.tune_config import TuneSection
 from gptailor_merge.versions import environment
 
-Refining = TypeVar("Refining", RepairSection, HealSection)
 
 
 SEEDS = 2**32
@@ -301,8 +300,7 @@ class SearchConfig(Section):
         if "base" in self.family.variants:
             problems.append(Problem(("family", "variants", "base"), "the name base is the base model's"))
         problems += missing_files(("repair", "data"), self.repair.data or {}, directory)
-        problems += missing_files(("heal", "data"), self.heal.data or {}, directory)
-        problems += self.heal.problems(pareto=self.pareto)
+        problems += self.heal.problems(directory, pareto=self.pareto)
         if self.repair.data is not None and self.repair.texts == "scored":
             message = (
                 "maps are fitted to data of their own, or to what objectives score; leave one of both out"
@@ -338,8 +336,7 @@ class SearchConfig(Section):
 
     def _resolved(self, directory: Path) -> dict[str, Any]:
         """Returns the document with absolute paths, whole start recipes, and a cost if a front needs one."""
-        repair = _with_absolute_files(self.repair, directory)
-        heal = _with_absolute_files(self.heal, directory)
+        repair, heal = _with_absolute_files(self.repair, directory), self.heal.resolved(directory)
         sections = ("objectives", "gates", "held_out")
         measured = {name: tuple(o.resolved(directory) for o in getattr(self, name)) for name in sections}
         document = self.model_copy(update={**measured, "repair": repair, "heal": heal}).document()
@@ -357,7 +354,7 @@ class SearchConfig(Section):
         return document
 
 
-def _with_absolute_files(section: Refining, directory: Path) -> Refining:
+def _with_absolute_files(section: RepairSection, directory: Path) -> RepairSection:
     if section.data is None:
         return section
     return section.model_copy(update={"data": absolute_files(section.data, directory)})

@@ -11,10 +11,15 @@ from pydantic import ConfigDict, Field, ValidationError
 from gptailor_merge.bounded_files import read_bounded
 from gptailor_merge.documents import Frozen, explain, json_text
 from gptailor_merge.errors import ConfigError
+from gptailor_merge.files import write_beside
 from gptailor_merge.recipe.recipe import Recipe
 
 FACTS = "healed.json"
 """The name of the file."""
+
+
+MatchShare = Annotated[float, Field(ge=0, le=1)]
+"""A part of a whole."""
 
 
 class HealingFacts(Frozen):
@@ -28,6 +33,8 @@ class HealingFacts(Frozen):
         device: the name of the device.
         teachers: name of the texts -> name of the member that taught them; empty for plain fine-tuning.
         rank: of the adapter; None for all weights.
+        generation: name of a task whose answers are generated -> the shares that match exactly, of the
+            model as it was and as it is.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -39,6 +46,7 @@ class HealingFacts(Frozen):
     device: str
     teachers: Mapping[str, str] = {}
     rank: Annotated[int, Field(ge=1)] | None = None
+    generation: Mapping[str, tuple[MatchShare, MatchShare]] = {}
 
     def sentence(self) -> str:
         """Returns all of it in a sentence, with names and no paths."""
@@ -51,20 +59,33 @@ class HealingFacts(Frozen):
         return (
             f"{what} trained on {self.tokens:,} tokens of {sets}"
             f"{f', taught by {taught},' if taught else ''} in {self.seconds:,.0f} s on {self.device}"
+            f"{self._generated()}"
         )
+
+    def _generated(self) -> str:
+        """Returns the end of the sentence on generated answers; nothing where none were scored."""
+        changes = ", ".join(
+            f"{_name(task)} from {before:.1%} to {after:.1%}"
+            for task, (before, after) in self.generation.items()
+        )
+        return changes and f"; generated answers that match exactly changed in {changes}"
 
     def to_public(self) -> dict[str, Any]:
         """Returns the content of the file with names in the place of paths."""
         return {
-            **self.model_dump(exclude_none=True),
+            **self._document(),
             "texts": {_name(name): digest for name, digest in self.texts.items()},
             "teachers": {_name(texts): _name(teacher) for texts, teacher in self.teachers.items()},
         }
 
     def write(self, directory: Path) -> None:
         """Writes the file beside a recipe."""
-        text = json_text(self.model_dump(exclude_none=True), indent=1, ensure_ascii=False)
-        (directory / FACTS).write_text(text + "\n", encoding="utf-8")
+        text = json_text(self._document(), indent=1, ensure_ascii=False)
+        write_beside(directory / FACTS, text + "\n")
+
+    def _document(self) -> dict[str, Any]:
+        empty = set() if self.generation else {"generation"}
+        return self.model_dump(exclude_none=True, exclude=empty)
 
 
 def facts_on(recipe: Recipe, directory: Path) -> HealingFacts | None:
@@ -75,16 +96,27 @@ def facts_on(recipe: Recipe, directory: Path) -> HealingFacts | None:
     Raises:
         ConfigError: the file cannot be read.
     """
+    facts = facts_in(directory)
+    if facts is None or facts.method == "full" or recipe.parameters.adapter is not None:
+        return facts
+    return None
+
+
+def facts_in(directory: Path) -> HealingFacts | None:
+    """Returns the facts that lie in a directory; None where there are none.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     file = directory / FACTS
     try:
-        facts = HealingFacts.model_validate_json(read_bounded(file))
+        return HealingFacts.model_validate_json(read_bounded(file))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from None
     except ValidationError as error:
         raise ConfigError(explain(error, HealingFacts), file=file) from None
-    return facts if facts.method == "full" or recipe.parameters.adapter is not None else None
 
 
 def _name(text: str) -> str:

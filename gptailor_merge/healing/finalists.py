@@ -13,8 +13,9 @@ from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.composing.adapting import adapter_digest
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import errors_at
-from gptailor_merge.files import make_directory, write_beside
-from gptailor_merge.healing.facts import FACTS
+from gptailor_merge.files import make_directory
+from gptailor_merge.healing.facts import FACTS, HealingFacts, facts_in
+from gptailor_merge.healing.generation import check_tasks, exact_matches
 from gptailor_merge.healing.healer import ADAPTER, HealOptions, heal_plan
 from gptailor_merge.healing.used_texts import UsedTexts
 from gptailor_merge.models.family import BASE_NAME
@@ -44,12 +45,26 @@ class HealLog(Finished, Protocol):
         """Writes what became of the healing of a candidate."""
 
 
-def texts_of(config: SearchConfig, workplace: Workplace, tokens: int) -> tuple[TokenSet, ...]:
+def check_healing(workplace: Workplace) -> None:
+    """Reads texts and tasks, so that a search does not fail at its end.
+
+    Raises:
+        DataError: they cannot be read, or the search scores or reports on some of the texts.
+        ConfigError: a task is not known, or has no generated answers that match exactly or do not.
+    """
+    section = workplace.config.heal
+    if section.tokens:
+        _texts(workplace, section.tokens)
+        check_tasks(section)
+
+
+def _texts(workplace: Workplace, tokens: int) -> tuple[TokenSet, ...]:
     """Returns the texts to train on.
 
     Raises:
         DataError: they cannot be read, or the search scores or reports on some of them.
     """
+    config = workplace.config
     data = config.heal.data or {}
     tokenizer = workplace.measures.context.tokenizer
     with errors_at(("heal", "data")):
@@ -101,7 +116,10 @@ def _heal(
     key = f"{original.digest}{ending}"
     done = log.healings().get(key)
     best = {candidate.digest for candidate in best_of(log, judge.settings.axes)}
+    out = directory / key
+    checkpoints = out / HEALED_FILES[-1]
     if done is not None and (done.digest not in best or has_files(done)):
+        shutil.rmtree(checkpoints, ignore_errors=True)  # a process that was killed may have left them
         return
     config, section, measures = workplace.config, workplace.config.heal, workplace.measures
     options = HealOptions(
@@ -112,8 +130,7 @@ def _heal(
         sequence_length=section.sequence_length,
         seed=config.seed,
     )
-    sets = texts_of(config, workplace, tokens)
-    out = directory / key
+    sets = _texts(workplace, tokens)
     make_directory(out)
     begun = time.perf_counter()
     healing = heal_plan(
@@ -123,11 +140,10 @@ def _heal(
         out,
         taught={token_set.name: _teacher(config, token_set.name) for token_set in sets},
         teacher=measures.context.teacher,
-        checkpoints=out / HEALED_FILES[-1],
+        checkpoints=checkpoints,
         options=options,
         progress=workplace.progress,
     )
-    shutil.rmtree(out / HEALED_FILES[-1], ignore_errors=True)
     seconds = time.perf_counter() - begun
     healed = original.plan
     if healing.facts is not None:
@@ -136,6 +152,7 @@ def _heal(
     judged = judge.judge(original, healed, directory, Status.HEALED)
     trained = 3 * healing.tokens
     log.record_healing(key, replace(judged, tokens=judged.tokens + trained, seconds=judged.seconds + seconds))
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _loss(trial: Candidate, original: Candidate) -> float:
@@ -152,15 +169,26 @@ def _teacher(config: SearchConfig, name: str) -> str:
     return name if name in config.family.variants else BASE_NAME
 
 
-def write_facts(best: Candidate, directory: Path) -> None:
+def write_facts(workplace: Workplace, best: Candidate, directory: Path) -> None:
     """Writes how the best recipe was trained beside it, or removes what an earlier best has left.
+
+    Answers that the config wants generated are generated now, without the adapter and with it.
 
     Args:
         directory: of the best recipe.
+
+    Raises:
+        ScoringError: lm-eval could not run a task.
     """
     adapter = best.plan.adapter
-    beside = None if adapter is None else Path(adapter.file).parent / FACTS
-    if beside is not None and beside.is_file():
-        write_beside(directory / FACTS, beside.read_text(encoding="utf-8"))
-    else:
+    beside = None if adapter is None else Path(adapter.file).parent
+    facts = None if beside is None else facts_in(beside)
+    if facts is None or beside is None:
         (directory / FACTS).unlink(missing_ok=True)
+        return
+    if workplace.config.heal.generate and not facts.generation:
+        workplace.progress("generating answers before and after healing")
+        matches = exact_matches(workplace, (replace(best.plan, adapter=None), best.plan))
+        facts = HealingFacts.model_validate({**facts.model_dump(), "generation": matches})
+        facts.write(beside)
+    facts.write(directory)

@@ -82,7 +82,8 @@ class HealOptions:
     @property
     def course(self) -> Course:
         """The steps that these tokens are."""
-        rows = _power_of_two(self.step_tokens // self.sequence_length)  # whole batches, also halved ones
+        few = min(self.step_tokens, self.tokens)
+        rows = _power_of_two(few // self.sequence_length)  # whole batches, also halved ones
         return Course(
             steps=max(1, round(self.tokens / (rows * self.sequence_length))),
             rows=rows,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptailor_merge.config import SearchConfig
+from gptailor_merge.errors import InputError
+from gptailor_merge.healing.facts import facts_in
 from gptailor_merge.hub.bundle import bundle, check_model
 from gptailor_merge.hub.client import Destination, Hub, Pushed
 from gptailor_merge.hub.licences import check_licence
@@ -51,6 +53,7 @@ class Publication:
         """
         if self.licence is not None:
             check_licence(self.licence)  # the Hub, which knows its list better, is not asked
+        _refuse_healed(run)
         with locked(run.path):
             return self._write(release_of(run.record(), self.licence), on_step)
 
@@ -60,6 +63,7 @@ class Publication:
         Raises:
             InputError, ConfigError, MergeFailedError, HubError: what was wrong; what was written stays.
         """
+        _refuse_healed(run)
         with locked(run.path):
             release = release_of(run.record(), self.licence)
             hub = Hub(self.target)
@@ -75,3 +79,22 @@ class Publication:
         check_model(release.run)
         on_step("writing the card")
         return bundle(release, self.target.repo_id)
+
+
+def _refuse_healed(run: Run) -> None:
+    """Refuses the directory that `gptailor heal` has made, or the model in it, for it is no run.
+
+    Raises:
+        InputError: says why it cannot be pushed, and what can be done.
+    """
+    for place in (run, Run(run.path.absolute().parent)):
+        if place.config.is_file() or place.journal.is_file():
+            return
+        facts = facts_in(place.path)
+        if facts is None:
+            continue
+        if facts.method == "full":
+            message = "all weights of this model were trained, so that no recipe rebuilds it; expected a run"
+            raise InputError(f"{message}; `hf upload` publishes the model as it is", file=run.path)
+        message = "a healed recipe and no run; expected the directory of a search"
+        raise InputError(f"{message}, which heals its best recipe with `heal` in its config", file=run.path)

@@ -12,7 +12,7 @@ import torch
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import errors_in
 from gptailor_merge.files import make_directory, write_beside
-from gptailor_merge.healing.finalists import heal_finalists, texts_of, write_facts
+from gptailor_merge.healing.finalists import check_healing, heal_finalists, write_facts
 from gptailor_merge.models.contents import contents_of
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.stored_values import differences_told
@@ -98,8 +98,8 @@ def execute(
             journal.record_items(measures.items)
             if not is_new:
                 write_beside(run.config, config.to_yaml(versions_at_begin(run)))
-            if baseline is None and config.heal.tokens:
-                texts_of(config, workplace, config.heal.tokens)  # so that a search does not fail at its end
+            if baseline is None:
+                check_healing(workplace)
             on_step("searching" if baseline is None else str(baseline))
             parts = preparation.space, scoring, journal, settings
             if baseline is None:
@@ -127,7 +127,7 @@ def execute(
                     on_candidate=on_candidate,
                 )
             chosen = _write_chosen(run, journal, config, settings.axes, best)
-            write_facts(chosen[FOUND], run.path)
+            write_facts(workplace, chosen[FOUND], run.path)
             stages = [stage.best for stage in stages_in(journal, settings.axes, config.search.pick)]
             sizes = _sizes(preparation.family, chosen)
             journal.describe(replace(journal.metadata(), sizes=sizes))

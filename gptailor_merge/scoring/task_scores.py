@@ -136,18 +136,26 @@ def score_on_tasks(
             f"--chat-template: {message}; write it with gptailor merge and evaluate that", file=path
         )
     progress(f"evaluating {path}")
-    models = {path.name: _run_tasks(open_model(path, device), settings, manager)}
+    models = {path.name: run_tasks(open_model(path, device), settings, manager)}
     if recipe is None:
         return TaskScores(models, None, ())
     for name in recipe.models:
         gc.collect()
         progress(f"evaluating {name}")
         member = Family.load(name, {}).base
-        models[name] = _run_tasks(open_member(member, device), settings, manager)
+        models[name] = run_tasks(open_member(member, device), settings, manager)
     return TaskScores(models, recipe.base_model, tuple(recipe.models))
 
 
-def _run_tasks(live: LiveModel, settings: LmEvalSettings, manager: Any) -> MetricsByTask:
+def run_tasks(live: LiveModel, settings: LmEvalSettings, manager: Any) -> MetricsByTask:
+    """Runs tasks on a model.
+
+    Args:
+        manager: see harness.task_manager.
+
+    Raises:
+        ScoringError: lm-eval could not run a task.
+    """
     from lm_eval import simple_evaluate
 
     harness_model = harness_model_class()(

@@ -49,6 +49,15 @@ def test_facts_come_back_and_are_said_in_a_sentence(tmp_path: Path) -> None:
     }
 
 
+def test_generated_answers_are_said_in_the_sentence(tmp_path: Path) -> None:
+    facts = HealingFacts.model_validate({**LORA, "generation": {"gsm8k": (0.02, 0.215)}})
+    facts.write(tmp_path)
+    assert facts_on(HEALED, tmp_path) == facts
+    end = "; generated answers that match exactly changed in gsm8k from 2.0% to 21.5%"
+    assert facts.sentence().endswith(f" in 62 s on NVIDIA H200{end}")
+    assert facts.to_public()["generation"] == {"gsm8k": (0.02, 0.215)}
+
+
 def test_a_model_whose_weights_were_all_trained_has_no_adapter(tmp_path: Path) -> None:
     HealingFacts(method="full", texts={"sums": "0"}, tokens=9, seconds=2.0, device="cpu").write(tmp_path)
     facts = facts_on(PLAIN, tmp_path)
@@ -62,6 +71,7 @@ def test_a_model_whose_weights_were_all_trained_has_no_adapter(tmp_path: Path) -
     [
         ({"method": "dora"}, "method: "),
         ({"tokens": -1}, "tokens: "),
+        ({"generation": {"gsm8k": [0.5, 2]}}, "generation.gsm8k[1]: "),
         ({"texts": ["a"]}, "texts: "),
         ({"rank": None, "device": 3}, "device: "),
     ],

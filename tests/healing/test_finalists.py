@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.healing.facts import FACTS, facts_on
+from gptailor_merge.objectives.tasks.harness import task_manager
 from gptailor_merge.recipe.edits import with_whole_paths
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.journal import Journal
+from gptailor_merge.scoring.live_models import open_recipe
+from gptailor_merge.scoring.task_scores import LmEvalSettings, run_tasks
 from gptailor_merge.search.candidates import Status
 from gptailor_merge.testing.three_models import assert_three_equal
-from tests.conftest import DEMO
-from tests.repair.test_finalists import config, run
+from tests.conftest import DEMO, write_tasks
+from tests.repair.test_finalists import CPU, config, run
 
+STORIES = DEMO / "tasks" / "test" / "stories.jsonl"
 SEARCH = {"budget": 8, "population": 4, "warm_start": []}
 
 
@@ -53,8 +58,24 @@ def heal_of(texts: str, **changes: Any) -> dict[str, Any]:
     return {**standard, **changes}
 
 
-def test_the_best_is_healed_and_a_killed_run_ends_alike(texts: str, tmp_path: Path) -> None:
-    heal = heal_of(texts, finalists=2, short=512)
+@pytest.fixture
+def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with a task whose answer is the next word of a story."""
+    written = write_tasks(tmp_path, monkeypatch)
+    rows = [json.loads(line) for line in STORIES.read_text().splitlines()]
+    words = [f" {row['options'][row['label']].split()[0]}" for row in rows]
+    items = [{"question": row["context"], "options": [word]} for row, word in zip(rows, words, strict=True)]
+    (written / "items.jsonl").write_text("".join(f"{json.dumps(item)}\n" for item in items))
+    task = written / "generation.yaml"
+    document = yaml.safe_load(task.read_text())
+    document["generation_kwargs"] = {"until": ["\n"], "max_gen_toks": 1}
+    task.write_text(yaml.safe_dump(document))
+    return written
+
+
+def test_the_best_is_healed_and_a_killed_run_ends_alike(texts: str, tasks: Path, tmp_path: Path) -> None:
+    generate = {"generate": ["tiny_generation"], "limit": 60, "include_path": str(tasks)}
+    heal = heal_of(texts, tokens=16384, finalists=2, short=4096, **generate)
     settings = config(tmp_path, held_out=True, repair={"finalists": 0}, heal=heal, search=SEARCH)
     told: list[str] = []
     undisturbed, summary = run(settings, tmp_path, on_step=told.append)
@@ -76,6 +97,17 @@ def test_the_best_is_healed_and_a_killed_run_ends_alike(texts: str, tmp_path: Pa
     assert facts is not None
     assert (facts.rank, list(facts.texts)) == (4, ["stories"])
     assert str(tmp_path) not in (undisturbed.path / FACTS).read_text()
+    parameters = recipe.parameters.model_copy(update={"adapter": None, "adapter_digest": None})
+    without = recipe.model_copy(update={"parameters": parameters})
+    settled = LmEvalSettings(("tiny_generation",), tasks, limit=60)
+    manager = task_manager(settled.tasks, tasks)
+    shares = [
+        run_tasks(open_recipe(model, CPU), settled, manager)["tiny_generation"]["exact_match"].value
+        for model in (without, recipe)
+    ]
+    assert facts.generation == {"tiny_generation": tuple(shares)}
+    print(shares)
+    assert shares[0] != shares[1]
     assert len(list(undisturbed.repairs.rglob("adapter_model.safetensors"))) == 1
     assert_three_equal(recipe, tmp_path / "model")
     killed = tmp_path / "killed"
@@ -105,6 +137,16 @@ def test_texts_that_the_search_scores_are_refused_before_it_begins(tmp_path: Pat
     assert "searching" not in told
 
 
+def test_tasks_without_generated_answers_are_refused_before_it_begins(
+    texts: str, tasks: Path, tmp_path: Path
+) -> None:
+    heal = heal_of(texts, generate=["tiny_choice"], include_path=str(tasks))
+    settings = config(tmp_path, repair={"finalists": 0}, heal=heal, search=SEARCH)
+    message = "heal.generate: expected tasks with generated answers and exact_match, found 'tiny_choice'"
+    with pytest.raises(ConfigError, match=message):
+        run(settings, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -112,6 +154,7 @@ def test_texts_that_the_search_scores_are_refused_before_it_begins(tmp_path: Pat
         ({"short": 512}, r"heal.short: several finalists are healed on few tokens first, .* found 1 and 512"),
         ({"finalists": 2}, r"heal.short: .* found 2 and 0"),
         ({"data": {"stories": "none.jsonl"}}, r"heal.data.stories: no such file"),
+        ({"include_path": "none"}, r"heal.include_path: no such directory, found 'none'"),
     ],
 )
 def test_what_is_wrong_with_the_section_is_a_sentence(

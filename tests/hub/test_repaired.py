@@ -12,8 +12,9 @@ import torch
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 
+from gptailor_merge.api.hub import preview_push, push
 from gptailor_merge.composing.adapter_places import with_adapter
-from gptailor_merge.errors import RecipeError
+from gptailor_merge.errors import InputError, RecipeError
 from gptailor_merge.healing.facts import FACTS, HealingFacts
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.hub.bundle import bundle
@@ -159,3 +160,21 @@ def test_card_and_page_of_a_healed_run_say_how_it_was_trained(healed: Run) -> No
     page = write_report(healed).read_text(encoding="utf-8")
     assert "is added to the layers." in page
     assert trained not in page
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("full", "all weights of this model were trained, so that no recipe rebuilds it; expected a run"),
+        ("lora", "a healed recipe and no run; expected the directory of a search, which heals its best"),
+    ],
+)
+def test_what_the_command_heal_has_written_is_no_run(method: str, message: str, tmp_path: Path) -> None:
+    facts = {"method": method, "texts": {}, "tokens": 1, "seconds": 1.0, "device": "cpu"}
+    HealingFacts.model_validate(facts).write(tmp_path)
+    for path in (tmp_path, tmp_path / "model"):
+        path.mkdir(exist_ok=True)
+        for publish in (preview_push, push):
+            with pytest.raises(InputError, match=message) as caught:
+                publish(path, "user/name")
+            assert str(caught.value).startswith(f"{path}: ")
