@@ -25,8 +25,6 @@ from gptailor_merge.target_config import Target
 from gptailor_merge.tune_config import TuneSection
 from gptailor_merge.versions import environment
 
-
-
 SEEDS = 2**32
 """The number of seeds that there are."""
 

@@ -8,7 +8,14 @@ from typing import Annotated
 from pydantic import Field
 
 from gptailor_merge.errors import Problem
-from gptailor_merge.objectives.config_types import Data, Positive, Section, absolute_files, located, missing_files
+from gptailor_merge.objectives.config_types import (
+    Data,
+    Positive,
+    Section,
+    absolute_files,
+    located,
+    missing_files,
+)
 
 
 class HealSection(Section):

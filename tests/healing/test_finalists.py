@@ -106,7 +106,6 @@ def test_the_best_is_healed_and_a_killed_run_ends_alike(texts: str, tasks: Path,
         for model in (without, recipe)
     ]
     assert facts.generation == {"tiny_generation": tuple(shares)}
-    print(shares)
     assert shares[0] != shares[1]
     assert len(list(undisturbed.repairs.rglob("adapter_model.safetensors"))) == 1
     assert_three_equal(recipe, tmp_path / "model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -97,11 +98,17 @@ def test_a_search_is_published_loaded_and_built_again(
 
 
 def test_the_demo_goes_to_the_hub_and_back(hub: StandIn, by_lfs: Worker, tmp_path: Path) -> None:
-    """The trained family: its best recipe is repaired and tuned, and published with its maps and gains."""
+    """The trained family: its best recipe is repaired, tuned and healed, and published with all its files."""
     run, demo = tmp_path / "run", tmp_path / "search.yml"
     document = SearchConfig.load(DEMO / "search.yml").document()
     refined = {"repair": {"finalists": 2, "tokens": 8192}, "tune": {"steps": 2, "tokens": 8192}}
-    demo.write_text(yaml.safe_dump({**document, **refined}))
+    train = {}
+    for name in ("stories", "maths"):
+        train[name] = str(tmp_path / f"{name}.jsonl")
+        lines = (DEMO / "calibration" / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        Path(train[name]).write_text("".join(lines[-40:]))  # what is scored comes first
+    heal = {"tokens": 8192, "data": train, "lora": 4, "sequence_length": 128}
+    demo.write_text(yaml.safe_dump({**document, **refined, "heal": heal}))
     into = ("--push-to-hub", "--hub-model-id", REPO, "--license", "apache-2.0")
     done = by_lfs(demo, "--out", run, "--device", "cpu", "--budget", "32", *into, evolve=True)
     assert done.code == 0, done.err
@@ -112,6 +119,15 @@ def test_the_demo_goes_to_the_hub_and_back(hub: StandIn, by_lfs: Worker, tmp_pat
     assert all(load(hub.content(REPO, file)) for file in maps)
     assert set(maps) == {file for file in hub.repositories[REPO].main.files if file.startswith("repair/")}
     assert recipe["parameters"]["gains"] in hub.repositories[REPO].main.files
+    assert recipe["parameters"]["adapter"] == "adapter"
+    published = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+    assert {file for file in hub.repositories[REPO].main.files if file.startswith("adapter/")} == published
+    card = hub.content(REPO, "README.md").decode()
+    assert "The adapter was trained on 8,192 tokens of " in card
+    assert re.search(r"\n\| healed \| [^\n]+\|\n", card)
+    assert json.loads(hub.content(REPO, "gptailor_run.json"))["healed"]["rank"] == 4
+    everything = [hub.content(REPO, file) for file in hub.repositories[REPO].main.files]
+    assert not any(str(tmp_path).encode() in content for content in everything)
     members = [path for path in (DEMO / "family").iterdir() if str(path) in (run / "best.yml").read_text()]
     named = [text for path in members for text in ("--member", f"{path.name}={path}")]
     done = by_lfs("reproduce", REPO, *named)
