@@ -107,7 +107,9 @@ def test_the_demo_goes_to_the_hub_and_back(hub: StandIn, by_lfs: Worker, tmp_pat
         train[name] = str(tmp_path / f"{name}.jsonl")
         lines = (DEMO / "calibration" / f"{name}.jsonl").read_text().splitlines(keepends=True)
         Path(train[name]).write_text("".join(lines[-40:]))  # what is scored comes first
-    heal = {"tokens": 8192, "data": train, "lora": 4, "sequence_length": 128}
+    heal = {"tokens": 2048, "data": train, "lora": 4, "sequence_length": 64, "rate": 0.004}
+    for measured in document["held_out"]:
+        measured["tokens"] = 4096
     demo.write_text(yaml.safe_dump({**document, **refined, "heal": heal}))
     into = ("--push-to-hub", "--hub-model-id", REPO, "--license", "apache-2.0")
     done = by_lfs(demo, "--out", run, "--device", "cpu", "--budget", "32", *into, evolve=True)
@@ -123,7 +125,7 @@ def test_the_demo_goes_to_the_hub_and_back(hub: StandIn, by_lfs: Worker, tmp_pat
     published = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
     assert {file for file in hub.repositories[REPO].main.files if file.startswith("adapter/")} == published
     card = hub.content(REPO, "README.md").decode()
-    assert "The adapter was trained on 8,192 tokens of " in card
+    assert "The adapter was trained on 2,048 tokens of " in card
     assert re.search(r"\n\| healed \| [^\n]+\|\n", card)
     assert json.loads(hub.content(REPO, "gptailor_run.json"))["healed"]["rank"] == 4
     everything = [hub.content(REPO, file) for file in hub.repositories[REPO].main.files]
