@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from gptailor_merge.cli.app import app
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.healing.facts import FACTS, facts_on
 from gptailor_merge.objectives.tasks.harness import task_manager
 from gptailor_merge.recipe.edits import with_whole_paths
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.report.page import write_report
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.scoring.live_models import open_recipe
 from gptailor_merge.scoring.task_scores import LmEvalSettings, run_tasks
@@ -75,7 +79,7 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_best_is_healed_and_a_killed_run_ends_alike(texts: str, tasks: Path, tmp_path: Path) -> None:
     generate = {"generate": ["tiny_generation"], "limit": 60, "include_path": str(tasks)}
-    heal = heal_of(texts, tokens=16384, finalists=2, short=4096, **generate)
+    heal = heal_of(texts, tokens=9216, finalists=2, short=1024, **generate)
     settings = config(tmp_path, held_out=True, repair={"finalists": 0}, heal=heal, search=SEARCH)
     told: list[str] = []
     undisturbed, summary = run(settings, tmp_path, on_step=told.append)
@@ -107,6 +111,12 @@ def test_the_best_is_healed_and_a_killed_run_ends_alike(texts: str, tasks: Path,
     ]
     assert facts.generation == {"tiny_generation": tuple(shares)}
     assert shares[0] != shares[1]
+    shown = CliRunner().invoke(app, ["show", str(undisturbed.path)]).output
+    assert f" {summary.counts.healed} healed, " in shown
+    assert re.search(r"\n\W*healed +[\d.]+ ", shown)
+    page = write_report(undisturbed).read_text(encoding="utf-8")
+    assert facts.sentence() in page
+    assert "outcome-healed" in page
     assert len(list(undisturbed.repairs.rglob("adapter_model.safetensors"))) == 1
     assert_three_equal(recipe, tmp_path / "model")
     killed = tmp_path / "killed"

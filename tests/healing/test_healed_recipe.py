@@ -199,6 +199,12 @@ def test_another_gpu_is_refused_in_a_sentence(tmp_path: Path) -> None:
         )
 
 
+def test_fewer_tokens_than_a_step_has_make_shorter_steps() -> None:
+    course = HealOptions(tokens=1000, sequence_length=64).course
+    assert (course.steps, course.rows) == (2, 8)
+    assert (HealOptions(tokens=16384).course.steps, HealOptions(tokens=16384).course.rows) == (2, 16)
+
+
 def test_lessons_are_apart_and_take_turns() -> None:
     def token_set(name: str, count: int) -> TokenSet:
         ids = tuple(torch.full((4,), number) for number in range(count))
