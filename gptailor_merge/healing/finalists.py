@@ -16,7 +16,7 @@ from gptailor_merge.errors import errors_at
 from gptailor_merge.files import make_directory
 from gptailor_merge.healing.facts import FACTS, HealingFacts, facts_in
 from gptailor_merge.healing.generation import check_tasks, exact_matches
-from gptailor_merge.healing.healer import ADAPTER, HealOptions, heal_plan
+from gptailor_merge.healing.healer import ADAPTER, HealOptions, check_device, heal_plan
 from gptailor_merge.healing.used_texts import UsedTexts
 from gptailor_merge.models.family import BASE_NAME
 from gptailor_merge.objectives.kl import KLConfig
@@ -50,10 +50,12 @@ def check_healing(workplace: Workplace) -> None:
 
     Raises:
         DataError: they cannot be read, or the search scores or reports on some of the texts.
-        ConfigError: a task is not known, or has no generated answers that match exactly or do not.
+        ConfigError: a task is not known, or has no generated answers that match exactly or do not; or the
+            device is one that cannot be trained on.
     """
     section = workplace.config.heal
     if section.tokens:
+        check_device(workplace.device)
         _texts(workplace, section.tokens)
         check_tasks(section)
 

@@ -150,11 +150,7 @@ def heal_plan(
         ScoringError: memory does not suffice for one sequence.
     """
     given, device = sum(token_set.tokens for token_set in sets), composer.device
-    if device.index:
-        raise ConfigError(
-            f"training runs on the first GPU that is visible; expected --device cuda with "
-            f"CUDA_VISIBLE_DEVICES={device.index}, found {device}"
-        )
+    check_device(device)
     if given < options.tokens * ENOUGH:
         progress(f"the texts have {given:,} tokens, fewer than {options.tokens:,}: they are repeated")
     asked = {} if options.cross_entropy == 1 else taught
@@ -259,6 +255,19 @@ def _prepare(checkpoints: Path, key: str) -> None:
         shutil.rmtree(checkpoints)
     checkpoints.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(key), encoding="utf-8")
+
+
+def check_device(device: torch.device) -> None:
+    """Refuses a GPU that the Trainer would not train on.
+
+    Raises:
+        ConfigError: the device is another GPU than the first.
+    """
+    if device.index:
+        raise ConfigError(
+            f"training runs on the first GPU that is visible; expected --device cuda with "
+            f"CUDA_VISIBLE_DEVICES={device.index}, found {device}"
+        )
 
 
 def _power_of_two(number: int) -> int:

@@ -6,15 +6,18 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typer.testing import CliRunner
 
 from gptailor_merge.cli.app import app
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.healing.facts import FACTS, facts_on
+from gptailor_merge.healing.finalists import check_healing
 from gptailor_merge.objectives.tasks.harness import task_manager
 from gptailor_merge.recipe.edits import with_whole_paths
 from gptailor_merge.recipe.recipe import Recipe
@@ -154,6 +157,13 @@ def test_tasks_without_generated_answers_are_refused_before_it_begins(
     message = "heal.generate: expected tasks with generated answers and exact_match, found 'tiny_choice'"
     with pytest.raises(ConfigError, match=message):
         run(settings, tmp_path)
+
+
+def test_another_gpu_is_refused_before_it_begins(texts: str, tmp_path: Path) -> None:
+    settings = config(tmp_path, repair={"finalists": 0}, heal=heal_of(texts), search=SEARCH)
+    workplace: Any = SimpleNamespace(config=settings, device=torch.device("cuda:1"))
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=1, found cuda:1"):
+        check_healing(workplace)
 
 
 @pytest.mark.parametrize(
