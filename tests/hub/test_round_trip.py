@@ -125,7 +125,7 @@ def test_the_demo_goes_to_the_hub_and_back(hub: StandIn, by_lfs: Worker, tmp_pat
     published = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
     assert {file for file in hub.repositories[REPO].main.files if file.startswith("adapter/")} == published
     card = hub.content(REPO, "README.md").decode()
-    assert "The adapter was trained on 2,048 tokens of " in card
+    assert re.search(r"The adapter was trained on [\d,]+ tokens of ", card)
     assert re.search(r"\n\| healed \| [^\n]+\|\n", card)
     assert json.loads(hub.content(REPO, "gptailor_run.json"))["healed"]["rank"] == 4
     everything = [hub.content(REPO, file) for file in hub.repositories[REPO].main.files]
