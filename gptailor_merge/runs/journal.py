@@ -284,7 +284,7 @@ class Journal:
             "coalesce(sum(status = 'gated'), 0), "
             "(SELECT count(DISTINCT number) FROM repairs WHERE loss IS NOT NULL), "
             "(SELECT count(*) FROM tunings WHERE loss IS NOT NULL), "
-            "(SELECT count(*) FROM healings WHERE loss IS NOT NULL), "
+            "(SELECT count(DISTINCT number) FROM healings WHERE loss IS NOT NULL), "
             f"coalesce(sum(tokens), 0) + (SELECT coalesce(sum(tokens), 0) FROM ({_SPENT})), "
             f"coalesce(sum(seconds), 0.0) + (SELECT coalesce(sum(seconds), 0.0) FROM ({_SPENT})) "
             "FROM candidates"
