@@ -101,6 +101,9 @@ def heal_recipe(
     sets = token_sets(data, tokenizer, options.tokens, options.sequence_length)
     check_ids(sets, family.by_model(plan.tokenizer).vocabulary_size, plan.tokenizer)
     refuse(sets)
+    silent = [m.name for m in family.members[1:] if m.name not in taught.values()]
+    if silent and options.cross_entropy < 1:
+        progress(f"no text is taught by {' or '.join(silent)}; --data MEMBER=FILE gives a member one")
     out_dtype = recipe.out_dtype or recipe.dtype or stored_dtype(family.base)
     runner = Teachers(family, device, compute_dtype(device, out_dtype))
     written = staged or out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -181,6 +182,22 @@ def test_what_does_not_help_is_not_kept(block: Recipe, tmp_path: Path) -> None:
     assert not healed.helps
     assert (healed.recipe, healed.healing.after) == (block, healed.healing.before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_members_without_a_text_and_texts_that_are_short_are_told(
+    block: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def train(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(healer, "train", train)
+    options = HealOptions(rank=4, tokens=10**6, sequence_length=256)
+    with pytest.raises(KeyboardInterrupt):
+        run(block, tmp_path, options, teachers={"maths": "base"}, progress=said.append)
+    assert said[0] == "no text is taught by maths; --data MEMBER=FILE gives a member one"
+    assert re.fullmatch(r"the texts have \d\d,\d{3} tokens, fewer than 1,000,000: they are repeated", said[1])
 
 
 def test_another_gpu_is_refused_in_a_sentence(tmp_path: Path) -> None:
