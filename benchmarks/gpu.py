@@ -36,7 +36,7 @@ import typer
 import yaml
 from common import Tiny, tiny_family
 from heal import HealBench, table, treatments
-from quality import configuration, members
+from quality import configuration, depth_of, members
 from quality_bench import Bench, Job
 from quality_methods import ABLATION, OURS, RIVALS
 from quality_report import report
@@ -243,7 +243,7 @@ def main(
         )
         if not tiny:
             config["search"]["budget"] = BUDGET
-        depth = json.loads(Path(config["family"]["base"], "config.json").read_text())["num_hidden_layers"]
+        depth = depth_of(config)
         device = "cpu" if tiny else str(pick_device("auto"))
         shared = Path(scratch) / "parts"
         shared.mkdir()

@@ -22,7 +22,7 @@ import torch
 import typer
 import yaml
 from common import DEMO, JsonFile, Tiny, tiny_family
-from quality import configuration, members
+from quality import configuration, depth_of, members
 from quality_bench import Bench, Job
 from quality_methods import OURS
 from rich import box
@@ -193,8 +193,7 @@ def main(
         texts = (texts or family).resolve()
         config = configuration(family.resolve(), texts=texts, tiny=tiny)
         config["held_out"] = config["held_out"][:1]
-        base = Path(config["family"]["base"])
-        depth = json.loads((base / "config.json").read_text())["num_hidden_layers"]
+        depth = depth_of(config)
         device = "cpu" if tiny else str(pick_device("auto"))
         bench = HealBench.of(config, texts, device)
         results: dict[str, Any] = {

@@ -140,6 +140,12 @@ def texts_in(directory: Path) -> dict[str, Any]:
     return {file.stem: str(file) for file in sorted(directory.glob("*.jsonl"))}
 
 
+def depth_of(config: Mapping[str, Any]) -> int:
+    """Returns the number of layers of a config's base."""
+    document = json.loads((Path(config["family"]["base"]) / "config.json").read_text())
+    return int(document["num_hidden_layers"])
+
+
 def members(config: Mapping[str, Any], device: str = "auto") -> dict[str, Any]:
     """Measures the whole models on what is held out."""
     with tempfile.TemporaryDirectory() as directory:
@@ -194,8 +200,7 @@ def main(
             config=search_config,
             tiny=tiny,
         )
-        directory = Path(config["family"]["base"])
-        depth = json.loads((directory / "config.json").read_text())["num_hidden_layers"]
+        depth = depth_of(config)
         if tiny:
             sizes, seeds = [round(ABLATED * depth)], 1
         sizes = sizes or [round(share * depth) for share in SHARES]

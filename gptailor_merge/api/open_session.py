@@ -26,7 +26,7 @@ from gptailor_merge.composing.bank import Precision
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import errors_in
-from gptailor_merge.healing.finalists import heal_finalists
+from gptailor_merge.healing.finalists import check_healing, heal_finalists
 from gptailor_merge.models.devices import compute_dtype, pick_device
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.stored_values import differences_told
@@ -228,6 +228,8 @@ class Session:
 
         def work(journal: Journal, directory: Path, listen: OnCandidate) -> None:
             whole = space or self.space
+            if finalists:
+                check_healing(self.workplace)
             driver.search(
                 whole,
                 self.executor,

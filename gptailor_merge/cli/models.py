@@ -15,6 +15,7 @@ from gptailor_merge.cli.options import (
     ModelOrRecipe,
     RecipeFile,
     SequenceLength,
+    TeacherPairs,
     Texts,
     Tokens,
 )
@@ -135,13 +136,7 @@ def tune(
             help="A variant to merge as well, which the recipe does not name. May be given several times.",
         ),
     ] = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=MEMBER",
-            help="Who teaches a text. Default: the member that has its name, or else the base.",
-        ),
-    ] = None,
+    teacher: TeacherPairs = None,
     steps: Annotated[int, typer.Option(min=1, help="Most steps of Adam.")] = 60,
     weights: Annotated[
         str, typer.Option(metavar="SHARING", help="What shares a merge weight: layer, part or tensor.")
@@ -210,13 +205,7 @@ def heal(
     minutes: Annotated[
         float | None, typer.Option(min=0.0, help="End after so many minutes, if not before.")
     ] = None,
-    teacher: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=MEMBER",
-            help="Who teaches a text. Default: the member that has its name, or else the base.",
-        ),
-    ] = None,
+    teacher: TeacherPairs = None,
     member: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=MODEL", help="A teacher that the recipe does not name."),

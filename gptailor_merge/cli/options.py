@@ -27,6 +27,14 @@ Texts = Annotated[
     ),
 ]
 
+TeacherPairs = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=MEMBER",
+        help="Who teaches a text. Default: the member that has its name, or else the base.",
+    ),
+]
+
 Column = Annotated[
     str,
     typer.Option(

@@ -56,7 +56,9 @@ def check_healing(workplace: Workplace) -> None:
     section = workplace.config.heal
     if section.tokens:
         check_device(workplace.device)
-        _texts(workplace, section.tokens)
+        with errors_at(("heal", "data")):
+            used = UsedTexts.of(workplace.config, workplace.measures.context.tokenizer)
+            used.refuse(_texts(workplace, max(section.tokens, section.short)))
         check_tasks(section)
 
 
@@ -64,28 +66,24 @@ def _texts(workplace: Workplace, tokens: int) -> tuple[TokenSet, ...]:
     """Returns the texts to train on.
 
     Raises:
-        DataError: they cannot be read, or the search scores or reports on some of them.
+        DataError: they cannot be read.
     """
-    config = workplace.config
-    data = config.heal.data or {}
-    tokenizer = workplace.measures.context.tokenizer
+    section, tokenizer = workplace.config.heal, workplace.measures.context.tokenizer
     with errors_at(("heal", "data")):
-        sets = token_sets(data, tokenizer, tokens, config.heal.sequence_length)
-        UsedTexts.of(config, tokenizer).refuse(sets)
-    return sets
+        return token_sets(section.data or {}, tokenizer, tokens, section.sequence_length)
 
 
 def heal_finalists(workplace: Workplace, judge: FinalistJudge, log: HealLog, directory: Path) -> None:
     """Heals the best recipe if it is not healed yet, and writes what became of it into the log.
 
     Of several finalists each is healed on few tokens first, since training may change which is the best; the
-    best goes on from where it was before.
+    best goes on from where it was before. `check_healing` has looked at the texts before the search.
 
     Args:
         directory: where the adapter of each finalist is, in a directory of its own.
 
     Raises:
-        DataError: too few texts, or texts that must not be trained on.
+        DataError: too few texts.
         ScoringError: memory does not suffice.
     """
     section = workplace.config.heal

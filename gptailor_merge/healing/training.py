@@ -27,6 +27,7 @@ from gptailor_merge.calibration.batches import Segment
 from gptailor_merge.healing.lessons import Lesson, Lessons
 from gptailor_merge.objectives.kl import Reference, kl_divergence
 from gptailor_merge.objectives.protocols import Prediction
+from gptailor_merge.tuning.fitting import time_left
 
 LOOKS = 10
 """The lessons that are held apart are looked at this often, spread evenly over the steps."""
@@ -262,9 +263,7 @@ class _Observer(TrainerCallback):  # type: ignore[misc]
         seconds = (time.monotonic() - self._begun) / max(1, taken) * (state.max_steps - state.global_step)
         if self._course.minutes is not None:
             seconds = max(0.0, 60 * self._course.minutes - (time.monotonic() - self._begun))
-        if not seconds:
-            return ""
-        return f", about {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'} left"
+        return time_left(seconds) if seconds else ""
 
 
 def _losses(state: TrainerState, step: int) -> dict[str, float]:

@@ -272,11 +272,12 @@ def drop_files(log: RepairLog, directory: Path, survivors: Iterable[Candidate]) 
         for file in (*files.glob(MAP_PATTERN), *files.glob(GAINS_FILE)):
             if file.parts[-2:] not in kept:
                 file.unlink()
-        for name in HEALED_FILES:
-            if (files.name, HEALED_FILES[0]) not in kept and (files / name).is_dir():
-                shutil.rmtree(files / name)
-            elif (files.name, HEALED_FILES[0]) not in kept:
-                (files / name).unlink(missing_ok=True)
+        healed = () if (files.name, HEALED_FILES[0]) in kept else HEALED_FILES
+        for file in (files / name for name in healed):
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
+                file.unlink(missing_ok=True)
         if not any(files.iterdir()):
             files.rmdir()
 

@@ -199,8 +199,16 @@ class _Clock:
     def left(self, step: int) -> str:
         """Says about how long, or nothing where no step is left."""
         seconds = (time.monotonic() - self._begun) / (step - self._step) * (self._steps - step)
-        words = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-        return f", about {words} left" if step < self._steps else ""
+        return time_left(seconds) if step < self._steps else ""
+
+
+def time_left(seconds: float) -> str:
+    """Says about how long is left, as the end of a clause.
+
+    >>> time_left(99), time_left(150)
+    (', about 99 s left', ', about 2 min left')
+    """
+    return f", about {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'} left"
 
 
 def _parameters(model: TunableModel) -> list[torch.nn.Parameter]:
