@@ -1,8 +1,7 @@
-"""Scores a generation of plans in this process; a failed plan is a result, too."""
+"""Scores plans on a device of this process; a failed plan is a result, too."""
 
 from __future__ import annotations
 
-import math
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -15,17 +14,17 @@ from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.memory import free, is_out_of_memory
 from gptailor_merge.composing.prefixes import PrefixWalk, State, advance, common, levels, path_of, trie_order
-from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.executor import Outcome
+from gptailor_merge.scoring.generation import RungResult, score_generation
 from gptailor_merge.scoring.passes import Measured, Passes, Values, extend, predictions
-from gptailor_merge.scoring.racing import Race, Units
+from gptailor_merge.scoring.racing import Race
 
 
 class Evaluator:
     """Scores a generation of plans together, rung by rung.
 
-    The outer loop runs over batches, the inner one over the plans along the trie of their slots, so that
+    In a rung the outer loop runs over batches, the inner one over the plans along the trie of their slots, so that
     each distinct prefix is computed once per batch. The scores equal those of scoring one plan at a time.
     A batch that memory does not hold is scored in halves. Objectives that take whole models are measured
     at the end of a rung, one model after the other.
@@ -52,36 +51,16 @@ class Evaluator:
         Args:
             race: drops plans that cannot win before they are scored on everything; None scores all.
         """
+        return score_generation(self, self.passes, plans, race)
+
+    def score_rung(self, rung: int, plans: Sequence[Plan]) -> list[RungResult]:
+        """Returns what the plans have on the batches of a rung, in their order.
+
+        Nothing is kept between rungs, so that another evaluator of the same job may score the next.
+        """
         with self._clock("bookkeeping"):
             contestants = [_Contestant(plan, self.passes.nothing_measured()) for plan in plans]
             order = [contestants[position] for position in trie_order([c.path for c in contestants])]
-        for rung in range(len(self.passes.rungs)):
-            self._score_rung(rung, order)
-            if race is not None and rung + 1 < len(self.passes.rungs):
-                with self._clock("bookkeeping"):
-                    self._drop_hopeless(contestants, race)
-        with self._clock("bookkeeping"):
-            return self._outcomes(contestants, race)
-
-    def _drop_hopeless(self, contestants: Sequence[_Contestant], race: Race) -> None:
-        running = [c for c in contestants if c.runs]
-        hopeless = race.hopeless([self._units(c, race) for c in running], self.passes.totals)
-        for contestant, leaves in zip(running, hopeless, strict=True):
-            contestant.dropped = leaves
-
-    def _outcomes(self, contestants: Sequence[_Contestant], race: Race | None) -> list[Outcome]:
-        if race is None:
-            return [contestant.outcome(self.passes, None, None) for contestant in contestants]
-        units = {n: self._units(c, race) for n, c in enumerate(contestants) if c.cause is None}
-        finished = {n: u for n, u in units.items() if not contestants[n].dropped}
-        dropped = {n: u for n, u in units.items() if contestants[n].dropped}
-        estimates = race.estimates(list(finished.values()), dropped, self.passes.totals)
-        return [c.outcome(self.passes, finished.get(n), estimates.get(n)) for n, c in enumerate(contestants)]
-
-    def _units(self, contestant: _Contestant, race: Race) -> Units:
-        return self.passes.units(contestant.measured, race.weights)
-
-    def _score_rung(self, rung: int, order: Sequence[_Contestant]) -> None:
         values_of: dict[_Contestant, Values] = {contestant: {} for contestant in order}
         for batch in self.passes.rungs[rung]:
             running = [contestant for contestant in order if contestant.runs]
@@ -98,6 +77,7 @@ class Evaluator:
             for contestant in order:
                 if contestant.runs:
                     self._score_model(rung, contestant)
+        return [contestant.result for contestant in contestants]
 
     def _score_model(self, rung: int, contestant: _Contestant) -> None:
         with contestant.attempt():
@@ -180,21 +160,25 @@ class _OutOfMemoryError(Exception):
 
 
 class _Contestant:
-    """A plan on its way through a generation."""
+    """A plan on its way through a rung."""
 
     def __init__(self, plan: Plan, measured: Measured) -> None:
         self.plan = plan
         self.path = path_of(plan)
         self.measured = measured
         self.cause: str | None = None
-        self.dropped = False
         self.seconds = 0.0
         self.tokens = 0
 
     @property
     def runs(self) -> bool:
         """Tells whether the plan is still to be scored."""
-        return self.cause is None and not self.dropped
+        return self.cause is None
+
+    @property
+    def result(self) -> RungResult:
+        """What the rung has come to."""
+        return RungResult(self.measured, self.cause, self.seconds, self.tokens)
 
     @contextmanager
     def attempt(self, batch: Batch | None = None) -> Iterator[None]:
@@ -207,19 +191,3 @@ class _Contestant:
                 raise _OutOfMemoryError from None
             self.cause = "".join(traceback.format_exception_only(error)).strip()
         self.seconds += time.monotonic() - begun
-
-    def outcome(self, passes: Passes, units: Units | None, estimate: float | None) -> Outcome:
-        """Returns the scores, or the failure."""
-        scores = {} if self.cause else passes.scores(self.measured)
-        cause = self.cause or _not_finite(scores)
-        if cause:
-            return Outcome.failure(cause, self.seconds)
-        return Outcome(scores, None, self.seconds, self.tokens, units, estimate, self.measured)
-
-
-def _not_finite(scores: Scores) -> str | None:
-    for objective, by_set in scores.items():
-        for name, score in by_set.items():
-            if not math.isfinite(score.mean):
-                return f"{objective} on {name} is {score.mean}, not a finite number"
-    return None
