@@ -1,0 +1,125 @@
+"""Takes a generation of plans up the rungs, wherever they are scored, and turns what they have into outcomes.
+
+Whoever scores a rung is told the plans that are left, and nothing of the race.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gptailor_merge.objectives.scores import Scores
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.scoring.executor import Outcome
+from gptailor_merge.scoring.passes import Measured, Passes
+from gptailor_merge.scoring.racing import Race, Units
+
+
+@dataclass(frozen=True)
+class RungResult:
+    """Holds what a plan has on the batches of one rung.
+
+    Attributes:
+        measured: the units of this rung.
+        cause: why the plan could not be scored, or None.
+        seconds: time spent on the plan.
+        tokens: how many tokens it was scored on.
+    """
+
+    measured: Measured
+    cause: str | None
+    seconds: float
+    tokens: int
+
+
+class RungScorer(Protocol):
+    """Scores plans on one rung at a time, in this process or elsewhere."""
+
+    def score_rung(self, rung: int, plans: Sequence[Plan]) -> Sequence[RungResult]:
+        """Returns what the plans have on the batches of a rung, in their order."""
+
+
+def score_generation(
+    scorer: RungScorer, passes: Passes, plans: Sequence[Plan], race: Race | None
+) -> list[Outcome]:
+    """Scores the plans and returns their outcomes in order.
+
+    Args:
+        passes: what the scorer measures.
+        race: drops plans that cannot win before they are scored on everything; None scores all.
+    """
+    contestants = [_Contestant(plan, passes.nothing_measured()) for plan in plans]
+    rungs = range(len(passes.rungs))
+    for rung in rungs:
+        running = [contestant for contestant in contestants if contestant.runs]
+        if running:
+            results = scorer.score_rung(rung, [contestant.plan for contestant in running])
+            for contestant, result in zip(running, results, strict=True):
+                contestant.add(result)
+        if race is not None and rung != rungs[-1]:
+            _drop_hopeless(contestants, race, passes)
+    return _outcomes(contestants, race, passes)
+
+
+def _drop_hopeless(contestants: Sequence[_Contestant], race: Race, passes: Passes) -> None:
+    running = [contestant for contestant in contestants if contestant.runs]
+    hopeless = race.hopeless([c.units(passes, race) for c in running], passes.totals)
+    for contestant, leaves in zip(running, hopeless, strict=True):
+        contestant.dropped = leaves
+
+
+def _outcomes(contestants: Sequence[_Contestant], race: Race | None, passes: Passes) -> list[Outcome]:
+    if race is None:
+        return [contestant.outcome(passes, None, None) for contestant in contestants]
+    units = {n: c.units(passes, race) for n, c in enumerate(contestants) if c.cause is None}
+    finished = {n: u for n, u in units.items() if not contestants[n].dropped}
+    dropped = {n: u for n, u in units.items() if contestants[n].dropped}
+    estimates = race.estimates(list(finished.values()), dropped, passes.totals)
+    return [c.outcome(passes, finished.get(n), estimates.get(n)) for n, c in enumerate(contestants)]
+
+
+class _Contestant:
+    """A plan on its way through a generation."""
+
+    def __init__(self, plan: Plan, measured: Measured) -> None:
+        self.plan = plan
+        self.dropped = False
+        self.cause: str | None = None
+        self._measured = measured
+        self._seconds = 0.0
+        self._tokens = 0
+
+    @property
+    def runs(self) -> bool:
+        """Tells whether the plan is still to be scored."""
+        return self.cause is None and not self.dropped
+
+    def add(self, result: RungResult) -> None:
+        """Adds what the plan has on a further rung."""
+        for key, parts in result.measured.items():
+            self._measured[key].extend(parts)
+        self.cause = result.cause
+        self._seconds += result.seconds
+        self._tokens += result.tokens
+
+    def units(self, passes: Passes, race: Race) -> Units:
+        """Returns what each unit scored so far adds to the loss."""
+        return passes.units(self._measured, race.weights)
+
+    def outcome(self, passes: Passes, units: Units | None, estimate: float | None) -> Outcome:
+        """Returns the scores, or the failure."""
+        scores = {} if self.cause else passes.scores(self._measured)
+        cause = self.cause or _not_finite(scores)
+        if cause:
+            return Outcome.failure(cause, self._seconds)
+        return Outcome(scores, None, self._seconds, self._tokens, units, estimate, self._measured)
+
+
+def _not_finite(scores: Scores) -> str | None:
+    for objective, by_set in scores.items():
+        for name, score in by_set.items():
+            if not math.isfinite(score.mean):
+                return f"{objective} on {name} is {score.mean}, not a finite number"
+    return None
