@@ -24,9 +24,9 @@ from gptailor_merge.scoring.racing import Race
 class Evaluator:
     """Scores a generation of plans together, rung by rung.
 
-    In a rung the outer loop runs over batches, the inner one over the plans along the trie of their slots, so that
-    each distinct prefix is computed once per batch. The scores equal those of scoring one plan at a time.
-    A batch that memory does not hold is scored in halves. Objectives that take whole models are measured
+    In a rung the outer loop runs over batches, the inner one over the plans along the trie of their slots,
+    so that each distinct prefix is computed once per batch. The scores equal those of scoring one plan at a
+    time. A batch that memory does not hold is scored in halves. Objectives that take whole models are measured
     at the end of a rung, one model after the other.
 
     Attributes:
@@ -59,90 +59,84 @@ class Evaluator:
         Nothing is kept between rungs, so that another evaluator of the same job may score the next.
         """
         with self._clock("bookkeeping"):
-            contestants = [_Contestant(plan, self.passes.nothing_measured()) for plan in plans]
-            order = [contestants[position] for position in trie_order([c.path for c in contestants])]
-        values_of: dict[_Contestant, Values] = {contestant: {} for contestant in order}
+            runners = [_Runner(plan, self.passes.nothing_measured()) for plan in plans]
+            order = [runners[position] for position in trie_order([c.path for c in runners])]
+        values_of: dict[_Runner, Values] = {runner: {} for runner in order}
         for batch in self.passes.rungs[rung]:
-            running = [contestant for contestant in order if contestant.runs]
-            for contestant, values in self._score_batch(batch, running):
-                extend(values_of[contestant], values)
-            for contestant in running:
-                contestant.tokens += batch.ids.numel()
+            running = [runner for runner in order if runner.runs]
+            for runner, values in self._score_batch(batch, running):
+                extend(values_of[runner], values)
+            for runner in running:
+                runner.tokens += batch.ids.numel()
         with self._clock("bookkeeping"):
-            for contestant in order:
-                if contestant.runs:
-                    with contestant.attempt():
-                        self.passes.finish(rung, values_of[contestant], contestant.measured)
+            for runner in order:
+                if runner.runs:
+                    with runner.attempt():
+                        self.passes.finish(rung, values_of[runner], runner.measured)
         if self.passes.takes_models(rung):
-            for contestant in order:
-                if contestant.runs:
-                    self._score_model(rung, contestant)
-        return [contestant.result for contestant in contestants]
+            for runner in order:
+                if runner.runs:
+                    self._score_model(rung, runner)
+        return [runner.result for runner in runners]
 
-    def _score_model(self, rung: int, contestant: _Contestant) -> None:
-        with contestant.attempt():
+    def _score_model(self, rung: int, runner: _Runner) -> None:
+        with runner.attempt():
             with self._clock("composing"):
-                model = self.composer.compose(contestant.plan)
+                model = self.composer.compose(runner.plan)
             with self._clock("whole"):
-                self.passes.measure_model(rung, model, contestant.measured)
-        if contestant.cause is not None:
+                self.passes.measure_model(rung, model, runner.measured)
+        if runner.cause is not None:
             free(self._device)  # the cause may be that memory ran out
 
-    def _score_batch(
-        self, batch: Batch, contestants: Sequence[_Contestant]
-    ) -> list[tuple[_Contestant, Values]]:
-        """Returns the values of a batch for each contestant that did not fail."""
+    def _score_batch(self, batch: Batch, runners: Sequence[_Runner]) -> list[tuple[_Runner, Values]]:
+        """Returns the values of a batch for each runner that did not fail."""
         if self._most_sequences is None or len(batch.ids) <= self._most_sequences:
             try:
                 walk = self._by_levels if self.composer.streams else self._by_paths
-                return list(walk(batch, contestants))
+                return list(walk(batch, runners))
             except _OutOfMemoryError:
                 self._most_sequences = max(1, len(batch.ids) // 2)
             free(self._device)
         first, second = batch.halves()
-        scored = self._score_batch(first, contestants)
-        return [*scored, *self._score_batch(second, [c for c in contestants if c.runs])]
+        scored = self._score_batch(first, runners)
+        return [*scored, *self._score_batch(second, [c for c in runners if c.runs])]
 
-    def _by_paths(
-        self, batch: Batch, contestants: Sequence[_Contestant]
-    ) -> Iterator[tuple[_Contestant, Values]]:
+    def _by_paths(self, batch: Batch, runners: Sequence[_Runner]) -> Iterator[tuple[_Runner, Values]]:
         walk = PrefixWalk(batch.ids, batch.branches)
-        for contestant, following in zip_longest(contestants, contestants[1:]):
-            with contestant.attempt(batch):
+        for runner, following in zip_longest(runners, runners[1:]):
+            with runner.attempt(batch):
                 with self._clock("composing"):
-                    model = self.composer.compose(contestant.plan)
+                    model = self.composer.compose(runner.plan)
                 with self._clock("forward"):
-                    keep = common(contestant.path, following.path) if following else 0
-                    state = walk.run(model, contestant.path, keep)
+                    keep = common(runner.path, following.path) if following else 0
+                    state = walk.run(model, runner.path, keep)
                 with self._clock("head"):
                     values = self.passes.measure(predictions(model, batch, state))
-                yield contestant, values
+                yield runner, values
         self.layer_tokens += walk.layers_run * batch.ids.numel()
 
-    def _by_levels(
-        self, batch: Batch, contestants: Sequence[_Contestant]
-    ) -> Iterator[tuple[_Contestant, Values]]:
+    def _by_levels(self, batch: Batch, runners: Sequence[_Runner]) -> Iterator[tuple[_Runner, Values]]:
         def step(position: int, depth: int, before: State) -> State:
-            contestant = contestants[position]
-            with contestant.attempt(batch):
+            runner = runners[position]
+            with runner.attempt(batch):
                 with self._clock("composing"):
-                    model = self.composer.compose(contestant.plan, only=(depth,))
+                    model = self.composer.compose(runner.plan, only=(depth,))
                 with self._clock("forward"):
                     layers = range(depth, depth + 1)
                     (after,) = advance(model, batch.ids, before, layers, {depth}, batch.branches)
                 self.layer_tokens += batch.ids.numel()
                 return after
-            for sharer in contestants:
-                if sharer.path[: depth + 1] == contestant.path[: depth + 1]:
-                    sharer.cause = contestant.cause
+            for sharer in runners:
+                if sharer.path[: depth + 1] == runner.path[: depth + 1]:
+                    sharer.cause = runner.cause
             return None
 
-        for position, state in levels([c.path for c in contestants], step):
-            contestant = contestants[position]
-            with contestant.attempt(batch), self._clock("head"):
-                model = self.composer.compose(contestant.plan, only=())
+        for position, state in levels([c.path for c in runners], step):
+            runner = runners[position]
+            with runner.attempt(batch), self._clock("head"):
+                model = self.composer.compose(runner.plan, only=())
                 values = self.passes.measure(predictions(model, batch, state))
-                yield contestant, values
+                yield runner, values
 
     @contextmanager
     def _clock(self, part: str) -> Iterator[None]:
@@ -159,7 +153,7 @@ class _OutOfMemoryError(Exception):
     """Memory ran out on a batch that can be halved."""
 
 
-class _Contestant:
+class _Runner:
     """A plan on its way through a rung."""
 
     def __init__(self, plan: Plan, measured: Measured) -> None:
@@ -177,7 +171,7 @@ class _Contestant:
 
     @property
     def result(self) -> RungResult:
-        """What the rung has come to."""
+        """Everything that the plan has on this rung."""
         return RungResult(self.measured, self.cause, self.seconds, self.tokens)
 
     @contextmanager
