@@ -26,8 +26,8 @@ class Evaluator:
 
     In a rung the outer loop runs over batches, the inner one over the plans along the trie of their slots,
     so that each distinct prefix is computed once per batch. The scores equal those of scoring one plan at a
-    time. A batch that memory does not hold is scored in halves. Objectives that take whole models are measured
-    at the end of a rung, one model after the other.
+    time. A batch that memory does not hold is scored in halves. Objectives that take whole models are
+    measured at the end of a rung, one model after the other.
 
     Attributes:
         composer: makes the models.
@@ -60,7 +60,7 @@ class Evaluator:
         """
         with self._clock("bookkeeping"):
             runners = [_Runner(plan, self.passes.nothing_measured()) for plan in plans]
-            order = [runners[position] for position in trie_order([c.path for c in runners])]
+            order = [runners[position] for position in trie_order([runner.path for runner in runners])]
         values_of: dict[_Runner, Values] = {runner: {} for runner in order}
         for batch in self.passes.rungs[rung]:
             running = [runner for runner in order if runner.runs]
@@ -99,7 +99,7 @@ class Evaluator:
             free(self._device)
         first, second = batch.halves()
         scored = self._score_batch(first, runners)
-        return [*scored, *self._score_batch(second, [c for c in runners if c.runs])]
+        return [*scored, *self._score_batch(second, [runner for runner in runners if runner.runs])]
 
     def _by_paths(self, batch: Batch, runners: Sequence[_Runner]) -> Iterator[tuple[_Runner, Values]]:
         walk = PrefixWalk(batch.ids, batch.branches)
@@ -131,7 +131,7 @@ class Evaluator:
                     sharer.cause = runner.cause
             return None
 
-        for position, state in levels([c.path for c in runners], step):
+        for position, state in levels([runner.path for runner in runners], step):
             runner = runners[position]
             with runner.attempt(batch), self._clock("head"):
                 model = self.composer.compose(runner.plan, only=())
