@@ -102,6 +102,8 @@ class SearchSection(Section):
         start: recipe files that the first generation begins with.
         warm_start: baselines whose recipes the first generation begins with, see search.baselines;
             default best_merge, where it takes no more than two fifths of the budget.
+        workers: how many processes score candidates, by Ray; auto is one for each GPU, or for each CPU
+            where there is none. Default: this process alone.
     """
 
     optimizer: str = "default"
@@ -113,6 +115,7 @@ class SearchSection(Section):
     pick: Annotated[str, BeforeValidator(_read_rule)] = KNEE
     start: tuple[str | StartRecipe, ...] = Field(default=(), strict=False)
     warm_start: tuple[str, ...] | None = Field(default=None, strict=False)
+    workers: Positive | Literal["auto"] | None = None
 
 
 class SearchConfig(Section):
@@ -203,6 +206,7 @@ class SearchConfig(Section):
         racing: bool | None = None,
         start: Sequence[Path] = (),
         pick: str | None = None,
+        workers: int | str | None = None,
         allow_test_split: bool = False,
         repair: bool = True,
         tune: bool = True,
@@ -210,7 +214,7 @@ class SearchConfig(Section):
         """Returns the config with the options of the command line.
 
         Args:
-            budget, seed, racing, pick: take the place of the config's, unless they are None.
+            budget, seed, racing, pick, workers: take the place of the config's, unless they are None.
             start: recipe files, instead of the config's.
             allow_test_split: True allows it, whatever the config says.
             repair: False repairs nothing.
@@ -230,7 +234,15 @@ class SearchConfig(Section):
                 _read_rule(pick)
             except ValueError as error:
                 raise ConfigError(f"--pick: {error}") from None
-        options = {"budget": budget, "racing": racing, "start": recipes, "pick": pick}
+        if not (workers is None or workers == "auto" or (type(workers) is int and workers >= 1)):
+            raise ConfigError(f"--workers: expected auto or a whole number from 1, found {workers}")
+        options = {
+            "budget": budget,
+            "racing": racing,
+            "start": recipes,
+            "pick": pick,
+            "workers": workers,
+        }
         chosen = {name: value for name, value in options.items() if value is not None}
         update = {
             "search": self.search.model_copy(update=chosen),
@@ -252,11 +264,11 @@ class SearchConfig(Section):
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
     def differences(self, other: SearchConfig) -> list[str]:
-        """Returns the top-level keys that differ, except for budget and pick, which a resume may change."""
+        """Returns the top-level keys that differ; a resume may change budget, pick and workers."""
         ours, theirs = self.document(), other.document()
         for document in (ours, theirs):
-            for key in ("budget", "pick"):
-                document["search"].pop(key)
+            for key in ("budget", "pick", "workers"):
+                document["search"].pop(key, None)
         return [key for key in ours if ours[key] != theirs.get(key)]
 
     def document(self) -> dict[str, Any]:

@@ -29,10 +29,13 @@ from gptailor_merge.objectives.tasks.task_items import TaskItems, TaskSettings, 
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.recipe.plan import PARTS
 from gptailor_merge.repair.cuts import with_edit
+from gptailor_merge.scoring.dividing import divide
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.passes import Passes, Values, extend, predictions_alone
 from gptailor_merge.scoring.racing import Race
+from gptailor_merge.scoring.ray_pool import RayPool
+from gptailor_merge.scoring.workplace import Job
 from gptailor_merge.search.baselines.subject import MERGES
 from gptailor_merge.search.front import dominates
 from gptailor_merge.search.optimizers.nevergrad import adapted
@@ -51,6 +54,7 @@ __all__ = [
     "Batch",
     "Composer",
     "Evaluator",
+    "Job",
     "Objective",
     "Operations",
     "Optimizer",
@@ -61,6 +65,7 @@ __all__ = [
     "Precision",
     "Prediction",
     "Race",
+    "RayPool",
     "Score",
     "Scores",
     "TaskItems",
@@ -74,6 +79,7 @@ __all__ = [
     "build_kl",
     "check_with_family",
     "compute_dtype",
+    "divide",
     "dominates",
     "encoder",
     "exit_of",

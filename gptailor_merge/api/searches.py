@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from gptailor_merge.api.arguments import AnyPath, ignore, path_of, read_config
 from gptailor_merge.config import SearchConfig
@@ -32,6 +33,8 @@ def search(
     device: str = "auto",
     bank: BankMode = "auto",
     executor: str = LOCAL,
+    workers: int | Literal["auto"] | None = None,
+    ray_address: str | None = None,
     racing: bool | None = None,
     start: Sequence[AnyPath] = (),
     pick: str | None = None,
@@ -59,6 +62,8 @@ def search(
         device: auto, cpu, cuda, cuda:N or mps.
         bank: where the family's weights live; auto keeps them on the device if they fit.
         executor: name of the executor that scores the candidates; "local" is this process.
+        workers: how many processes score, by Ray; replaces `search.workers`. "auto" is one for each GPU.
+        ray_address: HOST:PORT of a Ray cluster to score on, or "auto"; default Ray on this machine.
         racing: replaces `search.racing`.
         start: recipe files to start from; replace `search.start`.
         pick: which recipe of a front is taken; replaces `search.pick`.
@@ -86,6 +91,9 @@ def search(
         racing=racing,
         start=[path_of(recipe) for recipe in start],
         pick=pick,
+        workers="auto"
+        if workers is None and ray_address is not None and whole.search.workers is None
+        else workers,
         allow_test_split=allow_test_split,
         repair=repair,
         tune=tune,
@@ -112,6 +120,7 @@ def search(
             resume=resume,
             bank=bank,
             executor=executor,
+            address=ray_address,
             file=file,
             on_step=on_step,
             on_candidate=feed.after(on_candidate),

@@ -15,6 +15,7 @@ from gptailor_merge.cli.terminal import say
 from gptailor_merge.documents import json_text
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.host.names_and_commands import WRITTEN
+from gptailor_merge.visible_text import visible_line
 
 if TYPE_CHECKING:
     from gptailor_merge import Publication
@@ -52,6 +53,18 @@ def evolve(
     executor: Annotated[
         str, typer.Option(metavar="NAME", help="Who scores the candidates; local is this process.")
     ] = "local",
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Processes that score, by Ray: a number, or auto for one on each GPU; replaces "
+            "search.workers.",
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="A Ray cluster to score on, or auto. Default: this machine."),
+    ] = None,
     racing: Annotated[
         bool | None,
         typer.Option(
@@ -124,6 +137,8 @@ def evolve(
             device=device,
             bank=bank,
             executor=executor,
+            workers=_workers(workers),
+            ray_address=ray_address,
             racing=racing,
             start=start or (),
             pick=pick,
@@ -145,6 +160,19 @@ def evolve(
     terminal.line(f"report  {run.report}")
     if publication is not None:
         printing.pushed(publication.publish(run, say))
+
+
+def _workers(value: str | None) -> int | Literal["auto"] | None:
+    """Returns the number of workers that an option asks for.
+
+    Raises:
+        ConfigError: it is neither a number nor auto.
+    """
+    if value is None or value == "auto":
+        return None if value is None else "auto"
+    if not (value.isascii() and value.isdecimal() and int(value)):
+        raise ConfigError(f"--workers: expected auto or a whole number from 1, found {visible_line(value)}")
+    return int(value)
 
 
 def baseline(

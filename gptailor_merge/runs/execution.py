@@ -29,7 +29,7 @@ from gptailor_merge.runs.provenance import inputs_of
 from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.stages import stages_in
-from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL
+from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL, RAY
 from gptailor_merge.scoring.workplace import BankMode, Job, open_workplace
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate
@@ -49,6 +49,7 @@ def execute(
     resume: bool = False,
     bank: BankMode = "auto",
     executor: str = LOCAL,
+    address: str | None = None,
     file: Path | None = None,
     baseline: Choice | None = None,
     on_step: OnStep = lambda step: None,
@@ -62,7 +63,9 @@ def execute(
     Args:
         resume: continue the run that is in the directory.
         bank: where the family's weights live.
-        executor: the name of the executor that scores plans, see scoring.executor_pools.
+        executor: the name of the executor that scores plans, see scoring.executor_pools; where the config
+            asks for workers, it is Ray's instead of this process.
+        address: of the cluster that workers are on.
         file: the config's file, for error messages.
         baseline: is run instead of a search.
         on_step: is told each step.
@@ -75,6 +78,9 @@ def execute(
         FamilyError, DataError: models or texts that cannot be used.
         SearchError, ScoringError: the search failed.
     """
+    workers = config.search.workers
+    if executor == LOCAL and (workers is not None or address is not None):
+        executor = RAY
     EXECUTORS[executor]  # an unknown name is an error before anything is written
     config = as_begun(config, run) if resume else config
     on_step("reading the family")
@@ -88,7 +94,8 @@ def execute(
             differences = differences_told(preparation.family, on_step)
             workplace = open_workplace(config, preparation.family, device, bank=bank, progress=on_step)
             settings, measures = settings_for(workplace, preparation.space.sizes), workplace.measures
-            pool = EXECUTORS[executor](Job.of(config, device, bank), workplace)
+            job = Job.of(config, device, bank, workers or "auto", address)
+            pool = EXECUTORS[executor](job, workplace)
             scoring = pool.executor("objectives")
             held_out = pool.executor("held_out") if measures.held_out.objectives else None
             gates = workplace.gates(pool.executor("gates")) if config.gates else None

@@ -1,4 +1,4 @@
-"""Chooses where plans are scored: in this process, or by the workers of another package.
+"""Chooses where plans are scored: in this process, on Ray, or by the workers of another package.
 
 An executor is handed plans and a race and returns outcomes; nothing else crosses, and all three can be
 pickled. The journal is the same whoever computed. A package adds an executor by an entry point of the
@@ -50,10 +50,19 @@ class LocalPool:
         """Does nothing: there are no workers."""
 
 
+def ray_pool(job: Job, workplace: Workplace) -> Pool:
+    """Makes a pool of Ray's actors, see ray_pool.RayPool; Ray is imported where it is asked for."""
+    from gptailor_merge.scoring.ray_pool import RayPool
+
+    return RayPool(job, workplace)
+
+
 LOCAL = "local"
+
+RAY = "ray"
 
 
 EXECUTORS: Mapping[str, PoolFactory] = Registry(
-    "executor", "gptailor_merge.executors", {LOCAL: LocalPool}, ConfigError
+    "executor", "gptailor_merge.executors", {LOCAL: LocalPool, RAY: ray_pool}, ConfigError
 )
 """Name -> factory, as `--executor` names it: this package's executors and those of other packages."""

@@ -28,6 +28,10 @@ BankMode = Literal["device", "host", "auto"]
 """Says where the family's weights live: on the device, in host memory, or on the device if there is room."""
 
 
+Workers = int | Literal["auto"]
+"""Says how many workers score; auto means as many as there are GPUs, or CPUs where there is none."""
+
+
 ScoredSection = Literal["objectives", "gates", "held_out"]
 """Names the section of a search config whose measures plans are scored on."""
 
@@ -59,17 +63,7 @@ class Workplace:
     def composer(self) -> Composer:
         """Composes models of the family, whose weights it holds."""
         self.progress("loading the family")
-        family, compute, device = self.family, self.compute, self.device
-        on_host = belongs_on_host(family, compute, device) if self.bank == "auto" else self.bank == "host"
-        weights = Bank(
-            family,
-            Precision.of(self.config.dtype, _out_dtype(self.config, family), compute),
-            device=device,
-            on_host=on_host,
-            cache_bytes=cache_bytes(family, compute, device),
-        )
-        weights.preload()
-        return Composer(weights)
+        return composer(self.config, self.family, self.device, bank=self.bank, compute=self.compute)
 
     @cached_property
     def hidden(self) -> HiddenStates:
@@ -107,16 +101,28 @@ class Job:
         config: the resolved search config as plain data.
         device: the device as torch names it; a worker may use another of the same type.
         bank: where the family's weights live.
+        workers: how many workers there are to be, where there are several; "auto" is all that there is room
+            for.
+        address: of the cluster that they are on; None starts them on this machine.
     """
 
     config: Mapping[str, Any]
     device: str
     bank: BankMode = "auto"
+    workers: Workers = "auto"
+    address: str | None = None
 
     @classmethod
-    def of(cls, config: SearchConfig, device: torch.device, bank: BankMode = "auto") -> Job:
+    def of(
+        cls,
+        config: SearchConfig,
+        device: torch.device,
+        bank: BankMode = "auto",
+        workers: Workers = "auto",
+        address: str | None = None,
+    ) -> Job:
         """Describes the scoring of one run."""
-        return cls(config.document(), str(device), bank)
+        return cls(config.document(), str(device), bank, workers, address)
 
     def open(self, progress: Callable[[str], None] = lambda step: None) -> Workplace:
         """Builds the live parts in the process that calls it."""
@@ -152,6 +158,27 @@ def open_workplace(
     base_scores = measured.gates.score(teachers.model("base")) if config.gates else {}
     teachers.release()
     return Workplace(config, family, device, bank, measured, base_scores, compute, progress)
+
+
+def composer(
+    config: SearchConfig, family: Family, device: torch.device, *, bank: BankMode, compute: torch.dtype
+) -> Composer:
+    """Loads a family's weights and returns what composes models of them.
+
+    Args:
+        bank: where the weights live.
+        compute: the dtype of forward passes.
+    """
+    on_host = belongs_on_host(family, compute, device) if bank == "auto" else bank == "host"
+    weights = Bank(
+        family,
+        Precision.of(config.dtype, _out_dtype(config, family), compute),
+        device=device,
+        on_host=on_host,
+        cache_bytes=cache_bytes(family, compute, device),
+    )
+    weights.preload()
+    return Composer(weights)
 
 
 def _out_dtype(config: SearchConfig, family: Family) -> str:
