@@ -111,15 +111,15 @@ def main(
     torch.set_num_threads(1)
     arms, sizes = (workers or [1, 2]), (population or [16, 128])
     if tiny:
-        arms, sizes, generations_ = [1], [4], 1
+        arms, sizes, generations_ = [], [4], 1  # Ray takes longer to start than all the rest
     session = open_session(read_config(config, tiny=tiny), device="cpu")
     figures: dict[str, Any] = {"arms": {}, "simulated": {}}
     drawn = generations(session, generations_, sizes[0])
     for count in arms:
         figures["arms"][str(count)] = measured(session, count, drawn, bound)
         keep(json_file, figures)
-    first, *others = figures["arms"].values()
-    for arm in (first, *others):
+    first = next(iter(figures["arms"].values()), {})
+    for arm in figures["arms"].values():
         shared = min(len(arm["losses"]), len(first["losses"]))
         assert arm["losses"][:shared] == first["losses"][:shared]
         arm["speedup"] = arm["candidates_per_second"] / first["candidates_per_second"]

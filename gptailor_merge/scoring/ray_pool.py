@@ -173,7 +173,8 @@ def _ray(job: Job) -> Any:
         message = f"--workers needs Ray, which is not installed: pip install '{PACKAGE}[ray]'"
         raise ConfigError(message) from None
     if job.address is None:  # somebody may have imported Ray before
-        importlib.import_module("ray._private.ray_constants").ENABLE_RAY_CLUSTER = False
+        constants: Any = importlib.import_module("ray._private.ray_constants")
+        constants.ENABLE_RAY_CLUSTER = False
     return ray
 
 
