@@ -118,7 +118,7 @@ def main(
     for count in arms:
         figures["arms"][str(count)] = measured(session, count, drawn, bound)
         keep(json_file, figures)
-    first = next(iter(figures["arms"].values()), {})
+    first: dict[str, Any] = next(iter(figures["arms"].values()), {})
     for arm in figures["arms"].values():
         shared = min(len(arm["losses"]), len(first["losses"]))
         assert arm["losses"][:shared] == first["losses"][:shared]

@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ class Answer:
         stdout, stderr: what it printed.
     """
 
-    def __init__(self, main: Callable[[], None], arguments: tuple[str, ...]) -> None:
+    def __init__(self, main: Callable[[], Any], arguments: tuple[str, ...]) -> None:
         out, err = io.StringIO(), io.StringIO()
         with (
             contextlib.redirect_stdout(out),
@@ -49,6 +50,6 @@ class Answer:
         self.stdout, self.stderr = out.getvalue(), err.getvalue()
 
 
-def command(main: Callable[[], None], *arguments: str) -> Answer:
+def command(main: Callable[[], Any], *arguments: str) -> Answer:
     """Runs a command in this process, which is seconds faster than in one that has to import everything."""
     return Answer(main, arguments)

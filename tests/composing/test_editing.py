@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from mergekit.scripts import run_yaml
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -34,7 +35,8 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.testing.three_models import IDS, assert_three_equal, compose
 from tests.conftest import recipe_of
 from tests.host.test_exporting import assert_same_model, run_plain, write_plain
-from tests.host.test_hook import SCRIPTS, assert_same_weights, run, write
+from tests.host.test_hook import assert_same_weights, write
+from tests.packages import command
 from tests.zoo import ZOO, config_of, write_family
 
 PARTS = ("attention", "mlp")
@@ -97,7 +99,7 @@ def test_without_a_part_is_as_if_it_were_skipped(name: str, part: str, tmp_path:
 def test_stock_mergekit_yaml_leaves_a_part_out(family: dict[str, str], tmp_path: Path) -> None:
     made = whole(family, 5, select(family["base"], 2, without="mlp"))
     file = write(tmp_path / "recipe.yml", made.to_mapping())
-    done = run([str(SCRIPTS / "mergekit-yaml"), file, str(tmp_path / "stock")])
+    done = command(run_yaml.main, file, str(tmp_path / "stock"))
     assert done.returncode == 0, done.stderr
     materialize(made, tmp_path / "ours")
     assert_same_weights(tmp_path / "stock", tmp_path / "ours")
@@ -174,7 +176,7 @@ def test_stock_mergekit_yaml_repairs_and_sets_norms(family: dict[str, str], tmp_
     file, digest = save_gains(gains, tmp_path, "gains.safetensors")
     made = recipe_of_plan(with_gains(plan(made), Edit(NORMS, digest, str(file))), 5)
     file = write(tmp_path / "recipe.yml", made.to_mapping())
-    done = run([str(SCRIPTS / "mergekit-yaml"), file, str(tmp_path / "stock")])
+    done = command(run_yaml.main, file, str(tmp_path / "stock"))
     assert done.returncode == 0, done.stderr
     materialize(made, tmp_path / "ours")
     assert_same_weights(tmp_path / "stock", tmp_path / "ours")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from mergekit.config import MergeConfiguration
+from mergekit.scripts import multimerge, run_yaml
 from safetensors.torch import load_file
 
 from gptailor_merge.cli.recipe_table import rows
@@ -20,7 +21,8 @@ from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.testing.three_models import assert_three_equal, compose
 from tests.conftest import recipe_of
 from tests.host.test_exporting import assert_same_model, run_plain, write_plain
-from tests.host.test_hook import SCRIPTS, assert_same_weights, run, write
+from tests.host.test_hook import assert_same_weights, write
+from tests.packages import command
 from tests.zoo import write_family
 
 NAMES = {"base": "org/base", "math": "org/math", "code": "org/code"}
@@ -96,7 +98,7 @@ def test_laco_is_what_its_paper_says(family: dict[str, str]) -> None:
 def test_stock_mergekit_yaml_writes_it(family: dict[str, str], tmp_path: Path) -> None:
     recipe = of(family, laco(family["base"], weight=0.5), out_dtype="bfloat16")
     file = write(tmp_path / "recipe.yml", recipe.to_mapping())
-    done = run([str(SCRIPTS / "mergekit-yaml"), file, str(tmp_path / "stock")])
+    done = command(run_yaml.main, file, str(tmp_path / "stock"))
     assert done.returncode == 0, done.stderr
     materialize(recipe, tmp_path / "ours")
     assert_same_weights(tmp_path / "stock", tmp_path / "ours")
@@ -113,7 +115,7 @@ def test_mergekit_multi_takes_several_layers_of_a_model_that_it_has_just_made(
     document = of(family, laco("average", weight=0.5)).to_mapping()
     file = write(tmp_path / "multi.yml", average, document)
     out, between = str(tmp_path / "out"), str(tmp_path / "between")
-    done = run([str(SCRIPTS / "mergekit-multi"), file, "--out-path", out, "-I", between])
+    done = command(multimerge.main, file, "--out-path", out, "-I", between)
     assert done.returncode == 0, done.stderr
     materialize(of(family, laco(f"{between}/average", weight=0.5)), tmp_path / "ours")
     assert_same_weights(tmp_path / "out", tmp_path / "ours")

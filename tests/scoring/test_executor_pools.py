@@ -172,7 +172,8 @@ def test_another_package_scores_in_a_second_process_and_the_journal_is_the_same(
     site = offer(tmp_path / "site", "two = two_processes:TwoProcesses")
     tiny = SearchConfig.model_validate(tiny_job(tmp_path).config)
     search = tiny.search.model_copy(update={"budget": 12, "population": 4, "racing": True})
-    config = tiny.model_copy(update={"search": search})
+    tune = tiny.tune.model_copy(update={"finalists": 0})
+    config = tiny.model_copy(update={"search": search, "tune": tune})
     (tmp_path / "search.yml").write_text(config.to_yaml())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the other process: sums of several threads may round otherwise
