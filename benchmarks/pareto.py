@@ -141,7 +141,9 @@ def main(
     run = Run(out)
     if run.config.exists() and not reuse:
         shutil.rmtree(out)
-    settings = read_config(config, tiny=tiny).override(budget=budget, seed=seed)
+    settings = read_config(config, tiny=tiny).override(
+        budget=budget, seed=seed, repair=not tiny, tune=not tiny
+    )
     if tiny and per_size is None:
         per_size = 2
     if sum(getattr(objective, "weight", None) is not None for objective in settings.objectives) != 2:
