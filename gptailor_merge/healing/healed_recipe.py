@@ -14,6 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptailor_merge.calibration.texts import TokenSet, check_ids
 from gptailor_merge.composing.adapter_places import with_adapter
 from gptailor_merge.healing.healer import ADAPTER, Healing, HealOptions, heal_plan
+from gptailor_merge.healing.lessons import ALONE
+from gptailor_merge.healing.processes import Processes
 from gptailor_merge.healing.training import Report, unreported
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
 from gptailor_merge.models.loading import load_tokenizer
@@ -69,6 +71,7 @@ def heal_recipe(
     device: torch.device,
     progress: Callable[[str], None] = lambda step: None,
     report: Report = unreported,
+    processes: Processes = ALONE,
 ) -> HealedRecipe:
     """Trains the model of a recipe to predict texts as members do.
 
@@ -85,6 +88,7 @@ def heal_recipe(
         refuse: raises an error for texts that must not be trained on.
         progress: told what is being done.
         report: told of the losses.
+        processes: that train together, see healer.heal_plan; weights are written by the main one alone.
 
     Raises:
         RecipeError: the recipe is healed already, or a teacher is no member.
@@ -105,7 +109,7 @@ def heal_recipe(
     if silent and options.cross_entropy < 1:
         progress(f"no text is taught by {' or '.join(silent)}; --data MEMBER=FILE gives a member one")
     out_dtype = recipe.out_dtype or recipe.dtype or stored_dtype(family.base)
-    runner = Teachers(family, device, compute_dtype(device, out_dtype))
+    runner = Teachers(family, device, compute_dtype(device, out_dtype), in_8bit=options.teachers_in_8bit)
     written = staged or out
     healing = heal_plan(
         plan,
@@ -119,11 +123,12 @@ def heal_recipe(
         options=options,
         progress=progress,
         report=report,
+        processes=processes,
     )
     if healing.facts is not None:
         if options.rank is not None:
             recipe = with_adapter(recipe, written / ADAPTER, name=str(out / ADAPTER))
-        else:
+        elif processes.is_main:
             _write_model(healing.model, tokenizer, written / MODEL, getattr(torch, out_dtype))
     return HealedRecipe(recipe, healing)
 

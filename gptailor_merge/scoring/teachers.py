@@ -28,8 +28,15 @@ class Teachers:
         device: they run on it.
     """
 
-    def __init__(self, family: Family, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, family: Family, device: torch.device, dtype: torch.dtype, *, in_8bit: bool = False
+    ) -> None:
+        """
+        Args:
+            in_8bit: see loading.load_model.
+        """
         self.family, self.device, self._dtype = family, device, dtype
+        self._in_8bit = in_8bit
         self._loaded: tuple[str, PreTrainedModel] | None = None
 
     def get(self, name: str) -> tuple[str, Forward]:
@@ -43,7 +50,8 @@ class Teachers:
             for prediction in predictions_alone(self.model(name), batch, vocabulary=vocabulary):
                 yield finite(name, prediction)
 
-        return f"{member.model} {member_digest(member.directory)}", run
+        kind = " in 8 bits" if self._in_8bit else ""
+        return f"{member.model} {member_digest(member.directory)}{kind}", run
 
     def model(self, name: str) -> PreTrainedModel:
         """Returns the member's model."""
@@ -51,7 +59,8 @@ class Teachers:
             member = self.family.by_name(name)
             assert member is not None
             self.release()
-            self._loaded = (name, load_model(member.directory, self._dtype, self.device))
+            model = load_model(member.directory, self._dtype, self.device, in_8bit=self._in_8bit)
+            self._loaded = (name, model)
         return self._loaded[1]
 
     def release(self) -> None:

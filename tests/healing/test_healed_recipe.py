@@ -100,8 +100,10 @@ def test_without_a_teacher_the_text_itself_is_the_aim(block: Recipe, tmp_path: P
 class Killed(TrainerCallback):
     """Kills the process, so to speak, when a step has ended."""
 
+    last = 4
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 4:
+        if state.global_step == self.last:
             raise KeyboardInterrupt
 
 
@@ -136,7 +138,7 @@ def test_tokens_that_were_trained_on_are_counted(block: Recipe, tmp_path: Path) 
     """Steps of 6 sequences are of 4; of two texts with 7 sequences for training each, the last step has 2."""
     options = HealOptions(rank=2, tokens=800, step_tokens=300, sequence_length=50, rate=1e-3)
     healed = run(block, tmp_path, options)
-    assert (options.course.rows, healed.healing.steps) == (4, 4)
+    assert (options.course().rows, healed.healing.steps) == (4, 4)
     assert healed.healing.tokens == 50 * (4 + 4 + 4 + 2)
     assert healed.healing.facts is not None
     assert healed.healing.facts.tokens == healed.healing.tokens
@@ -217,9 +219,12 @@ def test_another_gpu_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_fewer_tokens_than_a_step_has_make_shorter_steps() -> None:
-    course = HealOptions(tokens=1000, sequence_length=64).course
+    course = HealOptions(tokens=1000, sequence_length=64).course()
     assert (course.steps, course.rows) == (2, 8)
-    assert (HealOptions(tokens=16384).course.steps, HealOptions(tokens=16384).course.rows) == (2, 16)
+    course = HealOptions(tokens=16384, step_tokens=8192).course()
+    assert (course.steps, course.rows) == (2, 16)
+    course = HealOptions(tokens=16384, step_tokens=8192).course(processes=3)
+    assert (course.steps, course.rows) == (3, 12)  # four sequences for each process
 
 
 def test_lessons_are_apart_and_take_turns() -> None:
