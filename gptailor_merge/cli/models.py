@@ -224,6 +224,9 @@ def heal(
         int, typer.Option(min=1, help="How many of a teacher's likeliest tokens count one by one.")
     ] = 128,
     column: Column = "text",
+    step_tokens: Annotated[
+        int, typer.Option(min=2, help="Tokens of a step, approximately; fewer make more steps.")
+    ] = 8192,
     sequence_length: SequenceLength = 512,
     seed: Annotated[int, typer.Option(help="Of the order of the texts.")] = 0,
     report_to: Annotated[
@@ -257,6 +260,7 @@ def heal(
         members=member or (),
         teachers=teacher or (),
         teachers_in_8bit=teachers_in_8bit,
+        step_tokens=step_tokens,
         sequence_length=sequence_length,
         seed=seed,
         report_to=report_to or (),

@@ -18,13 +18,15 @@ from gptailor_merge.healing.lessons import ALONE
 from gptailor_merge.healing.processes import Processes
 from gptailor_merge.healing.training import Report, unreported
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
+from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.models.member import Member
 from gptailor_merge.objectives.config_types import DataSource
 from gptailor_merge.objectives.text_kinds import token_sets
 from gptailor_merge.planning.check import check_with_family, refuse_healed
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.live_models import composer_of
-from gptailor_merge.scoring.teachers import Teachers
+from gptailor_merge.scoring.teachers import Teachers, refuse_other_tokens
 from gptailor_merge.tuning.tuned_recipe import family_of, teachers_of
 
 MODEL = "model"
@@ -105,6 +107,8 @@ def heal_recipe(
     sets = token_sets(data, tokenizer, options.tokens, options.sequence_length)
     check_ids(sets, family.by_model(plan.tokenizer).vocabulary_size, plan.tokenizer)
     refuse(sets)
+    if options.cross_entropy < 1:
+        _refuse_other_readers(sets, family.by_model(plan.tokenizer), taught, family)
     silent = [m.name for m in family.members[1:] if m.name not in taught.values()]
     if silent and options.cross_entropy < 1:
         progress(f"no text is taught by {' or '.join(silent)}; --data MEMBER=FILE gives a member one")
@@ -131,6 +135,24 @@ def heal_recipe(
         elif processes.is_main:
             _write_model(healing.model, tokenizer, written / MODEL, getattr(torch, out_dtype))
     return HealedRecipe(recipe, healing)
+
+
+def _refuse_other_readers(
+    sets: Sequence[TokenSet], reader: Member, taught: Mapping[str, str], family: Family
+) -> None:
+    """Refuses teachers to which a token of their texts is another one.
+
+    Args:
+        reader: the member whose tokenizer has read the texts.
+        taught: name of a text -> name of its teacher.
+
+    Raises:
+        FamilyError: names the teacher and the token.
+    """
+    for token_set in sets:
+        teacher = family.by_name(taught[token_set.name])
+        assert teacher is not None
+        refuse_other_tokens(reader.tokens, teacher.tokens, teacher.name, torch.cat(token_set.sequences))
 
 
 def _write_model(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,17 +16,19 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from typer.testing import CliRunner
 
 from gptailor_merge.api.healings import heal
+from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.cli.app import app
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.errors import ConfigError, DataError, InputError, RecipeError, ScoringError
-from gptailor_merge.healing import healer, training
+from gptailor_merge.errors import ConfigError, DataError, FamilyError, InputError, RecipeError, ScoringError
+from gptailor_merge.healing import healed_recipe, healer, training
 from gptailor_merge.healing.facts import facts_on
 from gptailor_merge.healing.healed_recipe import HealedRecipe, heal_recipe
 from gptailor_merge.healing.healer import HealOptions, heal_plan
 from gptailor_merge.healing.lessons import lessons
 from gptailor_merge.healing.used_texts import UsedTexts
 from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.objectives.protocols import Prediction
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import DEMO
@@ -202,6 +204,20 @@ def test_members_without_a_text_and_texts_that_are_short_are_told(
     assert re.fullmatch(r"the texts have \d\d,\d{3} tokens, fewer than 1,000,000: they are repeated", said[1])
 
 
+def test_a_teacher_with_another_tokenizer_is_named(
+    block: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(MEMBERS["maths"], tmp_path / "other")
+    document = json.loads((other / "tokenizer.json").read_text())
+    ids = document["model"]["vocab"]
+    ids["Ġthe"], ids["Ġof"] = ids["Ġof"], ids["Ġthe"]
+    (other / "tokenizer.json").write_text(json.dumps(document))
+    monkeypatch.setattr(healed_recipe, "heal_plan", lambda *_, **__: pytest.fail("weights are loaded"))
+    message = "maths cannot be compared with on these texts, which hold '.*(the|of)'; it has other tokens"
+    with pytest.raises(FamilyError, match=message):
+        run(block, tmp_path / "out", members={**MEMBERS, "maths": str(other)})
+
+
 def test_another_gpu_is_refused_in_a_sentence(tmp_path: Path) -> None:
     composer: Any = SimpleNamespace(device=torch.device("cuda:1"))
     with pytest.raises(ConfigError, match="expected --device cuda with CUDA_VISIBLE_DEVICES=1, found cuda:1"):
@@ -241,6 +257,20 @@ def test_lessons_are_apart_and_take_turns() -> None:
         lessons([token_set("b", 1)], {}, top_k=1, device=CPU)
 
 
+def test_a_text_under_two_names_is_taught_under_both() -> None:
+    def forward(batch: Batch) -> Iterator[Prediction]:
+        for segment in batch.segments:
+            ids = batch.ids[segment.at.start : segment.at.stop, 1:]
+            yield Prediction.of(segment, ids, torch.eye(50)[ids] * 9)
+
+    ids = tuple(torch.arange(number, number + 4) for number in range(4))
+    sets = [TokenSet("a", ids, "equal"), TokenSet("b", ids, "equal")]
+    teachers = dict.fromkeys("ab", ("the base", forward))
+    found = lessons(sets, teachers, top_k=1, device=CPU)
+    assert [lesson["indices"].flatten().tolist() for lesson in found.apart] == [[4, 5, 6]] * 2
+    assert [lesson["indices"][0].item() for lesson in found.taught] == [1, 1, 2, 2, 3, 3]
+
+
 def test_texts_that_a_run_has_used_are_refused() -> None:
     config = SearchConfig.load(DEMO / "search.yml")
     tokenizer = load_tokenizer(DEMO / "family" / "base")
@@ -263,6 +293,7 @@ def test_texts_that_a_run_has_used_are_refused() -> None:
         ({"teachers": ["maths=nobody"]}, RecipeError, "the teacher 'nobody' is no member"),
         ({"teachers": ["mahts=base"]}, ConfigError, "--teacher: 'mahts' is no text; the texts are maths"),
         ({"report_to": ["bogus"]}, ConfigError, "--report-to: unknown tracker, found 'bogus'"),
+        ({"teachers_in_8bit": True}, ConfigError, "8 bits need the package bitsandbytes; pip install 'gptai"),
         ({"rate": 0.0}, ConfigError, "--rate: expected a number above 0, found 0.0"),
         ({"cross_entropy": 2.0}, ConfigError, "--cross-entropy: expected a share from 0 to 1, found 2.0"),
         ({"data": ["maths=none.jsonl"]}, InputError, "none.jsonl"),
