@@ -8,7 +8,7 @@ from gptailor_merge.host.names_and_commands import LIBRARY
 
 
 def quiet_libraries() -> None:
-    """Switches off progress bars and notices of transformers, mergekit, lm-eval, bitsandbytes and the Hub's client.
+    """Switches off progress bars and notices of transformers, mergekit, lm-eval, bitsandbytes and the Hub.
 
     quiet_libraries()
     run = search("search.yml", "runs/first")

@@ -193,10 +193,10 @@ def test_members_without_a_text_and_texts_that_are_short_are_told(
 ) -> None:
     said: list[str] = []
 
-    def train(*_: Any, **__: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(healer, "train", train)
+    monkeypatch.setattr(healer, "lessons", stop)
     options = HealOptions(rank=4, tokens=10**6, sequence_length=256)
     with pytest.raises(KeyboardInterrupt):
         run(block, tmp_path, options, teachers={"maths": "base"}, progress=said.append)
