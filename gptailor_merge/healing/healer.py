@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -78,7 +79,7 @@ class HealOptions:
     seed: int = 0
 
     @property
-    def method(self) -> str:
+    def method(self) -> Literal["lora", "full"]:
         """The word for it in files."""
         return "full" if self.rank is None else "lora"
 
