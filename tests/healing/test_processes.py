@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +25,6 @@ from tests.repair.test_repaired_recipe import demo
 FORK = pytest.mark.skipif(
     sys.platform == "win32" or torch.cuda.is_available(), reason="processes with a GPU cannot be forked"
 )
-STEPS = 4
 OPTIONS: dict[str, Any] = {
     "lora": 4,
     "tokens": 1152,
@@ -89,25 +89,35 @@ def together(work: Callable[[], Any], count: int = 2) -> list[Any]:
 def test_two_processes_that_were_killed_end_as_one_does_and_only_the_first_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "LOOKS", STEPS)
+    monkeypatch.setattr(training, "LOOKS", 2)
     alone = healed(tmp_path / "alone")
     out = tmp_path / "together"
 
     def killed() -> None:
-        training._Observer = type("Observer", (Killed, training._Observer), {"last": 2})
+        training._Observer = type("Observer", (Killed, training._Observer), {"last": 3})
         healed(out)
 
     assert together(killed) == ["KeyboardInterrupt()"] * 2
     assert not out.exists()
     first, second = together(lambda: healed(out))
     assert second["said"] == []
-    assert [step for step in first["said"] if step.startswith("healing, step 1 ")] == []
+    assert [step for step in first["said"] if step.startswith("healing, step 2 ")] == []
     assert first["said"][-1].startswith("healing, step 4 of 4: loss ")
     assert {**first, "said": []} == second
     assert (first["steps"], first["tokens"]) == (alone["steps"], alone["tokens"])
     assert first["losses"] == pytest.approx(alone["losses"], abs=1e-5)
     assert (alone["device"], first["device"]) == ("cpu", "2 × cpu")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["alone", "together"]
+
+
+@FORK
+def test_all_end_when_the_time_of_the_first_is_over(tmp_path: Path) -> None:
+    def timed() -> Any:
+        if os.environ["RANK"] == "1":
+            training.time = SimpleNamespace(monotonic=lambda: 0.0)  # the clock of this process stands still
+        return healed(tmp_path / "out", minutes=1e-6, cross_entropy=1.0)["steps"]
+
+    assert together(timed) == [1, 1]
 
 
 @pytest.mark.parametrize(
