@@ -74,7 +74,7 @@ def heal(
         lora: the rank of the adapter; None trains all weights.
         tokens: trained on in all; texts that have fewer are repeated.
         minutes: training ends after these, if not before.
-        rate: the highest learning rate of AdamW; default 2e-3 for an adapter and 4e-4 for all weights.
+        rate: the highest learning rate of AdamW; default 2e-3 for an adapter and 2e-4 for all weights.
         cross_entropy: the share of plain cross-entropy on the texts in the loss, 0 to 1; 1 asks no teacher.
         top_k: how many of a teacher's likeliest tokens count one by one; the others count as one.
         column: field or column that holds the text or messages; see score.

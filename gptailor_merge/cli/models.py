@@ -226,7 +226,7 @@ def heal(
     column: Column = "text",
     step_tokens: Annotated[
         int, typer.Option(min=2, help="Tokens of a step, approximately; fewer make more steps.")
-    ] = 8192,
+    ] = 2048,
     sequence_length: SequenceLength = 512,
     seed: Annotated[int, typer.Option(help="Of the order of the texts.")] = 0,
     report_to: Annotated[

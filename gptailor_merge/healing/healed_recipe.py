@@ -23,7 +23,7 @@ from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.models.member import Member
 from gptailor_merge.objectives.config_types import DataSource
 from gptailor_merge.objectives.text_kinds import token_sets
-from gptailor_merge.planning.check import check_with_family, refuse_healed
+from gptailor_merge.planning.check import check_with_family, refuse_healed, with_files
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.live_models import composer_of
 from gptailor_merge.scoring.teachers import Teachers, refuse_other_tokens
@@ -98,6 +98,7 @@ def heal_recipe(
         DataError: texts that cannot be read, or too few.
         ScoringError: memory does not suffice for one sequence.
     """
+    recipe = with_files(recipe, file)
     plan, _ = check_with_family(recipe, file=file)
     refuse_healed(plan, file)
     family = family_of(recipe, members, file)

@@ -47,7 +47,7 @@ ENOUGH = 0.95
 """The share of the tokens that are asked for from which on texts count as having them."""
 
 
-RATES = {"lora": 2e-3, "full": 4e-4}
+RATES = {"lora": 2e-3, "full": 2e-4}
 """Learning rates by method, see benchmarks/README.md."""
 
 
@@ -73,7 +73,7 @@ class HealOptions:
     rate: float | None = None
     cross_entropy: float = 0.0
     top_k: int = 128
-    step_tokens: int = 8192
+    step_tokens: int = 2048
     sequence_length: int = 512
     teachers_in_8bit: bool = False
     seed: int = 0

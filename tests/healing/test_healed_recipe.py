@@ -19,6 +19,7 @@ from gptailor_merge.api.healings import heal
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.cli.app import app
+from gptailor_merge.composing.editing import save_gains
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, DataError, FamilyError, InputError, RecipeError, ScoringError
 from gptailor_merge.healing import healed_recipe, healer, training
@@ -37,6 +38,7 @@ from tests.repair.test_repaired_recipe import demo
 CPU = torch.device("cpu")
 TEXTS = {name: str(DEMO / "calibration" / f"{name}.jsonl") for name in ("stories", "maths")}
 MEMBERS = {name: str(DEMO / "family" / name) for name in TEXTS}
+OUTER = {"model.norm.weight": torch.full((128,), 1.1)}
 FEW = HealOptions(rank=4, tokens=1536, step_tokens=256, sequence_length=64, rate=0.004)
 
 
@@ -309,8 +311,9 @@ def test_bad_input_is_a_sentence(
 
 
 def test_the_command(block: Recipe, tmp_path: Path) -> None:
-    file = tmp_path / "recipe.yml"
-    file.write_text(block.to_yaml())
+    file, (gains, digest) = tmp_path / "recipe.yml", save_gains(OUTER, tmp_path, "gains.safetensors")
+    parameters = block.parameters.model_copy(update={"gains": "gains.safetensors", "gains_digest": digest})
+    file.write_text(block.model_copy(update={"parameters": parameters}).to_yaml())
     arguments = ["heal", str(tmp_path), "--data", f"maths={TEXTS['maths']}", "--lora", "2", "--json"]
     arguments += ["--tokens", "512", "--sequence-length", "64", "--rate", "0.004", "--device", "cpu"]
     arguments += ["--report-to", "tensorboard"]
@@ -319,6 +322,8 @@ def test_the_command(block: Recipe, tmp_path: Path) -> None:
     printed = json.loads(result.stdout)
     assert printed["helps"]
     assert printed["facts"]["teachers"] == {"maths": "base"}
-    assert Recipe.load(tmp_path / "healed" / "recipe.yml").parameters.adapter is not None
+    healed = Recipe.load(tmp_path / "healed" / "recipe.yml").parameters
+    assert healed.adapter is not None
+    assert healed.gains == str(gains)  # which the recipe had named by its own place
     assert not list(tmp_path.glob(".healed*"))
     assert list((tmp_path / "healed" / "tensorboard").iterdir())
