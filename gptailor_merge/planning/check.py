@@ -92,7 +92,7 @@ def refuse_healed(resolved: Plan, file: Path | str | None) -> None:
 
 
 def with_files(recipe: Recipe, file: Path | str | None) -> Recipe:
-    """Returns a recipe that names its files by paths that hold from everywhere, see edits.with_whole_paths."""
+    """Returns a recipe that names its files by paths that hold from everywhere, see with_whole_paths."""
     return recipe if file is None else with_whole_paths(recipe, Path(file).parent)
 
 
