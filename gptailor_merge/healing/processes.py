@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from gptailor_merge.errors import ConfigError
 
 SHARDED = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
-"""Variable that `accelerate launch` sets -> the method that it chooses, by which no process has all weights."""
+"""Variable that `accelerate launch` sets -> the method, by which no process has all weights."""
 
 
 @dataclass(frozen=True)
