@@ -49,7 +49,7 @@ SHARE_KEPT, SEEDS, BUDGET = 22 / 30, 2, 120
 SIZES = {"tokens": 16_384, "held_out_tokens": 65_536, "sequence_length": 512}
 ARMS = (OURS, *RIVALS, *ABLATION, "shortgpt", "sleb", "evopress")
 TINY_ARMS = (OURS, next(iter(RIVALS)))
-HEALED_TOKENS = (500_000, 200_000, 2_000_000)
+HEALED_TOKENS = (200_000, 500_000, 2_000_000)
 
 Note = Callable[[dict[str, Any]], None]
 """Hands over results; what it is given is laid over what it was given before, one level deep."""

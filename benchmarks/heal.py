@@ -3,8 +3,8 @@
     python benchmarks/heal.py --json FILE [--layers 9] [--family DIR --texts DIR] [--tokens N …] [--tiny]
 
 Our search, and the best merge pruned by ShortGPT and SLEB, are repaired and tuned alike, as quality.py does,
-and then healed: at each number of tokens through an adapter and with all weights; at the first of them also
-with the base as the only teacher, and on the text alone. Held-out loss is in nats per token, mean over the
+and then healed: at each number of tokens through an adapter and with all weights; at the fewest also with the
+base as the only teacher, and on the text alone. Held-out loss is in nats per token, mean over the
 domains. --texts has calibration/, held-out/ and train/NAME.jsonl, or .jsonl.gz. Without train/, as in the
 demo, calibration/ is trained on: the search has scored its first tokens; held out are other documents.
 """
@@ -55,21 +55,23 @@ class Treatment:
 def treatments(
     tokens: Sequence[int], names: Sequence[str], rivals: Sequence[str] = RIVALS
 ) -> list[Treatment]:
-    """Returns all treatments, the most important first.
+    """Returns all treatments, those of few tokens first; teachers and starts are compared at the fewest.
 
     Args:
         names: of the training texts.
     """
-    first, *later = tokens
-    listed = [Treatment(f"adapter, {count:,}", OURS, count) for count in tokens]
-    listed.insert(1, Treatment(f"all weights, {first:,}", OURS, first, {"lora": None}))
-    listed += [Treatment(f"all weights, {count:,}", OURS, count, {"lora": None}) for count in later]
+    first, *later = sorted(tokens)
     by_base = {"teachers": dict.fromkeys(names, "base")}
-    listed += [
+    listed = [
+        Treatment(f"adapter, {first:,}", OURS, first),
+        Treatment(f"all weights, {first:,}", OURS, first, {"lora": None}),
         Treatment(f"adapter, the base teaches all, {first:,}", OURS, first, by_base),
         Treatment(f"adapter, the text alone, {first:,}", OURS, first, {"cross_entropy": 1.0}),
         *(Treatment(f"adapter, from {rival}, {first:,}", rival, first) for rival in rivals),
     ]
+    for count in later:
+        listed.append(Treatment(f"adapter, {count:,}", OURS, count))
+        listed.append(Treatment(f"all weights, {count:,}", OURS, count, {"lora": None}))
     return listed
 
 

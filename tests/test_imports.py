@@ -16,6 +16,7 @@ NAME = PACKAGE.name
 
 ORDER = (
     "testing",
+    "__main__",
     "cli",
     "api",
     "tracking",

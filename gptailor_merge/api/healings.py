@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from gptailor_merge.api.arguments import AnyPath, ignore, path_of, read_recipe
@@ -13,10 +15,12 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.files import refuse_existing, staging
 from gptailor_merge.healing.healed_recipe import HealedRecipe, heal_recipe
 from gptailor_merge.healing.healer import HealOptions
+from gptailor_merge.healing.processes import Processes, launched_processes
+from gptailor_merge.healing.processes import is_main_process as is_main_process
 from gptailor_merge.healing.used_texts import UsedTexts
 from gptailor_merge.host.names_and_commands import RECIPE as MODEL_RECIPE
 from gptailor_merge.models.devices import pick_device
-from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.models.loading import check_8bit, load_tokenizer
 from gptailor_merge.models.member import read_member
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.runs.lock import locked_around
@@ -44,6 +48,8 @@ def heal(
     column: str = "text",
     members: Mapping[str, str] | Iterable[str] = (),
     teachers: Mapping[str, str] | Iterable[str] = (),
+    teachers_in_8bit: bool = False,
+    step_tokens: int = HealOptions.step_tokens,
     sequence_length: int = 512,
     seed: int = 0,
     report_to: Sequence[str] = (),
@@ -52,7 +58,9 @@ def heal(
 ) -> HealedRecipe:
     """Trains the model of a recipe to predict texts as the members of its family do.
 
-    Training that was killed goes on from its last checkpoint when it is asked for again.
+    Training that was killed goes on from its last checkpoint when it is asked for again. Processes that
+    `accelerate launch` has started train together; the main one alone writes `out` and calls `on_step`, and
+    all return the same.
 
         healed = heal("runs/first", ["maths=train/maths.jsonl"], "healed")
         print(healed.healing.before, healed.healing.after)
@@ -66,13 +74,15 @@ def heal(
         lora: the rank of the adapter; None trains all weights.
         tokens: trained on in all; texts that have fewer are repeated.
         minutes: training ends after these, if not before.
-        rate: the highest learning rate of AdamW; default 2e-3 for an adapter and 4e-4 for all weights.
+        rate: the highest learning rate of AdamW; default 2e-3 for an adapter and 2e-4 for all weights.
         cross_entropy: the share of plain cross-entropy on the texts in the loss, 0 to 1; 1 asks no teacher.
         top_k: how many of a teacher's likeliest tokens count one by one; the others count as one.
         column: field or column that holds the text or messages; see score.
         members: name -> model, of teachers that the recipe does not name; or texts NAME=MODEL.
         teachers: name of the data -> name of the member that teaches it, or texts NAME=MEMBER; by default
             the member that has the name of the data, or else the base.
+        teachers_in_8bit: whether bitsandbytes holds the linear maps of the teachers in 8 bits.
+        step_tokens: tokens of a step, approximately; fewer make more steps.
         sequence_length: tokens in a sequence.
         report_to: trackers that are told of the losses: trackio, wandb, tensorboard.
         device: auto, cpu, cuda or mps.
@@ -82,7 +92,7 @@ def heal(
         RecipeError: the recipe is healed already, or a teacher is no member.
         DataError: texts that cannot be read, are too few, or were calibrated or measured on.
         ConfigError: `out` exists and is not an empty directory, an option has another form, a teacher has
-            no text, or a tracker is unknown or not installed.
+            no text, or a tracker or bitsandbytes is unknown or not installed.
         ScoringError: memory does not suffice for one sequence.
     """
     if not 0 <= cross_entropy <= 1:
@@ -97,23 +107,27 @@ def heal(
         rate=rate,
         cross_entropy=cross_entropy,
         top_k=top_k,
+        step_tokens=step_tokens,
         sequence_length=sequence_length,
+        teachers_in_8bit=teachers_in_8bit,
         seed=seed,
     )
     settings: TrackerSettings = {
         "method": options.method,
         "tokens": tokens,
-        "rate": options.course.rate,
+        "rate": options.highest_rate,
         "seed": seed,
     }
-    directory = path_of(out)
+    directory, on_device = path_of(out), pick_device(device)
     refuse_existing(directory)
+    if teachers_in_8bit:
+        check_8bit(on_device)
+    processes = launched_processes(on_device)
     whole, file, used = _subject(recipe)
     checkpoints = directory.with_name(f".{directory.name}{CHECKPOINTS}")
     with (
-        locked_around(directory),
-        staging(directory) as staged,
-        loss_feed(trackers, staged, directory.name, settings) as report,
+        _written(directory, processes) as staged,
+        loss_feed(trackers if processes.is_main else {}, staged, directory.name, settings) as report,
     ):
         result = heal_recipe(
             whole,
@@ -126,13 +140,27 @@ def heal(
             checkpoints=checkpoints,
             options=options,
             refuse=used.refuse,
-            device=pick_device(device),
-            progress=on_step,
+            device=on_device,
+            progress=on_step if processes.is_main else ignore,
             report=report,
+            processes=processes,
         )
         (staged / RECIPE).write_text(result.recipe.to_yaml(), encoding="utf-8")
-    shutil.rmtree(checkpoints, ignore_errors=True)
+        processes.wait()
+    if processes.is_main:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return result
+
+
+@contextmanager
+def _written(out: Path, processes: Processes) -> Iterator[Path]:
+    """Yields the directory that becomes `out`; what another process than the main one writes vanishes."""
+    if processes.is_main:
+        with locked_around(out), staging(out) as staged:
+            yield staged
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
 
 
 def _subject(recipe: AnyPath | Recipe | Run) -> tuple[Recipe, Path | None, UsedTexts]:

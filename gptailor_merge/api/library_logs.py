@@ -8,7 +8,7 @@ from gptailor_merge.host.names_and_commands import LIBRARY
 
 
 def quiet_libraries() -> None:
-    """Switches off progress bars and notices of transformers, mergekit, lm-eval and the Hub's client.
+    """Switches off progress bars and notices of transformers, mergekit, lm-eval, bitsandbytes and the Hub.
 
     quiet_libraries()
     run = search("search.yml", "runs/first")
@@ -19,5 +19,5 @@ def quiet_libraries() -> None:
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    for library in (LIBRARY, "lm_eval"):
+    for library in (LIBRARY, "bitsandbytes", "lm_eval"):
         logging.getLogger(library).setLevel(logging.ERROR)

@@ -210,6 +210,9 @@ def heal(
         list[str] | None,
         typer.Option(metavar="NAME=MODEL", help="A teacher that the recipe does not name."),
     ] = None,
+    teachers_in_8bit: Annotated[
+        bool, typer.Option("--teachers-in-8bit", help="Run the teachers in 8 bits, by bitsandbytes.")
+    ] = False,
     rate: Annotated[
         float | None, typer.Option(min=0.0, help="The highest learning rate. Default: by method.")
     ] = None,
@@ -221,6 +224,9 @@ def heal(
         int, typer.Option(min=1, help="How many of a teacher's likeliest tokens count one by one.")
     ] = 128,
     column: Column = "text",
+    step_tokens: Annotated[
+        int, typer.Option(min=2, help="Tokens of a step, approximately; fewer make more steps.")
+    ] = 2048,
     sequence_length: SequenceLength = 512,
     seed: Annotated[int, typer.Option(help="Of the order of the texts.")] = 0,
     report_to: Annotated[
@@ -230,8 +236,12 @@ def heal(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Train a pruned model to predict texts as the members of its family do."""
-    from gptailor_merge.api.healings import RECIPE
+    """Train a pruned model to predict texts as the members of its family do.
+
+    Training that was killed goes on from its last checkpoint when the same command is given again. On
+    several GPUs: accelerate launch --num_processes N -m gptailor_merge heal …
+    """
+    from gptailor_merge.api.healings import RECIPE, is_main_process
     from gptailor_merge.api.healings import heal as heal_recipe
     from gptailor_merge.api.library_logs import quiet_libraries
 
@@ -249,12 +259,16 @@ def heal(
         column=column,
         members=member or (),
         teachers=teacher or (),
+        teachers_in_8bit=teachers_in_8bit,
+        step_tokens=step_tokens,
         sequence_length=sequence_length,
         seed=seed,
         report_to=report_to or (),
         device=device,
         on_step=say,
     )
+    if not is_main_process():
+        return
     if as_json:
         terminal.line(json_text(result.to_json()))
     else:

@@ -17,16 +17,13 @@ from gptailor_merge.composing.editing import Placed, edited
 from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.methods.arithmetic import apply, name_in_layer
 from gptailor_merge.methods.conversion import convert
+from gptailor_merge.models.devices import FREE_SHARE
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.member import Member
 from gptailor_merge.recipe.plan import SELECT, Operation, Slot
 
 DEFAULT_CACHE_BYTES = 2 * 1024**3
 """Room for computed layers if no other size is given."""
-
-
-FREE_SHARE = 0.7
-"""A family that needs more than this share of a GPU's free memory stays in the host's memory."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class HealingFacts(Frozen):
         seconds: of training.
         device: the name of the device.
         teachers: name of the texts -> name of the member that taught them; empty for plain fine-tuning.
+        teachers_in_8bit: whether the teachers ran in 8 bits.
         rank: of the adapter; None for all weights.
         generation: name of a task whose answers are generated -> the shares that match exactly, of the
             model as it was and as it is.
@@ -45,6 +46,7 @@ class HealingFacts(Frozen):
     seconds: Annotated[float, Field(ge=0)]
     device: str
     teachers: Mapping[str, str] = {}
+    teachers_in_8bit: bool = False
     rank: Annotated[int, Field(ge=1)] | None = None
     generation: Mapping[str, tuple[MatchShare, MatchShare]] = {}
 
@@ -58,7 +60,8 @@ class HealingFacts(Frozen):
         taught = " and ".join(f"{teacher} ({', '.join(names)})" for teacher, names in by_teacher.items())
         return (
             f"{what} trained on {self.tokens:,} tokens of {sets}"
-            f"{f', taught by {taught},' if taught else ''} in {self.seconds:,.0f} s on {self.device}"
+            f"{f', taught by {taught},' if taught else ''}"
+            f"{' in 8 bits,' if self.teachers_in_8bit else ''} in {self.seconds:,.0f} s on {self.device}"
             f"{self._generated()}"
         )
 
@@ -84,7 +87,8 @@ class HealingFacts(Frozen):
         write_beside(directory / FACTS, text + "\n")
 
     def _document(self) -> dict[str, Any]:
-        empty = set() if self.generation else {"generation"}
+        rare = {"generation": self.generation, "teachers_in_8bit": self.teachers_in_8bit}
+        empty = {name for name, value in rare.items() if not value}
         return self.model_dump(exclude_none=True, exclude=empty)
 
 

@@ -14,15 +14,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptailor_merge.calibration.texts import TokenSet, check_ids
 from gptailor_merge.composing.adapter_places import with_adapter
 from gptailor_merge.healing.healer import ADAPTER, Healing, HealOptions, heal_plan
+from gptailor_merge.healing.lessons import ALONE
+from gptailor_merge.healing.processes import Processes
 from gptailor_merge.healing.training import Report, unreported
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
+from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.models.member import Member
 from gptailor_merge.objectives.config_types import DataSource
 from gptailor_merge.objectives.text_kinds import token_sets
-from gptailor_merge.planning.check import check_with_family, refuse_healed
+from gptailor_merge.planning.check import check_with_family, refuse_healed, with_files
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.scoring.live_models import composer_of
-from gptailor_merge.scoring.teachers import Teachers
+from gptailor_merge.scoring.teachers import Teachers, refuse_other_tokens
 from gptailor_merge.tuning.tuned_recipe import family_of, teachers_of
 
 MODEL = "model"
@@ -69,6 +73,7 @@ def heal_recipe(
     device: torch.device,
     progress: Callable[[str], None] = lambda step: None,
     report: Report = unreported,
+    processes: Processes = ALONE,
 ) -> HealedRecipe:
     """Trains the model of a recipe to predict texts as members do.
 
@@ -85,6 +90,7 @@ def heal_recipe(
         refuse: raises an error for texts that must not be trained on.
         progress: told what is being done.
         report: told of the losses.
+        processes: that train together, see healer.heal_plan; weights are written by the main one alone.
 
     Raises:
         RecipeError: the recipe is healed already, or a teacher is no member.
@@ -92,6 +98,7 @@ def heal_recipe(
         DataError: texts that cannot be read, or too few.
         ScoringError: memory does not suffice for one sequence.
     """
+    recipe = with_files(recipe, file)
     plan, _ = check_with_family(recipe, file=file)
     refuse_healed(plan, file)
     family = family_of(recipe, members, file)
@@ -101,11 +108,13 @@ def heal_recipe(
     sets = token_sets(data, tokenizer, options.tokens, options.sequence_length)
     check_ids(sets, family.by_model(plan.tokenizer).vocabulary_size, plan.tokenizer)
     refuse(sets)
+    if options.cross_entropy < 1:
+        _refuse_other_readers(sets, family.by_model(plan.tokenizer), taught, family)
     silent = [m.name for m in family.members[1:] if m.name not in taught.values()]
     if silent and options.cross_entropy < 1:
         progress(f"no text is taught by {' or '.join(silent)}; --data MEMBER=FILE gives a member one")
     out_dtype = recipe.out_dtype or recipe.dtype or stored_dtype(family.base)
-    runner = Teachers(family, device, compute_dtype(device, out_dtype))
+    runner = Teachers(family, device, compute_dtype(device, out_dtype), in_8bit=options.teachers_in_8bit)
     written = staged or out
     healing = heal_plan(
         plan,
@@ -119,13 +128,32 @@ def heal_recipe(
         options=options,
         progress=progress,
         report=report,
+        processes=processes,
     )
     if healing.facts is not None:
         if options.rank is not None:
             recipe = with_adapter(recipe, written / ADAPTER, name=str(out / ADAPTER))
-        else:
+        elif processes.is_main:
             _write_model(healing.model, tokenizer, written / MODEL, getattr(torch, out_dtype))
     return HealedRecipe(recipe, healing)
+
+
+def _refuse_other_readers(
+    sets: Sequence[TokenSet], reader: Member, taught: Mapping[str, str], family: Family
+) -> None:
+    """Refuses teachers to which a token of their texts is another one.
+
+    Args:
+        reader: the member whose tokenizer has read the texts.
+        taught: name of a text -> name of its teacher.
+
+    Raises:
+        FamilyError: names the teacher and the token.
+    """
+    for token_set in sets:
+        teacher = family.by_name(taught[token_set.name])
+        assert teacher is not None
+        refuse_other_tokens(reader.tokens, teacher.tokens, teacher.name, torch.cat(token_set.sequences))
 
 
 def _write_model(

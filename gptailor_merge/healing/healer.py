@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -22,7 +23,8 @@ from gptailor_merge.composing.memory import BatchSize, is_out_of_memory
 from gptailor_merge.digests import digest
 from gptailor_merge.errors import ConfigError, ScoringError
 from gptailor_merge.healing.facts import HealingFacts
-from gptailor_merge.healing.lessons import Lessons, lessons
+from gptailor_merge.healing.lessons import ALONE, Lessons, lessons
+from gptailor_merge.healing.processes import Processes
 from gptailor_merge.healing.training import Course, Report, Trained, linear_maps, train, unreported
 from gptailor_merge.models.architecture import body_of
 from gptailor_merge.objectives.protocols import Forward
@@ -45,7 +47,7 @@ ENOUGH = 0.95
 """The share of the tokens that are asked for from which on texts count as having them."""
 
 
-RATES = {"lora": 2e-3, "full": 4e-4}
+RATES = {"lora": 2e-3, "full": 2e-4}
 """Learning rates by method, see benchmarks/README.md."""
 
 
@@ -62,6 +64,7 @@ class HealOptions:
         top_k: how many of a teacher's likeliest tokens count one by one.
         step_tokens: tokens of a step, approximately.
         sequence_length: tokens that the model sees at once.
+        teachers_in_8bit: whether bitsandbytes holds the linear maps of the teachers in 8 bits.
     """
 
     rank: int | None = 32
@@ -70,24 +73,29 @@ class HealOptions:
     rate: float | None = None
     cross_entropy: float = 0.0
     top_k: int = 128
-    step_tokens: int = 8192
+    step_tokens: int = 2048
     sequence_length: int = 512
+    teachers_in_8bit: bool = False
     seed: int = 0
 
     @property
-    def method(self) -> str:
+    def method(self) -> Literal["lora", "full"]:
         """The word for it in files."""
         return "full" if self.rank is None else "lora"
 
     @property
-    def course(self) -> Course:
-        """The steps that these tokens are."""
-        few = min(self.step_tokens, self.tokens)
-        rows = _power_of_two(few // self.sequence_length)  # whole batches, also halved ones
+    def highest_rate(self) -> float:
+        """The learning rate after warming up."""
+        return RATES[self.method] if self.rate is None else self.rate
+
+    def course(self, processes: int = 1) -> Course:
+        """Returns the steps that these tokens are; each process takes equally many sequences of a step."""
+        few = min(self.step_tokens, self.tokens) // self.sequence_length
+        rows = processes * _power_of_two(few // processes)  # whole batches, also halved ones
         return Course(
             steps=max(1, round(self.tokens / (rows * self.sequence_length))),
             rows=rows,
-            rate=RATES[self.method] if self.rate is None else self.rate,
+            rate=self.highest_rate,
             minutes=self.minutes,
             cross_entropy=self.cross_entropy,
             seed=self.seed,
@@ -129,6 +137,7 @@ def heal_plan(
     options: HealOptions,
     progress: Callable[[str], None],
     report: Report = unreported,
+    processes: Processes = ALONE,
 ) -> Healing:
     """Trains the model of a plan; writes its adapter, if it has one, and the facts, where that helps.
 
@@ -142,6 +151,8 @@ def heal_plan(
             caller removes it.
         progress: told what is being done.
         report: told of the losses.
+        processes: that train together; each is called with the same arguments but for `out`, and returns
+            the same.
 
     Raises:
         ConfigError: the device is not the first GPU, which the Trainer takes.
@@ -157,22 +168,27 @@ def heal_plan(
     if asked:
         progress("running the teachers")
     by_text = {name: teacher(who) for name, who in asked.items()}
-    course_lessons = lessons(sets, by_text, top_k=options.top_k, device=device)
-    release()
     taught_by = {name: member for name, (member, _) in by_text.items()}
     key = [plan.digest, [s.digest for s in sets], taught_by, asdict(options), environment()]
-    _prepare(checkpoints, digest(key))
-    trained = _trained(plan, composer, course_lessons, checkpoints, options, progress, report)
+    if processes.is_main:
+        _prepare(checkpoints, digest(key if processes.count == 1 else [*key, processes.count]))
+    processes.wait()
+    course_lessons = lessons(
+        sets, by_text, top_k=options.top_k, device=device, processes=processes, shared=checkpoints
+    )
+    release()
+    trained = _trained(plan, composer, course_lessons, checkpoints, options, progress, report, processes)
     parameters = sum(p.numel() for p in trained.model.parameters() if p.requires_grad)
     facts = None
     if trained.after < trained.before:
         facts = HealingFacts(
-            method="full" if options.rank is None else "lora",
+            method=options.method,
             texts={token_set.name: token_set.digest for token_set in sets},
             tokens=trained.tokens,
             seconds=round(trained.seconds, 1),
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            device=_name_of(device, processes.count),
             teachers=asked,
+            teachers_in_8bit=options.teachers_in_8bit and bool(asked),
             rank=options.rank,
         )
         if isinstance(trained.model, PeftModel):
@@ -190,12 +206,17 @@ def _trained(
     options: HealOptions,
     progress: Callable[[str], None],
     report: Report,
+    processes: Processes,
 ) -> Trained:
-    """Trains; where memory runs out, with half as many sequences at once."""
+    """Trains; where memory runs out, with half as many sequences at once.
+
+    Several processes do not try again, since one that has memory left would wait for the others for ever.
+    """
     composed = composer.compose(plan)
     vocabulary = int(composed.config.get_text_config().vocab_size)
     row_bytes = 4 * vocabulary * options.sequence_length
-    rows = _power_of_two(min(options.course.rows, LOGITS_BYTES // row_bytes))
+    course = options.course(processes.count)
+    rows = _power_of_two(min(course.rows // processes.count, LOGITS_BYTES // row_bytes))
 
     def run(batch_rows: int) -> Trained:
         set_seed(options.seed)
@@ -203,23 +224,25 @@ def _trained(
             _student(composed, options),
             course_lessons,
             checkpoints,
-            options.course,
+            course,
             batch_rows=batch_rows,
             vocabulary=min(vocabulary, composer.bank.family.base.vocabulary_size),
             device=composer.device,
             progress=progress,
             report=report,
+            processes=processes,
         )
 
     try:
-        return BatchSize(rows).run(run, composer.device)
+        return BatchSize(rows).run(run, composer.device) if processes.count == 1 else run(rows)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     less = "shorter sequences" if options.rank is not None else "shorter sequences, or an adapter (--lora),"
+    at_once = "one sequence" if processes.count == 1 else f"{rows} sequences"
     raise ScoringError(
-        f"memory does not suffice to train on one sequence of {options.sequence_length} tokens; {less} "
-        "would take less"
+        f"memory does not suffice to train on {at_once} of {options.sequence_length} tokens; {less} "
+        f"would take less{'' if processes.count == 1 else ', and so would more processes, or a single one'}"
     )
 
 
@@ -268,6 +291,12 @@ def check_device(device: torch.device) -> None:
             f"training runs on the first GPU that is visible; expected --device cuda with "
             f"CUDA_VISIBLE_DEVICES={device.index}, found {device}"
         )
+
+
+def _name_of(device: torch.device, count: int) -> str:
+    """Returns the name of the device; that of several GPUs begins with their number."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name if count == 1 else f"{count} × {name}"
 
 
 def _power_of_two(number: int) -> int:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from gptailor_merge.calibration.batches import layout
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.errors import DataError
+from gptailor_merge.healing.processes import Processes
 from gptailor_merge.objectives.kl import Reference, build_kl
 from gptailor_merge.objectives.protocols import Forward
 
@@ -24,6 +27,10 @@ BATCH_TOKENS = 8192
 
 APART = 20
 """The number of sequences of a text of which one is held apart: it tells when to stop."""
+
+
+ALONE = Processes()
+"""This process, where no other trains with it."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,17 @@ def lessons(
     *,
     top_k: int,
     device: torch.device,
+    processes: Processes = ALONE,
+    shared: Path = Path(),
 ) -> Lessons:
     """Runs each teacher over its texts once, one teacher after the other.
+
+    Several processes take turns in each text, so that every sequence has been predicted once.
 
     Args:
         teachers: name of a text -> (digest, forward pass) of its teacher; empty for plain fine-tuning.
         top_k: how many of a teacher's likeliest tokens are kept of each position, see kl.KullbackLeibler.
+        shared: the directory in which several processes put what they have predicted.
 
     Raises:
         DataError: a text has a single sequence.
@@ -61,24 +73,66 @@ def lessons(
                 f"{token_set.name}: one sequence of {token_set.tokens} tokens is all there is; some must be "
                 "trained on and some held apart, so that two are needed"
             )
-    predicted: Mapping[str, Reference] = {}
+    predicted: Sequence[Mapping[str, Lesson]] = [{}]
     if teachers:
-        ((*batches,),) = layout(sets, BATCH_TOKENS, device=device, rungs=(1.0,))
-        predicted = build_kl("kl", sets, teachers=teachers, top_k=top_k, batches=batches).references
+        turns = [turn for token_set in sets if (turn := _turn(token_set, processes)).sequences]
+        predicted = _exchanged(_predicted(turns, teachers, top_k, device), processes, shared)
     taught: list[list[Lesson]] = []
     apart: list[Lesson] = []
     for token_set in sets:
-        of_set: list[Lesson] = [{"input_ids": ids} for ids in token_set.sequences]
-        if reference := predicted.get(token_set.name):
-            of_set = [
-                {**lesson, "indices": indices.cpu(), "log_probabilities": values.cpu()}
-                for lesson, indices, values in zip(
-                    of_set, reference.indices, reference.log_probabilities, strict=True
-                )
-            ]
+        of_set: list[Lesson] = []
+        for number, ids in enumerate(token_set.sequences):
+            row, process = divmod(number, len(predicted))
+            teaching = predicted[process].get(token_set.name, {})
+            of_set.append({"input_ids": ids, **{key: tensor[row] for key, tensor in teaching.items()}})
         held = range(min(APART, len(of_set)) - 1, len(of_set), APART)
         apart += [of_set[number] for number in held]
         taught.append([lesson for number, lesson in enumerate(of_set) if number not in held])
     longest = max(map(len, taught))
     in_turn = [of_set[n] for n in range(longest) for of_set in taught if n < len(of_set)]
     return Lessons(in_turn, apart)
+
+
+def _turn(token_set: TokenSet, processes: Processes) -> TokenSet:
+    """Returns the sequences of a text that this process predicts."""
+    if processes.count == 1:
+        return token_set
+    sequences = token_set.sequences[processes.index :: processes.count]
+    return replace(token_set, sequences=sequences, digest=f"{token_set.digest} {processes.index}")
+
+
+def _predicted(
+    sets: Sequence[TokenSet], teachers: Mapping[str, tuple[str, Forward]], top_k: int, device: torch.device
+) -> dict[str, Lesson]:
+    """Returns name of a text -> what its teacher predicts of all sequences."""
+    if not sets:
+        return {}
+    ((*batches,),) = layout(sets, BATCH_TOKENS, device=device, rungs=(1.0,))
+    references = build_kl("kl", sets, teachers=teachers, top_k=top_k, batches=batches).references
+    return {name: _on_host(reference) for name, reference in references.items()}
+
+
+def _on_host(reference: Reference) -> Lesson:
+    return {"indices": reference.indices.cpu(), "log_probabilities": reference.log_probabilities.cpu()}
+
+
+def _exchanged(
+    predicted: Mapping[str, Lesson], processes: Processes, shared: Path
+) -> Sequence[Mapping[str, Lesson]]:
+    """Returns what each process has predicted; several share memory, that of the files that they exchange."""
+    if processes.count == 1:
+        return [predicted]
+    tensors = {f"{key} {name}": t for name, teaching in predicted.items() for key, t in teaching.items()}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, _file(shared, processes.index))
+    processes.wait()
+    exchanged: list[dict[str, dict[str, torch.Tensor]]] = []
+    for index in range(processes.count):
+        exchanged.append({})
+        for name, tensor in load_file(_file(shared, index)).items():
+            key, _, text = name.partition(" ")
+            exchanged[-1].setdefault(text, {})[key] = tensor
+    return exchanged
+
+
+def _file(shared: Path, index: int) -> Path:
+    return shared / f"lessons-{index}.safetensors"

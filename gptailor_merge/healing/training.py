@@ -24,7 +24,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from gptailor_merge.calibration.batches import Segment
-from gptailor_merge.healing.lessons import Lesson, Lessons
+from gptailor_merge.healing.lessons import ALONE, Lesson, Lessons
+from gptailor_merge.healing.processes import Processes
 from gptailor_merge.objectives.kl import Reference, kl_divergence
 from gptailor_merge.objectives.protocols import Prediction
 from gptailor_merge.tuning.fitting import time_left
@@ -55,7 +56,7 @@ class Course:
 
     Attributes:
         steps: most optimiser steps.
-        rows: sequences of a step.
+        rows: sequences of a step, of all processes together.
         rate: the highest learning rate of AdamW, which falls to zero along half a cosine.
         minutes: training ends after these; the rate then stays where it is after its rise.
         cross_entropy: the share of plain cross-entropy on the texts in the loss.
@@ -101,16 +102,22 @@ def train(
     device: torch.device,
     progress: Callable[[str], None],
     report: Report = unreported,
+    processes: Processes = ALONE,
 ) -> Trained:
     """Trains a model, going on from the last checkpoint in a directory if there is one.
 
     Args:
         directory: of checkpoints.
-        batch_rows: sequences that go through the model together; steps accumulate as many batches as it
-            takes.
+        batch_rows: sequences that go through the model together in a process; steps accumulate as many
+            batches as it takes.
         vocabulary: tokens that can be predicted, counted from the first.
         report: told of the losses at each look.
+        processes: that train together.
     """
+    if processes.is_main:
+        _remove_torn(directory)
+    processes.wait()
+    last = get_last_checkpoint(str(directory))
     looks = max(1, course.steps // LOOKS)
     on_gpu = device.type == "cuda"
     arguments = OneDeviceArguments(
@@ -118,7 +125,7 @@ def train(
         max_steps=course.steps,
         per_device_train_batch_size=batch_rows,
         per_device_eval_batch_size=batch_rows,
-        gradient_accumulation_steps=max(1, course.rows // batch_rows),
+        gradient_accumulation_steps=max(1, course.rows // (batch_rows * processes.count)),
         learning_rate=course.rate,
         lr_scheduler_type="cosine" if course.minutes is None else "constant_with_warmup",
         warmup_steps=round(WARMUP_SHARE * course.steps),
@@ -128,6 +135,8 @@ def train(
         bf16=on_gpu and torch.cuda.is_bf16_supported(),
         use_cpu=device.type == "cpu",
         eval_strategy="steps",
+        # Trainer.evaluate() before training would leave several processes without an exchange of gradients.
+        eval_on_start=last is None,
         eval_steps=looks,
         save_strategy="steps",
         save_steps=looks,
@@ -146,7 +155,7 @@ def train(
         seed=course.seed,
         data_seed=course.seed,
     )
-    observer = _Observer(course, progress, report)
+    observer = _Observer(course, progress, report, processes)
     trainer = Distillation(
         model=model,
         args=arguments,
@@ -158,10 +167,9 @@ def train(
         vocabulary=vocabulary,
     )
     trainer.remove_callback(PrinterCallback)  # the observer says it
-    before = observer.before = trainer.evaluate()["eval_loss"]
     begun = time.monotonic()
-    trainer.train(resume_from_checkpoint=_last_checkpoint(directory))
-    after = trainer.state.best_metric
+    trainer.train(resume_from_checkpoint=last)
+    before, after = _losses(trainer.state, 0)["apart"], trainer.state.best_metric
     return Trained(
         model,
         before,
@@ -217,25 +225,28 @@ class Distillation(Trainer):  # type: ignore[misc]
 class _Observer(TrainerCallback):  # type: ignore[misc]
     """Says how training goes, and ends it when it is no longer of use or its time is over."""
 
-    def __init__(self, course: Course, progress: Callable[[str], None], report: Report) -> None:
+    def __init__(
+        self, course: Course, progress: Callable[[str], None], report: Report, processes: Processes
+    ) -> None:
         self._course, self._progress, self._report = course, progress, report
+        self._processes = processes
         self._begun = time.monotonic()
         self._first = 0
-        self.before = float("nan")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self._begun, self._first = time.monotonic(), state.global_step
-        self._report(0, {"apart": self.before})
-        for step in sorted({entry["step"] for entry in state.log_history} - {0}):
+        for step in sorted({entry["step"] for entry in state.log_history}):
             self._report(step, _losses(state, step))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         minutes = self._course.minutes
-        if minutes is not None and time.monotonic() - self._begun >= 60 * minutes:
+        if minutes is None:
+            return
+        if self._processes.agree(time.monotonic() - self._begun >= 60 * minutes):
             control.should_training_stop = control.should_evaluate = control.should_save = True
 
     def on_evaluate(
@@ -243,19 +254,18 @@ class _Observer(TrainerCallback):  # type: ignore[misc]
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        metrics: Mapping[str, float] | None = None,
         **_: Any,
     ) -> None:
-        if not state.global_step or metrics is None:
+        self._report(state.global_step, _losses(state, state.global_step))
+        before, *looks = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        if not looks:
             return
-        looks = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
         best = min(range(len(looks)), key=looks.__getitem__)
         if len(looks) - 1 - best >= PATIENCE:
             control.should_training_stop = True
-        self._report(state.global_step, _losses(state, state.global_step))
         self._progress(
             f"healing, step {state.global_step} of {state.max_steps}{self._left(state)}: "
-            f"loss {metrics['eval_loss']:.4f}, before {self.before:.4f}"
+            f"loss {looks[-1]:.4f}, before {before:.4f}"
         )
 
     def _left(self, state: TrainerState) -> str:
@@ -273,19 +283,15 @@ def _losses(state: TrainerState, step: int) -> dict[str, float]:
     return {names[key]: value for entry in entries for key, value in entry.items() if key in names}
 
 
-def _last_checkpoint(directory: Path) -> str | None:
-    """Returns the last whole checkpoint; removes those that the Trainer was killed in writing.
-
-    The state is what it writes last.
-    """
+def _remove_torn(directory: Path) -> None:
+    """Removes the checkpoints that the Trainer was killed in writing; the state is what it writes last."""
     while last := get_last_checkpoint(str(directory)) if directory.is_dir() else None:
         try:
             TrainerState.load_from_json(str(Path(last) / TRAINER_STATE_NAME))
         except (OSError, ValueError):
             shutil.rmtree(last)
         else:
-            break
-    return last
+            return
 
 
 def _stacked(lessons: Sequence[Lesson]) -> dict[str, torch.Tensor]:

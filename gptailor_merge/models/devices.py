@@ -8,6 +8,10 @@ from gptailor_merge.errors import ConfigError, FamilyError
 from gptailor_merge.models.dtypes import dtype_name
 from gptailor_merge.models.member import Member
 
+FREE_SHARE = 0.7
+"""Weights that need more than this share of a GPU's free memory stay in the host's memory."""
+
+
 _DTYPES = ("BF16", "F16", "F32")
 
 

@@ -145,15 +145,20 @@ def build_kl(
     digests = {s.name: teachers[s.name][0] for s in sets}
     by_row: dict[str, dict[int, Reference]] = {s.name: {} for s in sets}
     for teacher in dict.fromkeys(digests.values()):
-        taught = {s.digest: s.name for s in sets if digests[s.name] == teacher}
-        _, forward = teachers[next(iter(taught.values()))]
+        taught: dict[str, list[str]] = {}
+        for token_set in sets:
+            if digests[token_set.name] == teacher:
+                taught.setdefault(token_set.digest, []).append(token_set.name)
+        _, forward = teachers[next(iter(taught.values()))[0]]
         for batch in batches:
             if not any(segment.digest in taught for segment in batch.segments):
                 continue
             for prediction in forward(batch):
                 segment = prediction.segment
                 if segment.digest in taught:
-                    by_row[taught[segment.digest]][segment.rows[0]] = reference(prediction, top_k)
+                    predicted = reference(prediction, top_k)
+                    for set_name in taught[segment.digest]:
+                        by_row[set_name][segment.rows[0]] = predicted
     references = {
         name: Reference.concatenate([parts[row] for row in sorted(parts)]) for name, parts in by_row.items()
     }

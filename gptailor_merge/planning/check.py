@@ -35,7 +35,7 @@ def check(recipe: Recipe, *, file: Path | str | None = None, on_warning: OnWarni
     Raises:
         RecipeError, FamilyError: the recipe or its models have problems.
     """
-    recipe = with_one_name_each(_with_files(recipe, file))
+    recipe = with_one_name_each(with_files(recipe, file))
     mistakes = problems(recipe) + list(_missing_directories(recipe)) + depth_problems(recipe, depth_on_disk)
     mistakes = mistakes or list(file_problems(recipe))
     if mistakes:
@@ -62,7 +62,7 @@ def check_with_family(
         RecipeError: the recipe has problems, e.g. layers that do not exist or a head that does not fit.
         FamilyError: models cannot be read or do not fit together.
     """
-    recipe = with_one_name_each(_with_files(recipe, file))
+    recipe = with_one_name_each(with_files(recipe, file))
     mistakes = problems(recipe) or list(file_problems(recipe))
     if mistakes:
         raise RecipeError(mistakes, file=file)
@@ -91,8 +91,8 @@ def refuse_healed(resolved: Plan, file: Path | str | None) -> None:
         raise RecipeError(Problem(("parameters", "adapter"), text), file=file)
 
 
-def _with_files(recipe: Recipe, file: Path | str | None) -> Recipe:
-    """Returns a recipe whose maps are looked for where its file is, too."""
+def with_files(recipe: Recipe, file: Path | str | None) -> Recipe:
+    """Returns a recipe that names its files by paths that hold from everywhere, see with_whole_paths."""
     return recipe if file is None else with_whole_paths(recipe, Path(file).parent)
 
 

@@ -15,7 +15,7 @@ from gptailor_merge.errors import RecipeError
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.config_types import DataSource
 from gptailor_merge.objectives.text_kinds import token_sets
-from gptailor_merge.planning.check import check_with_family, refuse_healed
+from gptailor_merge.planning.check import check_with_family, refuse_healed, with_files
 from gptailor_merge.planning.slot_replacement import rewritten
 from gptailor_merge.recipe.plan import Edit
 from gptailor_merge.recipe.recipe import Recipe
@@ -76,6 +76,7 @@ def repair_recipe(
         RecipeError: there is no cut, or the recipe is repaired already, or healed.
         DataError: too few sequences to choose a ridge on.
     """
+    recipe = with_files(recipe, file)
     plan, family = check_with_family(recipe, file=file)
     refuse_healed(plan, file)
     if not cuts_of(plan, family.depth):

@@ -28,8 +28,15 @@ class Teachers:
         device: they run on it.
     """
 
-    def __init__(self, family: Family, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, family: Family, device: torch.device, dtype: torch.dtype, *, in_8bit: bool = False
+    ) -> None:
+        """
+        Args:
+            in_8bit: see loading.load_model.
+        """
         self.family, self.device, self._dtype = family, device, dtype
+        self._in_8bit = in_8bit
         self._loaded: tuple[str, PreTrainedModel] | None = None
 
     def get(self, name: str) -> tuple[str, Forward]:
@@ -39,11 +46,12 @@ class Teachers:
         vocabulary = self.family.base.vocabulary_size
 
         def run(batch: Batch) -> Iterator[Prediction]:
-            refuse_other_tokens(self.family.base.tokens, member.tokens, name, batch)
+            refuse_other_tokens(self.family.base.tokens, member.tokens, name, batch.ids)
             for prediction in predictions_alone(self.model(name), batch, vocabulary=vocabulary):
                 yield finite(name, prediction)
 
-        return f"{member.model} {member_digest(member.directory)}", run
+        kind = " in 8 bits" if self._in_8bit else ""
+        return f"{member.model} {member_digest(member.directory)}{kind}", run
 
     def model(self, name: str) -> PreTrainedModel:
         """Returns the member's model."""
@@ -51,7 +59,8 @@ class Teachers:
             member = self.family.by_name(name)
             assert member is not None
             self.release()
-            self._loaded = (name, load_model(member.directory, self._dtype, self.device))
+            model = load_model(member.directory, self._dtype, self.device, in_8bit=self._in_8bit)
+            self._loaded = (name, model)
         return self._loaded[1]
 
     def release(self) -> None:
@@ -65,13 +74,14 @@ class Teachers:
 
 
 def refuse_other_tokens(
-    tokens: Mapping[int, str] | None, theirs: Mapping[int, str] | None, teacher: str, batch: Batch
+    tokens: Mapping[int, str] | None, theirs: Mapping[int, str] | None, teacher: str, ids: torch.Tensor
 ) -> None:
-    """Checks that every token of a batch is the same one to a teacher; None stands for an unknown tokenizer.
+    """Checks that every token of a text is the same one to a teacher; None stands for an unknown tokenizer.
 
     Args:
-        tokens: id -> token of the tokenizer that made the batch.
+        tokens: id -> token of the tokenizer that read the text.
         theirs: id -> token of the teacher's tokenizer.
+        ids: of the text, of any shape.
 
     Raises:
         FamilyError: a token is another one, or none; names it.
@@ -79,9 +89,9 @@ def refuse_other_tokens(
     differences = None if tokens is None or theirs is None else token_differences(tokens, theirs)
     if tokens is None or differences is None or not differences.ids:
         return
-    strange = torch.isin(batch.ids, torch.tensor(sorted(differences.ids), device=batch.ids.device))
+    strange = torch.isin(ids, torch.tensor(sorted(differences.ids), device=ids.device))
     if strange.any():
-        token = tokens[int(batch.ids[strange][0])]
+        token = tokens[int(ids[strange][0])]
         raise FamilyError(
             f"{teacher} cannot be compared with on these texts, which hold {token!a}; it has other tokens "
             f"than the model whose tokenizer reads them: {differences}"

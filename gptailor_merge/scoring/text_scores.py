@@ -153,7 +153,7 @@ def _teacher(reference: str, scored: LiveModel, device: torch.device) -> tuple[s
     dense = open_member(member, device).model
 
     def forward(batch: Batch) -> Iterator[Prediction]:
-        refuse_other_tokens(tokens, member.tokens, reference, batch)
+        refuse_other_tokens(tokens, member.tokens, reference, batch.ids)
         return (finite(reference, p) for p in predictions_alone(dense, batch, vocabulary=vocabulary))
 
     return member_digest(member.directory), forward

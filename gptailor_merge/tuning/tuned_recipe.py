@@ -19,7 +19,7 @@ from gptailor_merge.objectives.config_types import DataSource
 from gptailor_merge.objectives.kinds import Context
 from gptailor_merge.objectives.kl import KLConfig
 from gptailor_merge.objectives.text_kinds import token_sets
-from gptailor_merge.planning.check import check_with_family, refuse_healed
+from gptailor_merge.planning.check import check_with_family, refuse_healed, with_files
 from gptailor_merge.planning.slot_replacement import with_plan
 from gptailor_merge.recipe.model_names import identity, tidy, with_one_name_each
 from gptailor_merge.recipe.plan import NORMS, Edit, Plan
@@ -92,6 +92,7 @@ def tune_recipe(
         FamilyError: members do not fit together.
         DataError: texts that cannot be read, or too few.
     """
+    recipe = with_files(recipe, file)
     plan, _ = check_with_family(recipe, file=file)
     refuse_healed(plan, file)
     recipe, family = with_one_name_each(recipe), family_of(recipe, members, file)

@@ -58,6 +58,14 @@ def test_generated_answers_are_said_in_the_sentence(tmp_path: Path) -> None:
     assert facts.to_public()["generation"] == {"gsm8k": (0.02, 0.215)}
 
 
+def test_teachers_in_8_bits_are_said_in_the_sentence(tmp_path: Path) -> None:
+    facts = HealingFacts.model_validate({**LORA, "teachers_in_8bit": True})
+    facts.write(tmp_path)
+    assert facts_on(HEALED, tmp_path) == facts
+    assert " and base (sums, maths), in 8 bits, in 62 s" in facts.sentence()
+    assert "teachers_in_8bit" not in HealingFacts.model_validate(LORA).to_public()
+
+
 def test_a_model_whose_weights_were_all_trained_has_no_adapter(tmp_path: Path) -> None:
     HealingFacts(method="full", texts={"sums": "0"}, tokens=9, seconds=2.0, device="cpu").write(tmp_path)
     facts = facts_on(PLAIN, tmp_path)

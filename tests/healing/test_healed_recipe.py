@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,17 +16,20 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from typer.testing import CliRunner
 
 from gptailor_merge.api.healings import heal
+from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.cli.app import app
+from gptailor_merge.composing.editing import save_gains
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.errors import ConfigError, DataError, InputError, RecipeError, ScoringError
-from gptailor_merge.healing import healer, training
+from gptailor_merge.errors import ConfigError, DataError, FamilyError, InputError, RecipeError, ScoringError
+from gptailor_merge.healing import healed_recipe, healer, training
 from gptailor_merge.healing.facts import facts_on
 from gptailor_merge.healing.healed_recipe import HealedRecipe, heal_recipe
 from gptailor_merge.healing.healer import HealOptions, heal_plan
 from gptailor_merge.healing.lessons import lessons
 from gptailor_merge.healing.used_texts import UsedTexts
 from gptailor_merge.models.loading import load_tokenizer
+from gptailor_merge.objectives.protocols import Prediction
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.testing.three_models import assert_three_equal
 from tests.conftest import DEMO
@@ -35,6 +38,7 @@ from tests.repair.test_repaired_recipe import demo
 CPU = torch.device("cpu")
 TEXTS = {name: str(DEMO / "calibration" / f"{name}.jsonl") for name in ("stories", "maths")}
 MEMBERS = {name: str(DEMO / "family" / name) for name in TEXTS}
+OUTER = {"model.norm.weight": torch.full((128,), 1.1)}
 FEW = HealOptions(rank=4, tokens=1536, step_tokens=256, sequence_length=64, rate=0.004)
 
 
@@ -100,8 +104,10 @@ def test_without_a_teacher_the_text_itself_is_the_aim(block: Recipe, tmp_path: P
 class Killed(TrainerCallback):
     """Kills the process, so to speak, when a step has ended."""
 
+    last = 4
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 4:
+        if state.global_step == self.last:
             raise KeyboardInterrupt
 
 
@@ -136,7 +142,7 @@ def test_tokens_that_were_trained_on_are_counted(block: Recipe, tmp_path: Path) 
     """Steps of 6 sequences are of 4; of two texts with 7 sequences for training each, the last step has 2."""
     options = HealOptions(rank=2, tokens=800, step_tokens=300, sequence_length=50, rate=1e-3)
     healed = run(block, tmp_path, options)
-    assert (options.course.rows, healed.healing.steps) == (4, 4)
+    assert (options.course().rows, healed.healing.steps) == (4, 4)
     assert healed.healing.tokens == 50 * (4 + 4 + 4 + 2)
     assert healed.healing.facts is not None
     assert healed.healing.facts.tokens == healed.healing.tokens
@@ -189,15 +195,29 @@ def test_members_without_a_text_and_texts_that_are_short_are_told(
 ) -> None:
     said: list[str] = []
 
-    def train(*_: Any, **__: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(healer, "train", train)
+    monkeypatch.setattr(healer, "lessons", stop)
     options = HealOptions(rank=4, tokens=10**6, sequence_length=256)
     with pytest.raises(KeyboardInterrupt):
         run(block, tmp_path, options, teachers={"maths": "base"}, progress=said.append)
     assert said[0] == "no text is taught by maths; --data MEMBER=FILE gives a member one"
     assert re.fullmatch(r"the texts have \d\d,\d{3} tokens, fewer than 1,000,000: they are repeated", said[1])
+
+
+def test_a_teacher_with_another_tokenizer_is_named(
+    block: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = shutil.copytree(MEMBERS["maths"], tmp_path / "other")
+    document = json.loads((other / "tokenizer.json").read_text())
+    ids = document["model"]["vocab"]
+    ids["Ġthe"], ids["Ġof"] = ids["Ġof"], ids["Ġthe"]
+    (other / "tokenizer.json").write_text(json.dumps(document))
+    monkeypatch.setattr(healed_recipe, "heal_plan", lambda *_, **__: pytest.fail("weights are loaded"))
+    message = "maths cannot be compared with on these texts, which hold '.*(the|of)'; it has other tokens"
+    with pytest.raises(FamilyError, match=message):
+        run(block, tmp_path / "out", members={**MEMBERS, "maths": str(other)})
 
 
 def test_another_gpu_is_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -217,9 +237,12 @@ def test_another_gpu_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_fewer_tokens_than_a_step_has_make_shorter_steps() -> None:
-    course = HealOptions(tokens=1000, sequence_length=64).course
+    course = HealOptions(tokens=1000, sequence_length=64).course()
     assert (course.steps, course.rows) == (2, 8)
-    assert (HealOptions(tokens=16384).course.steps, HealOptions(tokens=16384).course.rows) == (2, 16)
+    course = HealOptions(tokens=16384, step_tokens=8192).course()
+    assert (course.steps, course.rows) == (2, 16)
+    course = HealOptions(tokens=16384, step_tokens=8192).course(processes=3)
+    assert (course.steps, course.rows) == (3, 12)  # four sequences for each process
 
 
 def test_lessons_are_apart_and_take_turns() -> None:
@@ -234,6 +257,20 @@ def test_lessons_are_apart_and_take_turns() -> None:
     assert len(found.taught) == 40
     with pytest.raises(DataError, match="b: one sequence of 4 tokens is all there is"):
         lessons([token_set("b", 1)], {}, top_k=1, device=CPU)
+
+
+def test_a_text_under_two_names_is_taught_under_both() -> None:
+    def forward(batch: Batch) -> Iterator[Prediction]:
+        for segment in batch.segments:
+            ids = batch.ids[segment.at.start : segment.at.stop, 1:]
+            yield Prediction.of(segment, ids, torch.eye(50)[ids] * 9)
+
+    ids = tuple(torch.arange(number, number + 4) for number in range(4))
+    sets = [TokenSet("a", ids, "equal"), TokenSet("b", ids, "equal")]
+    teachers = dict.fromkeys("ab", ("the base", forward))
+    found = lessons(sets, teachers, top_k=1, device=CPU)
+    assert [lesson["indices"].flatten().tolist() for lesson in found.apart] == [[4, 5, 6]] * 2
+    assert [lesson["indices"][0].item() for lesson in found.taught] == [1, 1, 2, 2, 3, 3]
 
 
 def test_texts_that_a_run_has_used_are_refused() -> None:
@@ -258,6 +295,7 @@ def test_texts_that_a_run_has_used_are_refused() -> None:
         ({"teachers": ["maths=nobody"]}, RecipeError, "the teacher 'nobody' is no member"),
         ({"teachers": ["mahts=base"]}, ConfigError, "--teacher: 'mahts' is no text; the texts are maths"),
         ({"report_to": ["bogus"]}, ConfigError, "--report-to: unknown tracker, found 'bogus'"),
+        ({"teachers_in_8bit": True}, ConfigError, "8 bits need the package bitsandbytes; pip install 'gptai"),
         ({"rate": 0.0}, ConfigError, "--rate: expected a number above 0, found 0.0"),
         ({"cross_entropy": 2.0}, ConfigError, "--cross-entropy: expected a share from 0 to 1, found 2.0"),
         ({"data": ["maths=none.jsonl"]}, InputError, "none.jsonl"),
@@ -273,8 +311,9 @@ def test_bad_input_is_a_sentence(
 
 
 def test_the_command(block: Recipe, tmp_path: Path) -> None:
-    file = tmp_path / "recipe.yml"
-    file.write_text(block.to_yaml())
+    file, (gains, digest) = tmp_path / "recipe.yml", save_gains(OUTER, tmp_path, "gains.safetensors")
+    parameters = block.parameters.model_copy(update={"gains": "gains.safetensors", "gains_digest": digest})
+    file.write_text(block.model_copy(update={"parameters": parameters}).to_yaml())
     arguments = ["heal", str(tmp_path), "--data", f"maths={TEXTS['maths']}", "--lora", "2", "--json"]
     arguments += ["--tokens", "512", "--sequence-length", "64", "--rate", "0.004", "--device", "cpu"]
     arguments += ["--report-to", "tensorboard"]
@@ -283,6 +322,8 @@ def test_the_command(block: Recipe, tmp_path: Path) -> None:
     printed = json.loads(result.stdout)
     assert printed["helps"]
     assert printed["facts"]["teachers"] == {"maths": "base"}
-    assert Recipe.load(tmp_path / "healed" / "recipe.yml").parameters.adapter is not None
+    healed = Recipe.load(tmp_path / "healed" / "recipe.yml").parameters
+    assert healed.adapter is not None
+    assert healed.gains == str(gains)  # which the recipe had named by its own place
     assert not list(tmp_path.glob(".healed*"))
     assert list((tmp_path / "healed" / "tensorboard").iterdir())
