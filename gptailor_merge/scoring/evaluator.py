@@ -12,6 +12,7 @@ import torch
 
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.compose import Composer
+from gptailor_merge.composing.heap import HeapTrimmer
 from gptailor_merge.composing.memory import free, is_out_of_memory
 from gptailor_merge.composing.prefixes import PrefixWalk, State, advance, common, levels, path_of, trie_order
 from gptailor_merge.recipe.plan import Plan
@@ -44,6 +45,7 @@ class Evaluator:
         self.seconds = dict.fromkeys(("composing", "forward", "head", "whole", "bookkeeping"), 0.0)
         self._device = composer.device
         self._most_sequences: int | None = None
+        self._heap = HeapTrimmer()
 
     def score(self, plans: Sequence[Plan], race: Race | None = None) -> list[Outcome]:
         """Scores the plans and returns their outcomes in order.
@@ -77,6 +79,8 @@ class Evaluator:
             for runner in order:
                 if runner.runs:
                     self._score_model(rung, runner)
+        with self._clock("bookkeeping"):
+            self._heap.trim()
         return [runner.result for runner in runners]
 
     def _score_model(self, rung: int, runner: _Runner) -> None:

@@ -118,6 +118,9 @@ class Log(Protocol):
     def candidates(self) -> Iterator[Candidate]:
         """Yields every candidate in the order of proposal."""
 
+    def candidate(self, number: int) -> Candidate | None:
+        """Returns the candidate of a number; None where there is none."""
+
     def record(self, candidates: Sequence[Candidate]) -> None:
         """Writes finished candidates, all or none."""
 
