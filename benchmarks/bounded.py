@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ class BoundReachedError(BaseException):
 
 @contextmanager
 def bounded(seconds: float) -> Iterator[None]:
-    """Raises BoundReachedError in the block when that many seconds have gone.
+    """Raises BoundReachedError in the block when that many seconds have gone, or those of a bound around it.
 
     It is raised again and again: Python drops what is raised while an object is being finalised.
     """
@@ -29,13 +30,18 @@ def bounded(seconds: float) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise BoundReachedError
 
+    begun = time.monotonic()
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    around, _ = signal.getitimer(signal.ITIMER_REAL)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, around) if around else seconds, AGAIN)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if around:
+            left = around - (time.monotonic() - begun)
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.001), AGAIN)
 
 
 @dataclass

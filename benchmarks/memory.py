@@ -41,7 +41,7 @@ def main(
     json_file: JsonFile = None,
     tiny: Tiny = False,
 ) -> None:
-    candidates = 16 if tiny else candidates
+    candidates, tokens = (16, 128) if tiny else (candidates, tokens)
     torch.set_num_threads(1)
     quiet_libraries()
     config = read_config(SEARCH, tiny=tiny)

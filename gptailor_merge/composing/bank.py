@@ -126,6 +126,14 @@ class Bank:
                 for inner in layer:
                     self._load(member, f"{architecture.prefix}{index}.{inner}", index)
 
+    def with_empty_cache(self, cache_bytes: int) -> Bank:
+        """Returns a bank of the same loaded tensors that has computed no layer yet."""
+        bank = Bank(
+            self.family, self.precision, device=self.device, on_host=self.on_host, cache_bytes=cache_bytes
+        )
+        bank._loaded, bank._files = self._loaded, self._files
+        return bank
+
     def stored(self, model: str, index: int) -> dict[str, torch.Tensor]:
         """Returns the tensors of a member's layer as they are stored, by their names inside the layer.
 

@@ -1,4 +1,4 @@
-"""Gives the freed heap back to the operating system, which glibc keeps when thousands of layers come and go."""
+"""Gives freed heap back to the operating system; glibc keeps it where thousands of layers come and go."""
 
 from __future__ import annotations
 
