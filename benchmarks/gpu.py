@@ -17,8 +17,8 @@ which are repaired and tuned as our own search is. Both seeds of a method are ru
 heal.py.
 
 These are run where --part names them; each takes at most 90 s:
-`engine-1b`, `engine-7b`: random families of these shapes in memory; candidates and tokens a second of all arms,
-the share of the matmul rate of the same run, composing, peak memory.
+`engine-1b`, `engine-7b`: random families of these shapes in memory; candidates and tokens a second of all
+arms, the share of the matmul rate of the same run, composing, peak memory.
 `host-bank`: layers of 7B's shape on the device against the host, and whether the scores are the same.
 `search-135m`: the family of --family at two batch sizes, whole and racing, and a search of it.
 `equal`: how far apart the scores of a generation are, computed in seven ways.

@@ -1,4 +1,4 @@
-"""The parts of gpu.py that measure the engine: its speed at two sizes, its host bank, a search, its equality."""
+"""The parts of gpu.py that measure the engine: its speed, its host bank, a search, and its equality."""
 
 from __future__ import annotations
 
