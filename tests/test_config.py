@@ -179,6 +179,8 @@ def test_a_run_of_a_version_that_did_not_tune_goes_on_without(write: Any, tmp_pa
             {"objectives": [{"kind": "bytes", "at_most": 3}]},
             "objectives[0].at_most: unknown key; known are kind, tokens, weight",
         ),
+        ({"batch_tokens": "fast"}, "batch_tokens: expected a whole number from 1, or auto, found 'fast'"),
+        ({"batch_tokens": 0}, "batch_tokens: expected a whole number from 1, or auto, found 0"),
         ({"search": {"budgte": 3}}, "search.budgte: unknown key; did you mean 'budget'?"),
         ({"objectives": []}, "objectives: "),
         (

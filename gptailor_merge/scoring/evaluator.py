@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 
 import torch
@@ -135,7 +135,11 @@ class Evaluator:
                     sharer.cause = runner.cause
             return None
 
-        for position, state in levels([runner.path for runner in runners], step):
+        def ahead(position: int, depth: int) -> None:
+            with suppress(Exception):  # it fails again where the layer is needed, and counts there
+                self.composer.bank.fetch(runners[position].plan.adapted_slots[depth])
+
+        for position, state in levels([runner.path for runner in runners], step, ahead):
             runner = runners[position]
             with runner.attempt(batch), self._clock("head"):
                 model = self.composer.compose(runner.plan, only=())
@@ -149,7 +153,7 @@ class Evaluator:
             yield
         finally:
             if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+                torch.cuda.current_stream(self._device).synchronize()  # the next layer may be on its way
             self.seconds[part] += time.perf_counter() - begun
 
 

@@ -16,6 +16,7 @@ from gptailor_merge.models.devices import compute_dtype, stored_dtype
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_tokenizer
 from gptailor_merge.objectives.scores import Scores
+from gptailor_merge.scoring.batch_size import batch_tokens
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.executor import Executor
 from gptailor_merge.scoring.gates import Gates
@@ -44,6 +45,7 @@ class Workplace:
     and nothing is repaired, they never are.
 
     Attributes:
+        config: the search config, with the size of batches that was found on this device.
         measures: the objectives of each section, with their batches on the device.
         base_scores: the base model's scores on the gates; empty without gates.
         compute: the dtype of forward passes.
@@ -154,7 +156,9 @@ def open_workplace(
     tokenizer = load_tokenizer(family.base.directory)
     progress("building the calibration set")
     teachers = Teachers(family, device, compute)
-    measured = measures(config, tokenizer, teachers, getattr(torch, out_dtype))
+    size = batch_tokens(config, family, teachers, compute)
+    config = config.model_copy(update={"batch_tokens": size})
+    measured = measures(config, tokenizer, teachers, getattr(torch, out_dtype), size)
     base_scores = measured.gates.score(teachers.model("base")) if config.gates else {}
     teachers.release()
     return Workplace(config, family, device, bank, measured, base_scores, compute, progress)

@@ -55,6 +55,7 @@ class Candidate:
         tokens: tokens that it was scored on.
         directory: the one that the recipe names its maps from; None where it names none.
         resolved: the plan, where the recipe was written from it; else `plan` reads the recipe once.
+        replayed: True where a search that goes on took it from the journal.
     """
 
     number: int
@@ -70,6 +71,7 @@ class Candidate:
     seconds: float = 0.0
     directory: Path | None = field(default=None, compare=False, repr=False)
     resolved: Plan | None = field(default=None, compare=False, repr=False)
+    replayed: bool = field(default=False, compare=False, repr=False)
 
     @property
     def failed(self) -> bool:

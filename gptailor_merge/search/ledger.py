@@ -83,20 +83,21 @@ class Ledger:
         candidates, new, first = [], [], dict[str, Candidate]()
         for number, plan in enumerate(plans, start=self.count):
             candidate = self.known(number)
+            is_known = candidate is not None
             if candidate is None:
                 original = first.get(plan.digest) or self.original(plan.digest)
                 candidate = (
                     candidate_for(number, plan) if original is None else duplicate_of(number, original)
                 )
                 new.append(candidate)
-            candidate = replace(candidate, resolved=plan)
+            candidate = replace(candidate, resolved=plan, replayed=is_known)
             first.setdefault(plan.digest, candidate)
             candidates.append(candidate)
         self._journal.record(new)
         for candidate in candidates:
-            if self._numbers.setdefault(candidate.digest, candidate.number) == candidate.number:
-                if candidate.status == Status.SCORED and candidate.loss is not None:
-                    self._finished.append((candidate.loss, candidate.number))
+            is_first = self._numbers.setdefault(candidate.digest, candidate.number) == candidate.number
+            if is_first and candidate.status == Status.SCORED and candidate.loss is not None:
+                self._finished.append((candidate.loss, candidate.number))
         self.count += len(candidates)
         return candidates
 
@@ -111,6 +112,7 @@ class Ledger:
         candidate = self.known(self.count)
         if candidate is not None:
             self._check(candidate, plan)
+            candidate = replace(candidate, replayed=True)
         else:
             candidate = candidate_for(self.count, plan)
             self._journal.record([candidate])
