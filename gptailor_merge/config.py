@@ -311,9 +311,6 @@ class SearchConfig(Section):
         if self.search.pareto is False and (self.target.is_range or self._has_free_cost):
             message = "a range of sizes, and a cost without a weight, are of use for a front only"
             problems.append(Problem(("search", "pareto"), f"{message}, found false"))
-        if self.pareto and self.search.racing:
-            message = "candidates of a front cannot be raced: each may be the best in something, found true"
-            problems.append(Problem(("search", "racing"), message))
         if self.search.pareto and len(self.objectives) < 2 and not self.target.is_range:
             message = "a front is one of several objectives, or of a range of sizes, found one objective"
             problems.append(Problem(("search", "pareto"), message))

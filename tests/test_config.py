@@ -154,10 +154,6 @@ def test_a_run_of_a_version_that_did_not_tune_goes_on_without(write: Any, tmp_pa
             {"target": {"layers": [6, 9]}, "search": {"pareto": False}},
             "search.pareto: a range of sizes, and a cost without a weight, are of use for a front only",
         ),
-        (
-            {"target": {"layers": [6, 9]}, "search": {"racing": True}},
-            "search.racing: candidates of a front cannot be raced",
-        ),
         ({"search": {"pareto": True}}, "search.pareto: a front is one of several objectives"),
         (
             {"gates": [{"kind": "perplexity", "data": {"a": "cal/stories.jsonl"}}]},

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 
-SECONDS_APART = 1.0
-"""Least time between two trims: each takes some milliseconds, and little is freed in between."""
+SECONDS_APART = 3.0
+"""Least time between two trims: each takes about 20 ms, with the pages that are touched again afterwards."""
 
 
 class HeapTrimmer:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from gptailor_merge.objectives.bounds import Bound
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.scoring.axis_races import GateRace, Limit
 from gptailor_merge.scoring.executor import Executor, Outcome
 
 PREFIX = "gate: "
@@ -18,21 +19,33 @@ PREFIX = "gate: "
 class Gates:
     """Measures with bounds.
 
+    A plan that breaks a bound beyond doubt is not scored on the rest; its scores are estimates then.
+
     Attributes:
         executor: scores plans on the measures.
         names: the measures' names.
         bounds: one for each of the names, in their order.
         of_base: the base model's own scores.
+        racing: False scores every plan on everything.
     """
 
     executor: Executor
     names: tuple[str, ...]
     bounds: tuple[Bound, ...]
     of_base: Scores
+    racing: bool = True
 
     def judge(self, plans: Sequence[Plan]) -> Sequence[Outcome]:
         """Scores plans on the measures and returns the outcomes in their order."""
-        return self.executor.score(plans)
+        return self.executor.score(plans, self._race if self.racing else None)
+
+    @property
+    def _race(self) -> GateRace:
+        limits = []
+        for name, bound in zip(self.names, self.bounds, strict=True):
+            base = Score.total(list(self.of_base[name].values()))
+            limits.append(Limit(base.unit, bound.threshold(base.natural), bound.at_least is None))
+        return GateRace(0, {}, axes=self.names, limits=tuple(limits))
 
     def beyond(self, scores: Scores) -> str | None:
         """Returns a sentence about the first bound that scores break; None where they keep to all."""

@@ -92,7 +92,8 @@ class Workplace:
             executor: scores plans on that section, in this process or elsewhere.
         """
         names = tuple(objective.name for objective in self.measures.gates.objectives)
-        return Gates(executor, names, self.config.gates, self.base_scores)
+        racing = self.config.search.racing is not False
+        return Gates(executor, names, self.config.gates, self.base_scores, racing)
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,10 @@ class Candidate:
     """A proposed plan together with what became of it.
 
     A `probe` is scored like any other candidate, but is not of the target size: it tells where to start.
-    A `dropped` one left a race: its scores are over the tokens that it was scored on, its loss is
-    the estimate that the optimiser was told. A `gated` one breaks a bound: it has no loss, and no scores but
-    those of the gates. A `repaired`, `tuned` or `healed` one has the
-    number of the candidate that it was made from.
+    A `dropped` one left a race: its scores are over the tokens that it was scored on, or estimates where a
+    front is sought, its loss is the estimate that the optimiser was told. A `gated` one breaks a bound: it
+    has no loss, and no scores but those of the gates. A `repaired`, `tuned` or `healed` one has the number of
+    the candidate that it was made from.
 
     Attributes:
         recipe: the plan as a recipe in YAML, as the journal keeps it.

@@ -15,6 +15,7 @@ from pathlib import Path
 from gptailor_merge.errors import SearchError
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.search.candidates import Candidate, Log, Status
+from gptailor_merge.search.front import dominates, losses
 from gptailor_merge.search.outcomes import duplicate_of
 
 CandidateMaker = Callable[[int, Plan], Candidate]
@@ -28,15 +29,17 @@ class Ledger:
         count: candidates so far.
     """
 
-    def __init__(self, journal: Log, fingerprint: str) -> None:
+    def __init__(self, journal: Log, fingerprint: str, axes: Sequence[str] = ()) -> None:
         """
         Args:
             fingerprint: of the objectives that the search scores on.
+            axes: the objectives of which a front is sought; none where the loss is minimised.
         """
         self.count = 0
-        self._journal, self._fingerprint = journal, fingerprint
+        self._journal, self._fingerprint, self._axes = journal, fingerprint, axes
         self._numbers: dict[str, int] = {}  # digest -> number of the first candidate that was scored
         self._finished: list[tuple[float, int]] = []  # loss and number of what was scored on everything
+        self._front: dict[tuple[float, ...], int] = {}  # losses -> number, where a front is sought
 
     @property
     def file(self) -> Path:
@@ -53,8 +56,14 @@ class Ledger:
         return None if number is None else self._journal.candidate(number)
 
     def best(self, count: int) -> list[Candidate]:
-        """Returns the best candidates of a target size that were scored on everything."""
-        best = (self._journal.candidate(number) for _, number in nsmallest(count, self._finished))
+        """Returns the best candidates of a target size that were scored on everything.
+
+        Where a front is sought, they are those that have been on it for longest.
+        """
+        numbers = [number for _, number in nsmallest(count, self._finished)]
+        if self._axes:
+            numbers = sorted(self._front.values())[:count]
+        best = (self._journal.candidate(number) for number in numbers)
         return [candidate for candidate in best if candidate is not None]
 
     def unknown(self, plans: Sequence[Plan]) -> list[Plan]:
@@ -97,9 +106,19 @@ class Ledger:
         for candidate in candidates:
             is_first = self._numbers.setdefault(candidate.digest, candidate.number) == candidate.number
             if is_first and candidate.status == Status.SCORED and candidate.loss is not None:
-                self._finished.append((candidate.loss, candidate.number))
+                self._finish(candidate, candidate.loss)
         self.count += len(candidates)
         return candidates
+
+    def _finish(self, candidate: Candidate, loss: float) -> None:
+        """Notes a candidate of a target size that was scored on everything."""
+        if not self._axes:
+            self._finished.append((loss, candidate.number))
+            return
+        own = losses(candidate.scores, self._axes)
+        if not any(known == own or dominates(known, own) for known in self._front):
+            self._front = {known: n for known, n in self._front.items() if not dominates(own, known)}
+            self._front[own] = candidate.number
 
     def enter_measured(self, plan: Plan, candidate_for: CandidateMaker) -> Candidate:
         """Returns the next candidate, a model on which something else than the objectives is measured.

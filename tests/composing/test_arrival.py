@@ -23,7 +23,7 @@ def slots(family: dict[str, str]) -> tuple[Family, tuple[Slot, ...]]:
 def test_a_fetched_layer_is_made_once_and_is_the_same(
     slots: tuple[Family, tuple[Slot, ...]], on_host: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loaded, (first, second, *others) = slots
+    loaded, (first, second, *_) = slots
     precision = Precision.of("float32", "float32")
     bank, expected = Bank(loaded, precision, on_host=on_host), Bank(loaded, precision)
     made: list[Slot] = []

@@ -47,6 +47,7 @@ def create(
         optimizer.forget_what_is_told()
     if name == DEFAULT and axes:
         optimizer.rank_by_dominance()
+        optimizer.keeps = population
     return optimizer
 
 
