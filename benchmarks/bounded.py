@@ -16,32 +16,64 @@ AGAIN = 1.0
 """Seconds until what has reached its bound is told once more."""
 
 
+@dataclass(eq=False)
+class Bound:
+    """A time by which a block ends.
+
+    Attributes:
+        deadline: by the monotonic clock, seconds.
+        reached: True where the block was ended before its end.
+    """
+
+    deadline: float
+    reached: bool = False
+
+
 class BoundReachedError(BaseException):
-    """The bound of a part is reached. No `except Exception` of what is measured takes it for a failure."""
+    """The bound of a block is reached. No `except Exception` of what is measured takes it for a failure."""
+
+    def __init__(self, bound: Bound) -> None:
+        super().__init__()
+        self.bound = bound
+
+
+_ACTIVE: list[Bound] = []
+"""The bounds of the blocks that are running, the outermost first."""
 
 
 @contextmanager
-def bounded(seconds: float) -> Iterator[None]:
-    """Raises BoundReachedError in the block when that many seconds have gone, or those of a bound around it.
+def bounded(seconds: float) -> Iterator[Bound]:
+    """Ends the block when that many seconds have gone; a bound around it ends that block, too.
 
-    It is raised again and again: Python drops what is raised while an object is being finalised.
+    It is tried again and again: Python drops what is raised while an object is being finalised.
     """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise BoundReachedError
-
-    begun = time.monotonic()
-    before = signal.signal(signal.SIGALRM, stop)
-    around, _ = signal.getitimer(signal.ITIMER_REAL)
-    signal.setitimer(signal.ITIMER_REAL, min(seconds, around) if around else seconds, AGAIN)
+    bound = Bound(time.monotonic() + seconds)
+    before = signal.signal(signal.SIGALRM, _stop)
+    _ACTIVE.append(bound)
+    _set_timer()
     try:
-        yield
+        yield bound
+    except BoundReachedError as error:
+        if error.bound is not bound:
+            raise
+        bound.reached = True
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _ACTIVE.remove(bound)
+        _set_timer()
         signal.signal(signal.SIGALRM, before)
-        if around:
-            left = around - (time.monotonic() - begun)
-            signal.setitimer(signal.ITIMER_REAL, max(left, 0.001), AGAIN)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for bound in _ACTIVE:
+        if time.monotonic() >= bound.deadline:
+            raise BoundReachedError(bound)
+
+
+def _set_timer() -> None:
+    """Has the next of the bounds that are active told, where there is one."""
+    left = min((bound.deadline for bound in _ACTIVE), default=None)
+    seconds = 0.0 if left is None else max(left - time.monotonic(), 0.001)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN if seconds else 0.0)
 
 
 @dataclass

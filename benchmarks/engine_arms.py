@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bounded import BoundReachedError, bounded
+from bounded import bounded
 from engine_setup import Setup
 from mergekit.config import MergeConfiguration
 from mergekit.io.tasks import LoaderCache
@@ -241,12 +241,11 @@ class Comparison:
     ) -> bool:
         """Runs an arm; tells whether it came to its end. One that reaches its bound is marked so."""
         arm = self.arms.setdefault(name, {"ended": "bound"})
-        try:
-            with bounded(self.seconds):
-                before()
-                with metered(self.setup.device) as meter:
-                    losses = work()
-        except BoundReachedError:
+        with bounded(self.seconds) as bound:
+            before()
+            with metered(self.setup.device) as meter:
+                losses = work()
+        if bound.reached:
             self.note(self.figures())
             return False
         tokens = self.setup.passes.tokens

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from bounded import BoundReachedError, FigureFile, bounded
+from bounded import FigureFile, bounded
 from common import JsonFile, Tiny
 from engine_arms import Comparison, matmul_rate, metered_seconds, print_figures
 from engine_setup import Setup, demo, generations, one_parent, random_family, scratch
@@ -40,23 +40,20 @@ def compare_racing(setup: Setup, count: int, candidates: int, seconds: float) ->
     """Counts how often racing picks the same candidate as scoring everything, on one-parent generations."""
     evaluator = Evaluator(setup.composer(), setup.passes)
     done, same, regret, spent = 0, 0, 0.0, {"ours": 0.0, "racing": 0.0}
-    try:
-        with bounded(seconds):
-            for seed in range(count):
-                plans = one_parent(setup.space, candidates, seed)
-                with metered_seconds(setup.device) as of_all:
-                    whole = [loss(o.scores, setup.weights) for o in evaluator.score(plans)]
-                with metered_seconds(setup.device) as of_race:
-                    raced = evaluator.score(plans, Race(1, setup.weights))
-                finished = [n for n, outcome in enumerate(raced) if outcome.estimate is None]
-                picked = min(finished, key=lambda n: loss(raced[n].scores, setup.weights))
-                spent["ours"] += of_all[0]
-                spent["racing"] += of_race[0]
-                same += whole[picked] == min(whole)
-                regret = max(regret, whole[picked] / min(whole) - 1)
-                done += 1
-    except BoundReachedError:
-        pass
+    with bounded(seconds):
+        for seed in range(count):
+            plans = one_parent(setup.space, candidates, seed)
+            with metered_seconds(setup.device) as of_all:
+                whole = [loss(o.scores, setup.weights) for o in evaluator.score(plans)]
+            with metered_seconds(setup.device) as of_race:
+                raced = evaluator.score(plans, Race(1, setup.weights))
+            finished = [n for n, outcome in enumerate(raced) if outcome.estimate is None]
+            picked = min(finished, key=lambda n: loss(raced[n].scores, setup.weights))
+            spent["ours"] += of_all[0]
+            spent["racing"] += of_race[0]
+            same += whole[picked] == min(whole)
+            regret = max(regret, whole[picked] / min(whole) - 1)
+            done += 1
     ratio = spent["ours"] / spent["racing"] if done else None
     return {"generations": done, "same_best": same, "loss_regret": regret, "racing_vs_ours": ratio}
 

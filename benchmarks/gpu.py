@@ -36,7 +36,7 @@ import gpu_engine
 import torch
 import typer
 import yaml
-from bounded import BoundReachedError, FigureFile, bounded
+from bounded import FigureFile, bounded
 from common import Tiny, tiny_family
 from gpu_parts import Note, Part, Subject
 from heal import HealBench, table, treatments
@@ -125,11 +125,9 @@ def run_part(part: Part, subject: Subject, figures: FigureFile) -> None:
         figures.note(**{part.name: entry})
 
     try:
-        with bounded(part.seconds):
+        with bounded(part.seconds) as bound:
             part.run(subject, note)
-        entry["ended"] = "whole"
-    except BoundReachedError:
-        entry["ended"] = "bound"
+        entry["ended"] = "bound" if bound.reached else "whole"
     except Exception as error:  # the other parts are worth their time all the same
         traceback.print_exc()
         entry["ended"] = f"failed: {error}"

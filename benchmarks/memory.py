@@ -13,7 +13,7 @@ from typing import Annotated
 
 import torch
 import typer
-from bounded import BoundReachedError, FigureFile, bounded
+from bounded import FigureFile, bounded
 from common import SEARCH, JsonFile, Tiny, least, read_config
 
 from gptailor_merge import Candidate, open_session, quiet_libraries
@@ -62,13 +62,9 @@ def main(
             figures.note(tokens=tokens, readings=readings, growth_mib=growth(readings), ended="not yet")
             print(f"{count:6} candidates {readings[-1]['mib']:8.1f} MiB", flush=True)
 
-    ended = "whole"
-    try:
-        with bounded(seconds):
-            session.search(budget=candidates, on_candidate=on_candidate)
-    except BoundReachedError:
-        ended = "bound"
-    figures.note(ended=ended)
+    with bounded(seconds) as bound:
+        session.search(budget=candidates, on_candidate=on_candidate)
+    figures.note(ended="bound" if bound.reached else "whole")
     grown = growth(readings)
     if grown is not None:
         print(f"{grown:.1f} MiB more than after {WARM} candidates, at most; {GROWTH:.0f} are allowed")

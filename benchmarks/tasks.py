@@ -34,7 +34,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from common import DEMO, SEARCH, JsonFile, Tiny, read_config
-from evaluator import generations
+from engine_setup import generations
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerBase

@@ -74,7 +74,7 @@ KNEE = "knee"
 """The rule that picks the bend of the front."""
 
 
-AUTO = "auto"
+AUTO: Literal["auto"] = "auto"
 """Leaves a number to be found on this device."""
 
 RULE = re.compile(rf"{KNEE}|best:(\S+)|layers=([1-9]\d*)")

@@ -37,7 +37,7 @@ class Arrival(Generic[T]):
                 torch.cuda.current_stream(device).synchronize()
             self._seconds = time.perf_counter() - begun
             return
-        self._begun, self._ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._begun, self._ended = (_timed_event() for _ in range(2))
         with torch.cuda.stream(stream):
             self._begun.record(stream)
             self._made = make()
@@ -52,3 +52,8 @@ class Arrival(Generic[T]):
         for tensor in self._made.tensors.values():
             tensor.record_stream(current)  # the allocator knows it as the other stream's
         return self._made, self._begun.elapsed_time(self._ended) / 1000
+
+
+def _timed_event() -> torch.cuda.Event:
+    event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return event

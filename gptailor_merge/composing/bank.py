@@ -120,8 +120,9 @@ class Bank:
         self._made: dict[Hashable, _Cached] = {}
         self._outer: dict[tuple[tuple[str, ...], Operation, str], torch.Tensor] = {}
         self._coming: dict[Hashable, Arrival[Layer]] = {}
-        beside = on_host and self.device.type == "cuda"
-        self._copies = torch.cuda.Stream(self.device) if beside else None
+        self._copies: torch.cuda.Stream | None = None
+        if on_host and self.device.type == "cuda":
+            self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def preload(self) -> None:
         """Loads every tensor of the family, so that no candidate waits for the disk."""

@@ -79,14 +79,15 @@ class FrontRace(AxisRace):
         if not running:
             return []
         contenders = [*running, *(cut_like(incumbent, running[0]) for incumbent in self.incumbents)]
-        worse_somewhere, better_nowhere = False, True
+        worse_somewhere = np.zeros((len(contenders), len(contenders)), dtype=bool)
+        better_nowhere = ~worse_somewhere
         for number in range(len(self.axes)):
             difference, variance = compare([of_axis(units, number) for units in contenders], totals)
             with np.errstate(invalid="ignore"):
                 beaten = (difference > 0) & (difference > self.certainty * np.sqrt(variance))
-            worse_somewhere = worse_somewhere | beaten
-            better_nowhere = better_nowhere & (beaten | ((difference == 0) & (variance == 0)))
-        dominated = np.asarray(worse_somewhere & better_nowhere)
+            worse_somewhere |= beaten
+            better_nowhere &= beaten | ((difference == 0) & (variance == 0))
+        dominated = worse_somewhere & better_nowhere
         return [bool(row.sum() >= self.keep) for row in dominated[: len(running)]]
 
     def means(
