@@ -59,10 +59,28 @@ class AxisRace(Race):
     def means(
         self, finished: Sequence[Units], dropped: Mapping[int, Units], totals: Totals
     ) -> dict[int, dict[str, float]]:
-        """Estimates each measure of dropped candidates from what they have of it so far."""
+        """Estimates each measure: that of the most similar finished candidate, and the paired difference.
+
+        Where none was finished, what a candidate has of a measure so far is extrapolated.
+        """
+        complete = [units for units in (*finished, *self.incumbents) if math.isfinite(loss_of(units))]
+        if complete:
+            return {key: self._mean(units, complete, totals) for key, units in dropped.items()}
         return {
             key: {axis: extrapolated(of_axis(units, n), totals) for n, axis in enumerate(self.axes)}
             for key, units in dropped.items()
+        }
+
+    def _mean(self, units: Units, complete: Sequence[Units], totals: Totals) -> dict[str, float]:
+        rivals = [cut_like(rival, units) for rival in complete]
+        compared = [
+            compare([of_axis(contender, number) for contender in (units, *rivals)], totals)
+            for number in range(len(self.axes))
+        ]
+        nearest = int(np.argmin(sum(variance[0, 1:] for _, variance in compared)))
+        return {
+            axis: loss_of(of_axis(complete[nearest], number)) + float(compared[number][0][0, 1 + nearest])
+            for number, axis in enumerate(self.axes)
         }
 
 
@@ -90,30 +108,9 @@ class FrontRace(AxisRace):
         dominated = worse_somewhere & better_nowhere
         return [bool(row.sum() >= self.keep) for row in dominated[: len(running)]]
 
-    def means(
-        self, finished: Sequence[Units], dropped: Mapping[int, Units], totals: Totals
-    ) -> dict[int, dict[str, float]]:
-        """Estimates each measure: that of the most similar finished candidate, and the paired difference."""
-        complete = [units for units in (*finished, *self.incumbents) if math.isfinite(loss_of(units))]
-        if not complete:
-            return super().means(finished, dropped, totals)
-        return {key: self._mean(units, complete, totals) for key, units in dropped.items()}
-
-    def _mean(self, units: Units, complete: Sequence[Units], totals: Totals) -> dict[str, float]:
-        rivals = [cut_like(rival, units) for rival in complete]
-        compared = [
-            compare([of_axis(contender, number) for contender in (units, *rivals)], totals)
-            for number in range(len(self.axes))
-        ]
-        nearest = int(np.argmin(sum(variance[0, 1:] for _, variance in compared)))
-        return {
-            axis: loss_of(of_axis(complete[nearest], number)) + float(compared[number][0][0, 1 + nearest])
-            for number, axis in enumerate(self.axes)
-        }
-
 
 @dataclass(frozen=True)
-class Limit:
+class MeasureLimit:
     """A bound of a measure, as a number in the units that users see."""
 
     unit: str
@@ -130,33 +127,39 @@ class Limit:
 class GateRace(AxisRace):
     """Drops candidates that break a bound beyond doubt, whatever the others have.
 
+    Each is compared with the one incumbent, unit by unit: texts differ more than models do on one text.
+
     Attributes:
+        incumbents: the units of the base model.
         limits: one for each of the axes.
     """
 
-    limits: tuple[Limit, ...] = ()
+    limits: tuple[MeasureLimit, ...] = ()
 
     def hopeless(self, running: Sequence[Units], totals: Totals) -> list[bool]:
         """Tells for each candidate whether even its best measures, within the standard errors, are beyond."""
         return [
             not all(
-                limit.holds(self._least(of_axis(units, number), totals))
-                for number, limit in enumerate(self.limits)
+                limit.holds(self._least(units, number, totals)) for number, limit in enumerate(self.limits)
             )
             for units in running
         ]
 
-    def _least(self, units: Units, totals: Totals) -> float:
-        """Returns a mean that the measure is hardly below when all is scored; see racing for the formula."""
-        variance = 0.0
-        for digest, values in units.items():
-            scored, total = len(values), totals[digest]
-            if scored == total:
-                continue
-            if scored < FEWEST:
-                return -math.inf
-            variance += total**2 * (1 - scored / total) * float(values.var(ddof=1)) / scored
-        return extrapolated(units, totals) - self.certainty * math.sqrt(variance)
+    def means(
+        self, finished: Sequence[Units], dropped: Mapping[int, Units], totals: Totals
+    ) -> dict[int, dict[str, float]]:
+        """Estimates each measure as `hopeless` does, from the base's and the paired difference."""
+        return super().means((), dropped, totals)
+
+    def _least(self, units: Units, number: int, totals: Totals) -> float:
+        """Returns a mean that the measure is hardly below when all is scored."""
+        (base,) = self.incumbents
+        scored = of_axis(units, number)
+        if any(len(values) < min(FEWEST, totals[digest]) for digest, values in scored.items()):
+            return -math.inf
+        difference, variance = compare([scored, of_axis(cut_like(base, units), number)], totals)
+        least = loss_of(of_axis(base, number)) + difference[0, 1] - self.certainty * math.sqrt(variance[0, 1])
+        return float(least) if math.isfinite(least) else -math.inf
 
 
 def of_axis(units: Units, number: int) -> Units:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gptailor_merge.objectives.scores import Weights
-from gptailor_merge.scoring.axis_races import FrontRace, GateRace, Limit, of_axis
+from gptailor_merge.scoring.axis_races import FrontRace, GateRace, MeasureLimit, of_axis
 from gptailor_merge.scoring.racing import Units, loss_of
 from tests.scoring.test_racing import TOTALS, candidates, cut
 
@@ -69,26 +69,32 @@ def test_without_a_finished_candidate_the_units_so_far_are_extrapolated() -> Non
 @pytest.mark.parametrize(
     ("limit", "leaves"),
     [
-        (Limit("plain", 1.0, is_upper=True), [False, False, True]),
-        (Limit("plain", 0.5, is_upper=True), [True, True, True]),
-        (Limit("negated", -1.0, is_upper=False), [False, False, True]),
-        (Limit("perplexity", np.exp(1.0), is_upper=True), [False, False, True]),
+        (MeasureLimit("plain", 1.2, is_upper=True), [False, False, True]),
+        (MeasureLimit("plain", 0.5, is_upper=True), [True, True, True]),
+        (MeasureLimit("negated", -1.2, is_upper=False), [False, False, True]),
+        (MeasureLimit("perplexity", np.exp(1.2), is_upper=True), [False, False, True]),
     ],
 )
-def test_a_bound_that_is_broken_beyond_doubt_ends_the_scoring(limit: Limit, leaves: list[bool]) -> None:
-    """The standard error of these means is some 0.04 at a quarter of all units."""
-    rng = np.random.RandomState(0)
-    running = [
-        {f"0 {d}": (mean + 0.5 * rng.normal(size=total // 4)) / 600 for d, total in TOTALS.items()}
-        for mean in (0.9, 1.05, 1.5)
-    ]
-    race = GateRace(0, {}, axes=("gate",), limits=(limit,))
+def test_a_bound_that_is_broken_beyond_doubt_ends_the_scoring(
+    limit: MeasureLimit, leaves: list[bool]
+) -> None:
+    """The base carries the noise that all share, which is larger than what they differ by."""
+    base, *whole = candidates([1.0, 0.9, 1.21, 1.5])
+    shifted = loss_of(base) - 1.0
+    race = GateRace(
+        0, {}, ({f"0 {d}": v - shifted / 600 for d, v in base.items()},), axes=("g",), limits=(limit,)
+    )
+    running = [{f"0 {d}": v - shifted / 600 for d, v in cut(units, 0.25).items()} for units in whole]
     assert pickle.loads(pickle.dumps(race)).hopeless(running, TOTALS) == leaves
+    (means,) = race.means([], {5: running[2]}, TOTALS).values()
+    assert means["g"] == pytest.approx(1.5, abs=0.03)
 
 
 def test_few_units_break_no_bound_and_an_exact_cost_does() -> None:
-    limits = (Limit("plain", 1.0, is_upper=True), Limit("count", 5.0, is_upper=True))
-    race = GateRace(0, {}, axes=("gate", "size"), limits=limits)
+    limits = (MeasureLimit("plain", 1.0, is_upper=True), MeasureLimit("count", 5.0, is_upper=True))
+    base = {"0 items": np.full(20, 0.5), "1 model": np.array([9.0])}
+    race = GateRace(0, {}, (base,), axes=("gate", "size"), limits=limits)
     totals = {"items": 20, "model": 1}
     few = {"0 items": np.full(2, 9.0), "1 model": np.array([5.0])}
-    assert race.hopeless([few, {**few, "1 model": np.array([6.0])}], totals) == [False, True]
+    lost = {"0 items": np.full(20, np.nan), "1 model": np.array([5.0])}
+    assert race.hopeless([few, {**few, "1 model": np.array([6.0])}, lost], totals) == [False, True, False]
