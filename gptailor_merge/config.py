@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
 from gptailor_merge.heal_config import HealSection
-from gptailor_merge.objectives.config_types import Positive, Section, absolute_files, missing_files
+from gptailor_merge.objectives.config_types import AutoSize, Positive, Section, absolute_files, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
 from gptailor_merge.recipe.fields import ModelName
@@ -73,10 +73,6 @@ class StartRecipe(Section):
 KNEE = "knee"
 """The rule that picks the bend of the front."""
 
-
-AUTO: Literal["auto"] = "auto"
-"""Leaves a number to be found on this device."""
-
 RULE = re.compile(rf"{KNEE}|best:(\S+)|layers=([1-9]\d*)")
 """Ways to pick one recipe of a front, see search.front."""
 
@@ -87,12 +83,6 @@ RULES = f"{KNEE}, best:OBJECTIVE or layers=N"
 def _read_rule(value: Any) -> Any:
     if not isinstance(value, str) or not RULE.fullmatch(value):
         raise ValueError(f"expected {RULES}, found {value!r}")
-    return value
-
-
-def _read_batch_tokens(value: Any) -> Any:
-    if value != AUTO and not (type(value) is int and value >= 1):
-        raise ValueError(f"expected a whole number from 1, or auto, found {value!r}")
     return value
 
 
@@ -145,8 +135,7 @@ class SearchConfig(Section):
         seed: of all random choices.
         dtype: of merge arithmetic.
         out_dtype: of the written model; default the base's.
-        batch_tokens: tokens that go through the model at once, approximately; auto finds what is fast on this
-            device, and the run records it, see scoring.batch_size.
+        batch_tokens: tokens that go through the model at once, about; auto: see scoring.batch_size.
         allow_test_split: search on tasks' test splits, which then tell nothing about other models.
         drop_leaks: leave items that are searched on out of the held-out set, instead of refusing the
             config.
@@ -165,7 +154,7 @@ class SearchConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    batch_tokens: Annotated[int | Literal["auto"], BeforeValidator(_read_batch_tokens)] = AUTO
+    batch_tokens: AutoSize = "auto"
     allow_test_split: bool = False
     drop_leaks: bool = False
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from gptailor_merge.config import AUTO, SearchConfig
+from gptailor_merge.config import SearchConfig
 from gptailor_merge.documents import read_yaml
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.files import write_beside
 from gptailor_merge.models.contents import MEMBER
+from gptailor_merge.objectives.config_types import AUTO
 from gptailor_merge.repair_config import FITTED
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.journal import Journal, snapshot

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from gptailor_merge.calibration.batches import Batch, Segment
 from gptailor_merge.composing.bank import family_bytes
 from gptailor_merge.composing.memory import free, is_out_of_memory
-from gptailor_merge.config import AUTO, SearchConfig
+from gptailor_merge.config import SearchConfig
 from gptailor_merge.models.family import Family
+from gptailor_merge.objectives.config_types import AUTO
 from gptailor_merge.scoring.passes import predictions_alone
 from gptailor_merge.scoring.teachers import Teachers
 

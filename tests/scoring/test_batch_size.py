@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptailor_merge.config import AUTO, SearchConfig
+from gptailor_merge.config import SearchConfig
 from gptailor_merge.models.family import Family
+from gptailor_merge.objectives.config_types import AUTO
 from gptailor_merge.scoring import batch_size
 from gptailor_merge.scoring.batch_size import batch_tokens, climb, seconds_of_pass
 from gptailor_merge.scoring.teachers import Teachers
