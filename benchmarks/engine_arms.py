@@ -151,7 +151,7 @@ def bare_loops(composer: Composer, plans: list[Plan], setup: Setup) -> tuple[flo
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Measures the floating-point operations per second of a large matrix product on this machine."""
-    size = 8192 if device.type == "cuda" else 2048
+    size = 8192 if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=dtype)
     a @ a
     best = float("inf")
