@@ -4,8 +4,8 @@
 
 The search is that of the demo, with few tokens for each candidate. Once caches are full, from candidate 500
 on, memory swings by some 30 MiB while layers come and go. How far it grows is told by the medians of the
-first and of the last ten readings from there on, one every 100 candidates: GROWTH MiB are allowed, and more of
-it ends with exit code 1. How far it swings is told, too.
+first and of the last ten readings from there on, one every 100 candidates. GROWTH MiB are allowed; more ends
+with exit code 1. How far it swings is told, too.
 """
 
 from __future__ import annotations
