@@ -15,26 +15,30 @@ each result.
 which are repaired and tuned as our own search is. Both seeds of a method are run before the next method.
 `heal`: what the first seed's recipes, or that of --recipe, come to when they are healed on TEXTS/train; see
 heal.py.
+
+These are run where --part names them; each takes at most 90 s:
+`engine-1b`, `engine-7b`: random families of these shapes in memory; candidates and tokens a second of all
+arms, the share of the matmul rate of the same run, composing, peak memory.
+`host-bank`: layers of 7B's shape on the device against the host, and whether the scores are the same.
+`search-135m`: the family of --family at two batch sizes, whole and racing, and a search of it.
+`equal`: how far apart the scores of a generation are, computed in seven ways.
 """
 
 from __future__ import annotations
 
-import json
-import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
+import gpu_engine
 import torch
 import typer
 import yaml
+from bounded import FigureFile, bounded
 from common import Tiny, tiny_family
+from gpu_parts import Note, Part, Subject
 from heal import HealBench, table, treatments
 from quality import configuration, depth_of, members
 from quality_bench import Bench, Job
@@ -50,30 +54,6 @@ SIZES = {"tokens": 16_384, "held_out_tokens": 65_536, "sequence_length": 512}
 ARMS = (OURS, *RIVALS, *ABLATION, "shortgpt", "sleb", "evopress")
 TINY_ARMS = (OURS, next(iter(RIVALS)))
 HEALED_TOKENS = (200_000, 500_000, 2_000_000)
-
-Note = Callable[[dict[str, Any]], None]
-"""Hands over results; what it is given is laid over what it was given before, one level deep."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured.
-
-    Attributes:
-        config: the search config, without a target.
-        texts: has calibration/, held-out/ and train/.
-        depth: the layers of the family.
-        directory: what parts write for later parts.
-        recipes: method -> the first seed's recipe, repaired and tuned.
-    """
-
-    config: dict[str, Any]
-    texts: Path
-    depth: int
-    device: str
-    tiny: bool
-    directory: Path
-    recipes: dict[str, Recipe] = field(default_factory=dict)
 
 
 def quality(subject: Subject, note: Note) -> None:
@@ -108,22 +88,6 @@ def quality_tables(results: dict[str, Any], subject: Subject) -> None:
         report(results, [round(SHARE_KEPT * subject.depth)], SEEDS, None)
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of the command.
-
-    Attributes:
-        seconds: its bound.
-        run: measures, and hands over each result as soon as it is known.
-        show: prints the results.
-    """
-
-    name: str
-    seconds: float
-    run: Callable[[Subject, Note], None]
-    show: Callable[[dict[str, Any], Subject], None] = lambda results, subject: None
-
-
 def heal(subject: Subject, note: Note) -> None:
     """Heals the recipes that there are."""
     bench = HealBench.of(subject.config, subject.texts, subject.device)
@@ -140,72 +104,34 @@ def heal_table(results: dict[str, Any], subject: Subject) -> None:
     Console(width=120).print(table(results))
 
 
-PARTS = (Part("quality", 300, quality, quality_tables), Part("heal", 170, heal, heal_table))
-"""All parts, in the order in which they are run; their bounds add up to less than eight minutes."""
+PARTS = (
+    Part("quality", 300, quality, quality_tables),
+    Part("heal", 170, heal, heal_table),
+    *gpu_engine.PARTS,
+)
+"""All parts, in the order in which they are run; the bounds of those that need not be named add up to less
+than eight minutes, and those of the others, too."""
 
 
-AGAIN = 1.0
-"""Seconds until a part that has reached its bound is told once more."""
+def run_part(part: Part, subject: Subject, figures: FigureFile) -> None:
+    """Runs a part; writes how it ended: "whole", "bound", or what went wrong."""
+    begun, results = time.perf_counter(), dict[str, Any]()
+    entry: dict[str, Any] = {"bound": part.seconds, "ended": "not yet", "results": results}
 
+    def note(more: dict[str, Any]) -> None:
+        for name, value in more.items():
+            results[name] = {**results.get(name, {}), **value}
+        entry["seconds"] = round(time.perf_counter() - begun, 1)
+        figures.note(**{part.name: entry})
 
-class BoundReachedError(BaseException):
-    """The bound of a part is reached. No `except Exception` of what is measured takes it for a failure."""
-
-
-@contextmanager
-def bounded(seconds: float) -> Iterator[None]:
-    """Raises BoundReachedError in the block when that many seconds have gone.
-
-    It is raised again and again: Python drops what is raised while an object is being finalised.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise BoundReachedError
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@dataclass
-class Figures:
-    """The results of all parts, and their file."""
-
-    file: Path
-    document: dict[str, Any] = field(default_factory=dict)
-
-    def write(self) -> None:
-        """Replaces the file whole."""
-        beside = self.file.with_suffix(".part")
-        beside.write_text(json.dumps(self.document, indent=1), encoding="utf-8")
-        beside.replace(self.file)
-
-    def run(self, part: Part, subject: Subject) -> None:
-        """Runs a part; writes how it ended: "whole", "bound", or what went wrong."""
-        begun, results = time.perf_counter(), dict[str, Any]()
-        entry: dict[str, Any] = {"bound": part.seconds, "ended": "not yet", "results": results}
-        self.document[part.name] = entry
-
-        def note(more: dict[str, Any]) -> None:
-            for name, value in more.items():
-                results[name] = {**results.get(name, {}), **value}
-            entry["seconds"] = round(time.perf_counter() - begun, 1)
-            self.write()
-
-        try:
-            with bounded(part.seconds):
-                part.run(subject, note)
-            entry["ended"] = "whole"
-        except BoundReachedError:
-            entry["ended"] = "bound"
-        except Exception as error:  # the other parts are worth their time all the same
-            traceback.print_exc()
-            entry["ended"] = f"failed: {error}"
-        note({})
+        with bounded(part.seconds) as bound:
+            part.run(subject, note)
+        entry["ended"] = "bound" if bound.reached else "whole"
+    except Exception as error:  # the other parts are worth their time all the same
+        traceback.print_exc()
+        entry["ended"] = f"failed: {error}"
+    note({})
 
 
 def main(
@@ -214,7 +140,7 @@ def main(
     texts: Annotated[Path | None, typer.Option(help="Has calibration/ and held-out/.")] = None,
     base: Annotated[Path | None, typer.Option(help="The base, if it is not FAMILY/base.")] = None,
     outside: Annotated[list[str] | None, typer.Option(help="NAME=FILE[:COLUMN] to hold out, too.")] = None,
-    part: Annotated[list[str] | None, typer.Option(help="A part to run; default all.")] = None,
+    part: Annotated[list[str] | None, typer.Option(help="A part to run; default quality and heal.")] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe for heal, where quality is not run before.")
     ] = None,
@@ -250,10 +176,10 @@ def main(
         recipes = {} if recipe is None else {OURS: Recipe.load(recipe)}
         subject = Subject(config, texts.resolve(), depth, device, tiny, shared, recipes)
         name = torch.cuda.get_device_name() if device.startswith("cuda") else device
-        figures = Figures(json_file, {"device": name, "torch": torch.__version__})
+        figures = FigureFile(json_file, {"device": name, "torch": torch.__version__})
         for chosen in PARTS:
-            if not part or chosen.name in part:
-                figures.run(chosen, subject)
+            if chosen.name in part if part else not chosen.only_if_named:
+                run_part(chosen, subject, figures)
                 entry = figures.document[chosen.name]
                 print(
                     f"{chosen.name}: {entry['ended']}, {entry['seconds']} s of {chosen.seconds}", flush=True

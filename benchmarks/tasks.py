@@ -34,7 +34,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from common import DEMO, SEARCH, JsonFile, Tiny, read_config
-from evaluator import generations
+from engine_setup import generations
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerBase
@@ -116,12 +116,12 @@ class Setup:
         return sum(len(request.ids) - 1 for request in flat)
 
 
-def set_up(config: SearchConfig, name: str, count: int, tokens: int | None) -> Setup:
+def set_up(config: SearchConfig, name: str, count: int, tokens: int) -> Setup:
     """Loads the items of a group of tasks.
 
     Args:
         count: number of items of each task.
-        tokens: size of our batches; default as in a search.
+        tokens: size of our batches.
     """
     family = Family.load(config.family.base, config.family.variants)
     directory = family.base.directory
@@ -134,7 +134,7 @@ def set_up(config: SearchConfig, name: str, count: int, tokens: int | None) -> S
 
     def passes(scored: Sequence[TaskLikelihood], shares: Sequence[float]) -> Passes:
         sets = objectives[0].sets
-        return Passes(scored, layout(sets, tokens or config.batch_tokens, device=CPU, rungs=shares), shares)
+        return Passes(scored, layout(sets, tokens, device=CPU, rungs=shares), shares)
 
     raced = passes(objectives, RUNGS)
     return Setup(family, space_of(config), name, items, passes(objectives[:1], (1.0,)), raced, tokenizer)
@@ -306,8 +306,8 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="How often every arm is run.")] = 3,
     threads: Annotated[int, typer.Option(min=1, help="Threads of PyTorch, in all arms.")] = 1,
     batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens in our batches. Default: as in a search.")
-    ] = None,
+        int, typer.Option(min=1, help="Tokens in our batches; a search on a CPU takes the default.")
+    ] = 4096,
     json_file: JsonFile = None,
     tiny: Tiny = False,
 ) -> None:

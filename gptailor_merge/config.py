@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
 from gptailor_merge.heal_config import HealSection
-from gptailor_merge.objectives.config_types import Positive, Section, absolute_files, missing_files
+from gptailor_merge.objectives.config_types import AutoSize, Positive, Section, absolute_files, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
 from gptailor_merge.recipe.fields import ModelName
@@ -135,7 +135,7 @@ class SearchConfig(Section):
         seed: of all random choices.
         dtype: of merge arithmetic.
         out_dtype: of the written model; default the base's.
-        batch_tokens: tokens that go through the model at once, approximately.
+        batch_tokens: tokens that go through the model at once, about; auto: see scoring.batch_size.
         allow_test_split: search on tasks' test splits, which then tell nothing about other models.
         drop_leaks: leave items that are searched on out of the held-out set, instead of refusing the
             config.
@@ -154,7 +154,7 @@ class SearchConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    batch_tokens: Positive = 4096
+    batch_tokens: AutoSize = "auto"
     allow_test_split: bool = False
     drop_leaks: bool = False
 
@@ -300,9 +300,6 @@ class SearchConfig(Section):
         if self.search.pareto is False and (self.target.is_range or self._has_free_cost):
             message = "a range of sizes, and a cost without a weight, are of use for a front only"
             problems.append(Problem(("search", "pareto"), f"{message}, found false"))
-        if self.pareto and self.search.racing:
-            message = "candidates of a front cannot be raced: each may be the best in something, found true"
-            problems.append(Problem(("search", "racing"), message))
         if self.search.pareto and len(self.objectives) < 2 and not self.target.is_range:
             message = "a front is one of several objectives, or of a range of sizes, found one objective"
             problems.append(Problem(("search", "pareto"), message))

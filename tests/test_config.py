@@ -154,10 +154,6 @@ def test_a_run_of_a_version_that_did_not_tune_goes_on_without(write: Any, tmp_pa
             {"target": {"layers": [6, 9]}, "search": {"pareto": False}},
             "search.pareto: a range of sizes, and a cost without a weight, are of use for a front only",
         ),
-        (
-            {"target": {"layers": [6, 9]}, "search": {"racing": True}},
-            "search.racing: candidates of a front cannot be raced",
-        ),
         ({"search": {"pareto": True}}, "search.pareto: a front is one of several objectives"),
         (
             {"gates": [{"kind": "perplexity", "data": {"a": "cal/stories.jsonl"}}]},
@@ -179,6 +175,8 @@ def test_a_run_of_a_version_that_did_not_tune_goes_on_without(write: Any, tmp_pa
             {"objectives": [{"kind": "bytes", "at_most": 3}]},
             "objectives[0].at_most: unknown key; known are kind, tokens, weight",
         ),
+        ({"batch_tokens": "fast"}, "batch_tokens: expected a whole number from 1, or auto, found 'fast'"),
+        ({"batch_tokens": 0}, "batch_tokens: expected a whole number from 1, or auto, found 0"),
         ({"search": {"budgte": 3}}, "search.budgte: unknown key; did you mean 'budget'?"),
         ({"objectives": []}, "objectives: "),
         (

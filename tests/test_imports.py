@@ -51,6 +51,7 @@ ORDER = (
     "errors",
     "yaml_nodes",
     "bounded_files",
+    "time_left",
     "visible_text",
 )
 """The rooms from top to bottom; a module imports from its own room and those below."""

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptailor_merge.cli.terminal import PlainConsole
+from gptailor_merge.time_left import time_left
 from gptailor_merge.visible_text import visible_line
 
 if TYPE_CHECKING:
@@ -34,32 +35,42 @@ class Reporter(Protocol):
 
 
 class Tally:
-    """Keeps the best loss and the speed as candidates come in."""
+    """Keeps the best loss and the speed as candidates come in.
+
+    Attributes:
+        scored: candidates that this process has scored; those that a journal knew take no time.
+    """
 
     def __init__(self) -> None:
         self.best = float("inf")
         self.failures = 0
-        self._done = 0
+        self.scored = 0
         self._begun: float | None = None
 
     def add(self, candidate: Candidate) -> None:
         """Counts a candidate."""
-        self._begun = self._begun or time.monotonic() - candidate.seconds
-        self._done += 1
+        if not candidate.replayed:
+            self._begun = self._begun or time.monotonic() - candidate.seconds
+            self.scored += 1
         self.failures += candidate.status == "failed"
         if candidate.loss is not None and candidate.status != "probe":
             self.best = min(self.best, candidate.loss)
 
     @property
     def per_minute(self) -> float:
-        """Candidates per minute since the first."""
+        """Candidates per minute since the first that was scored here."""
         elapsed = time.monotonic() - (self._begun or time.monotonic())
-        return 60 * self._done / max(elapsed, 1e-9)
+        return 60 * self.scored / max(elapsed, 1e-9)
+
+    def left(self, candidates: int) -> str:
+        """Says about how long further candidates take, as the end of a clause."""
+        return time_left(60 * candidates / self.per_minute) if self.scored and candidates else ""
 
     def __str__(self) -> str:
         failed = f", {self.failures} failed" if self.failures else ""
         best = "probing" if self.best == float("inf") else f"best {self.best:.4f}"
-        return f"{best}, {self.per_minute:.0f} candidates/min{failed}"
+        speed = f"{self.per_minute:.0f} candidates/min" if self.scored else "from the journal"
+        return f"{best}, {speed}{failed}"
 
 
 class Bar:
@@ -92,6 +103,8 @@ class Bar:
     def candidate(self, candidate: Candidate) -> None:
         """Moves the bar on."""
         self._tally.add(candidate)
+        if self._tally.scored == 1:  # what came from the journal says nothing about the time that is left
+            self._bar.reset(self._task, completed=candidate.number)
         self._bar.update(self._task, advance=1, tally=str(self._tally))
 
     def end(self) -> None:
@@ -120,7 +133,8 @@ class Lines:
         self._tally.add(candidate)
         count = candidate.number + 1
         if count % max(1, self._candidates // LINES) == 0 or count == self._candidates:
-            self._print(f"{count}/{self._candidates}: {self._tally}")
+            left = self._tally.left(self._candidates - count)
+            self._print(f"{count}/{self._candidates}: {self._tally}{left}")
 
     def _print(self, text: str) -> None:
         self._console.print(visible_line(text))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from gptailor_merge.composing.arrival import Arrival
 from gptailor_merge.composing.editing import Placed, edited
 from gptailor_merge.composing.output_projections import placed
 from gptailor_merge.methods.arithmetic import apply, name_in_layer
@@ -24,6 +24,10 @@ from gptailor_merge.recipe.plan import SELECT, Operation, Slot
 
 DEFAULT_CACHE_BYTES = 2 * 1024**3
 """Room for computed layers if no other size is given."""
+
+
+BUFFERS = 2
+"""Layers of a family on the host that are on their way at once, or have come and are not asked for yet."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Bank:
 
     Args:
         on_host: keeps the family in host memory (pinned, for a GPU) and moves layers to the device when
-            they are asked for.
+            they are asked for, or beside what computes when they are fetched.
     """
 
     def __init__(
@@ -112,6 +116,10 @@ class Bank:
         self._shared: dict[Slot, Layer] = {}
         self._made: dict[Hashable, _Cached] = {}
         self._outer: dict[tuple[tuple[str, ...], Operation, str], torch.Tensor] = {}
+        self._coming: dict[Hashable, Arrival[Layer]] = {}
+        self._copies: torch.cuda.Stream | None = None
+        if on_host and self.device.type == "cuda":
+            self._copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
 
     def preload(self) -> None:
         """Loads every tensor of the family, so that no candidate waits for the disk."""
@@ -122,6 +130,14 @@ class Bank:
             for index, layer in enumerate(architecture.layers):
                 for inner in layer:
                     self._load(member, f"{architecture.prefix}{index}.{inner}", index)
+
+    def with_empty_cache(self, cache_bytes: int) -> Bank:
+        """Returns a bank of the same loaded tensors that has computed no layer yet."""
+        bank = Bank(
+            self.family, self.precision, device=self.device, on_host=self.on_host, cache_bytes=cache_bytes
+        )
+        bank._loaded, bank._files = self._loaded, self._files
+        return bank
 
     def stored(self, model: str, index: int) -> dict[str, torch.Tensor]:
         """Returns the tensors of a member's layer as they are stored, by their names inside the layer.
@@ -147,15 +163,21 @@ class Bank:
             return self._shared[slot]
         return self._cached_layer(slot, lambda: self._build(slot))
 
+    def fetch(self, slot: Slot) -> None:
+        """Begins to bring a slot's layer to the device, if it comes from the host; `layer` waits for it."""
+        if not self.on_host or slot in self._made or slot in self._coming:
+            return
+        while len(self._coming) >= BUFFERS:
+            del self._coming[next(iter(self._coming))]
+        self._coming[slot] = Arrival(lambda: self._build(slot), self.device, self._copies)
+
     def _cached_layer(self, key: Hashable, make: Callable[[], Layer]) -> Layer:
         """Returns the cached layer of a key; makes and caches it if there is none."""
         cached = self._made.get(key)
         if cached is None:
-            start = time.perf_counter()
-            layer = make()
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            cached = self._made[key] = _Cached(layer, time.perf_counter() - start, 0.0)
+            arrival = self._coming.pop(key, None) or Arrival(make, self.device, None)
+            layer, seconds = arrival.wait()
+            cached = self._made[key] = _Cached(layer, seconds, 0.0)
             self._used_bytes += layer.nbytes
         cached.rank = self._rank + cached.cost / cached.layer.nbytes
         while self._used_bytes > self._cache_bytes and len(self._made) > 1:

@@ -168,7 +168,11 @@ class PrefixWalk:
         return states[-1]
 
 
-def levels(paths: Sequence[Path], step: Callable[[int, int, State], State]) -> Iterator[tuple[int, State]]:
+def levels(
+    paths: Sequence[Path],
+    step: Callable[[int, int, State], State],
+    ahead: Callable[[int, int], None] = lambda position, depth: None,
+) -> Iterator[tuple[int, State]]:
     """Goes down all paths together; yields (position, last state) for each path as soon as it ends.
 
     At each depth equal steps follow each other, so that the layer of a step is fetched once. Paths that
@@ -177,24 +181,36 @@ def levels(paths: Sequence[Path], step: Callable[[int, int, State], State]) -> I
     Args:
         step: (position of a path, depth, state before) -> state after; called once per distinct prefix.
             If it returns None, all paths with this prefix end without a result.
+        ahead: told of each layer, by (position of a path, depth), before the layer in front of it computes.
     """
+    groups = list(_groups(paths))
     states: dict[Path, State] = {(): None}
-    for depth in range(max(map(len, paths), default=0)):
-        running = {path[: depth + 1]: position for position, path in enumerate(paths) if len(path) > depth}
-        by_step: dict[Hashable, list[Path]] = {}
-        for prefix in running:
-            by_step.setdefault(prefix[-1], []).append(prefix)
-        after: dict[Path, State] = {}
-        for prefixes in by_step.values():
-            for prefix in prefixes:
-                if prefix[:-1] in states:
-                    state = step(running[prefix], depth, states[prefix[:-1]])
-                    if state is not None:
-                        after[prefix] = state
-        states = after
+    after: dict[Path, State] = {}
+    for number, (depth, group) in enumerate(groups):
+        for coming_depth, coming in groups[number and number + 1 : number + 2]:
+            ahead(next(iter(coming.values())), coming_depth)
+        for prefix, position in group.items():
+            if prefix[:-1] in states:
+                state = step(position, depth, states[prefix[:-1]])
+                if state is not None:
+                    after[prefix] = state
+        if number + 1 < len(groups) and groups[number + 1][0] == depth:
+            continue
+        states, after = after, {}
         for position, path in enumerate(paths):
             if len(path) == depth + 1 and path in states:
                 yield position, states[path]
+
+
+def _groups(paths: Sequence[Path]) -> Iterator[tuple[int, dict[Path, int]]]:
+    """Yields, depth by depth, the prefixes that end with one step, each with the position of a path."""
+    for depth in range(max(map(len, paths), default=0)):
+        running = {path[: depth + 1]: position for position, path in enumerate(paths) if len(path) > depth}
+        by_step: dict[Hashable, dict[Path, int]] = {}
+        for prefix, position in running.items():
+            by_step.setdefault(prefix[-1], {})[prefix] = position
+        for group in by_step.values():
+            yield depth, group
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from gptailor_merge.healing.lessons import ALONE, Lesson, Lessons
 from gptailor_merge.healing.processes import Processes
 from gptailor_merge.objectives.kl import Reference, kl_divergence
 from gptailor_merge.objectives.protocols import Prediction
-from gptailor_merge.tuning.fitting import time_left
+from gptailor_merge.time_left import time_left
 
 LOOKS = 10
 """The lessons that are held apart are looked at this often, spread evenly over the steps."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -15,6 +15,20 @@ from gptailor_merge.documents import Frozen, explain
 from gptailor_merge.errors import DataError, KeyPath, Problem
 
 Positive = Annotated[int, Field(ge=1)]
+
+
+AUTO: Literal["auto"] = "auto"
+"""Leaves a number to be found on this device."""
+
+
+def _read_batch_tokens(value: Any) -> Any:
+    if value != AUTO and not (type(value) is int and value >= 1):
+        raise ValueError(f"expected a whole number from 1, or auto, found {value!r}")
+    return value
+
+
+AutoSize = Annotated[int | Literal["auto"], BeforeValidator(_read_batch_tokens)]
+"""A size, or auto, which leaves it to be found."""
 
 
 class Section(Frozen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Weights = Mapping[str, float]
 """Objective name -> its weight in the loss."""
@@ -69,6 +69,19 @@ class Score:
 
 Scores = Mapping[str, Mapping[str, Score]]
 """Objective name -> set name -> score."""
+
+
+def with_means(scores: Scores, means: Mapping[str, float]) -> Scores:
+    """Returns scores whose totals have these means; all sets of an objective are moved alike.
+
+    >>> with_means({"kl": {"a": Score(1.0, 1), "b": Score(2.0, 1)}}, {"kl": 1.75})["kl"]["b"].mean
+    2.25
+    """
+    moved = dict(scores)
+    for name, mean in means.items():
+        by = mean - Score.total(list(scores[name].values())).mean
+        moved[name] = {key: replace(score, mean=score.mean + by) for key, score in scores[name].items()}
+    return moved
 
 
 TOTAL = "total"

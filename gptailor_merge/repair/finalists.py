@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Protocol
@@ -31,6 +31,7 @@ from gptailor_merge.search.front import front
 from gptailor_merge.search.judging import verdicts
 from gptailor_merge.search.outcomes import Judgement, candidate_of
 from gptailor_merge.search.settings import SearchSettings
+from gptailor_merge.time_left import StepClock
 
 FIRST_TOKENS = 8192
 """Tokens that tell which finalist is repaired everywhere: their ranks do not change with more."""
@@ -217,12 +218,15 @@ class _Stage:
             repairer = Repairer(workplace.composer, workplace.family, texts, plans, everywhere=everywhere)
         except DataError as error:
             raise ConfigError(Problem(("repair", "data"), str(error))) from None
+        clock, where = StepClock(0, len(left)), "everywhere" if everywhere else "at its cuts"
         for number, (key, candidate) in enumerate(originals.items(), start=1):
             if key in left:
-                where = "everywhere" if everywhere else "at its cuts"
-                workplace.progress(f"repairing recipe {number} of {len(originals)} {where}")
+                time_left = clock.left(list(left).index(key))
+                workplace.progress(f"repairing recipe {number} of {len(originals)} {where}{time_left}")
                 maps = self.directory / key
-                repaired = _repair(repairer, self.judge, candidate, maps)
+                # A repair everywhere takes long enough to be followed from cut to cut.
+                follow = workplace.progress if everywhere else (lambda step: None)
+                repaired = _repair(repairer, self.judge, candidate, maps, follow)
                 # What the base takes is counted once, also where another process does the rest.
                 of_base = repairer.tokens if number == 1 else 0
                 self.log.record_repair(key, replace(repaired, tokens=repaired.tokens + of_base))
@@ -237,11 +241,17 @@ def best_refined(refined: Sequence[Candidate], log: Finished, axes: Sequence[str
     return [point.candidate.digest for point in points if point.candidate.status in REFINED]
 
 
-def _repair(repairer: Repairer, judge: FinalistJudge, original: Candidate, maps: Path) -> Candidate:
+def _repair(
+    repairer: Repairer,
+    judge: FinalistJudge,
+    original: Candidate,
+    maps: Path,
+    progress: Callable[[str], None],
+) -> Candidate:
     """Repairs a finalist, whose maps get a directory, and counts what that took."""
     spent_before, begun = repairer.spent, time.perf_counter()
     make_directory(maps)
-    repaired, _ = repairer.repair(original.plan, maps)
+    repaired, _ = repairer.repair(original.plan, maps, progress)
     seconds = time.perf_counter() - begun
     candidate = judge.judge(original, repaired, maps.parent)
     spent = repairer.spent - spent_before

@@ -24,6 +24,7 @@ from gptailor_merge.repair.cuts import Cut, cuts_of, dense, with_edit
 from gptailor_merge.repair.regression import Climb, Moments
 from gptailor_merge.repair.states import DenseStates
 from gptailor_merge.scoring.passes import Passes
+from gptailor_merge.time_left import StepClock
 
 RIDGES = (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 10.0)
 """Strengths of the ridge that are tried, see repair.regression."""
@@ -127,7 +128,8 @@ class Repairer:
         loss: float | None = None
         repairs: list[CutRepair] = []
         worthwhile = True
-        for cut in cuts:
+        clock = StepClock(0, len(cuts))
+        for number, cut in enumerate(cuts):
             if not (cut.removed or worthwhile):
                 continue
             note = _obstacle(plan, cut, self._family.base.config)
@@ -135,7 +137,8 @@ class Repairer:
                 repairs.append(CutRepair.impossible(cut, note))
                 continue
             missing = f"{len(cut.removed)} layers are" if len(cut.removed) != 1 else "1 layer is"
-            progress(f"repairing behind slot {cut.slot}, where {missing} missing")
+            time_left = clock.left(number)
+            progress(f"repairing behind slot {cut.slot}, where {missing} missing{time_left}")
             moments, check = fitted.moments(plan, cut), held_back.moments(plan, cut)
             if loss is None:
                 self.spent += self.tokens

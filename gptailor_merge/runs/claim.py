@@ -10,6 +10,7 @@ from gptailor_merge.documents import read_yaml
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.files import write_beside
 from gptailor_merge.models.contents import MEMBER
+from gptailor_merge.objectives.config_types import AUTO
 from gptailor_merge.repair_config import FITTED
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.journal import Journal, snapshot
@@ -48,7 +49,10 @@ def claim(config: SearchConfig, directory: Directory, contents: Inputs, *, resum
 
 
 def as_begun(config: SearchConfig, directory: Directory) -> SearchConfig:
-    """Returns the config with how a run recorded that it repairs and tunes, where the config is silent."""
+    """Returns the config with what a run recorded where the config leaves it open.
+
+    That is how it repairs and tunes, and the size of its batches.
+    """
     if not (directory.journal.exists() and directory.config.exists()):
         return config
     begun = SearchConfig.load(directory.config)
@@ -56,7 +60,14 @@ def as_begun(config: SearchConfig, directory: Directory) -> SearchConfig:
     left_open = [key for key in FITTED if key not in repair.model_fields_set]
     repair = repair.model_copy(update={key: getattr(recorded, key) for key in left_open})
     tune = config.tune if config.tune.model_fields_set else begun.tune
-    return config.model_copy(update={"repair": repair, "tune": tune})
+    size = begun.batch_tokens if config.batch_tokens == AUTO else config.batch_tokens
+    return config.model_copy(update={"repair": repair, "tune": tune, "batch_tokens": size})
+
+
+def threads_before(directory: Directory) -> int | None:
+    """Returns the threads that a run has computed with; None where it recorded none."""
+    with snapshot(directory.journal) as journal:
+        return journal.metadata().threads
 
 
 def _check_members(run: Directory, contents: Inputs) -> None:
@@ -84,6 +95,7 @@ def describe(
     baseline: Choice | None,
     inputs: Inputs,
     warnings: tuple[str, ...],
+    threads: int | None,
     on_step: Callable[[str], None],
 ) -> None:
     """Writes what the run is about: a search or one baseline, its objectives, and what scores depend on.
@@ -105,6 +117,11 @@ def describe(
     history = continued(before, candidates, environment())
     if history != begun.history:
         journal.keep_held_out(())  # members are scored again, by what scores the recipes
+    if candidates and begun.threads not in (None, threads):
+        on_step(
+            f"note: from now on {threads} threads compute instead of {begun.threads}; scores may differ from "
+            "those before in their last digits"
+        )
     told = sentences(history)
     for sentence in told if history != begun.history else ():
         on_step(f"note: {sentence}")
@@ -116,6 +133,7 @@ def describe(
             warnings=(*warnings, *told),
             inputs=inputs,
             history=history,
+            threads=threads,
         )
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from gptailor_merge.models.family import Family
 from gptailor_merge.models.stored_values import differences_told
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.repair.finalists import FinalistJudge, drop_files, repair_finalists
-from gptailor_merge.runs.claim import as_begun, claim, describe, versions_at_begin
+from gptailor_merge.runs.claim import as_begun, claim, describe, threads_before, versions_at_begin
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.held_out import score_held_out
 from gptailor_merge.runs.journal import Journal
@@ -30,6 +30,7 @@ from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.stages import stages_in
 from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL, RAY
+from gptailor_merge.scoring.threads import choose_threads, computing_with
 from gptailor_merge.scoring.workplace import BankMode, Job, open_workplace
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate
@@ -87,12 +88,22 @@ def execute(
     with errors_in(file):
         preparation = prepare(config)
     subject = None if baseline is None else baseline.subject(preparation.family, preparation.space)
-    with locked(run.path, advice="wait until it ends, or choose another --out", make=True):
+    with (
+        locked(run.path, advice="wait until it ends, or choose another --out", make=True),
+        ExitStack() as stack,
+    ):
         contents = contents_of(preparation.family.members)
         is_new = claim(config, run, contents, resume=resume)
+        before = None if is_new else threads_before(run)
+        layer_size = preparation.family.layer_sizes[0]
+        threads = choose_threads(
+            device, layer_size, before=before, is_new=is_new, has_workers=executor == RAY
+        )
+        stack.enter_context(computing_with(threads))
         with errors_in(file):
             differences = differences_told(preparation.family, on_step)
             workplace = open_workplace(config, preparation.family, device, bank=bank, progress=on_step)
+            config = workplace.config  # with the size of batches that was found
             settings, measures = settings_for(workplace, preparation.space.sizes), workplace.measures
             job = Job.of(config, device, bank, workers or "auto", address)
             pool = EXECUTORS[executor](job, workplace)
@@ -101,10 +112,9 @@ def execute(
             gates = workplace.gates(pool.executor("gates")) if config.gates else None
         with closing(pool), Journal(run.journal) as journal:
             inputs, warnings = inputs_of(workplace, contents), (*measures.warnings, *differences)
-            describe(journal, run, settings.axes, baseline, inputs, warnings, on_step)
+            describe(journal, run, settings.axes, baseline, inputs, warnings, threads, on_step)
             journal.record_items(measures.items)
-            if not is_new:
-                write_beside(run.config, config.to_yaml(versions_at_begin(run)))
+            write_beside(run.config, config.to_yaml(versions_at_begin(run)))
             if baseline is None:
                 check_healing(workplace)
             on_step("searching" if baseline is None else str(baseline))

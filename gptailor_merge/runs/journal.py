@@ -186,6 +186,10 @@ class Journal:
         """Yields every candidate in the order of proposal."""
         yield from self._read("SELECT * FROM candidates ORDER BY number")
 
+    def candidate(self, number: int) -> Candidate | None:
+        """Returns the candidate of a number; None where there is none."""
+        return next(self._read("SELECT * FROM candidates WHERE number = ?", number), None)
+
     def finished(self) -> Iterator[Candidate]:
         """Yields the candidates of a target size that were scored on everything, then refined ones.
 
@@ -200,9 +204,9 @@ class Journal:
         for status in REFINED:
             yield from (candidate for _, candidate in self._refined(status) if candidate.loss is not None)
 
-    def _read(self, query: str) -> Iterator[Candidate]:
+    def _read(self, query: str, *values: int) -> Iterator[Candidate]:
         with self._explained("read"):
-            for row in self._db.execute(query):
+            for row in self._db.execute(query, values):
                 number, digest, recipe, status, *rest = row
                 yield self._candidate(number, digest, recipe, Status(status), *rest)
 

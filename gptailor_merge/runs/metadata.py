@@ -35,6 +35,7 @@ class Metadata:
         stages: digest of a stage's recipe -> its held-out scores, see stages; None as with gaps.
         inputs: what the scores depend on; None where an early version did not record it.
         history: the versions of the libraries in the course of the run; None as with inputs.
+        threads: the CPU's threads that computed; None on another device, and as with inputs.
     """
 
     baseline: str = ""
@@ -45,6 +46,7 @@ class Metadata:
     stages: Mapping[str, Scores] | None = None
     inputs: Inputs | None = None
     history: History | None = None
+    threads: int | None = None
 
     def to_rows(self) -> dict[str, str]:
         """Returns key -> text as the journal stores them; a fact that is not known yet has no key.
@@ -68,6 +70,8 @@ class Metadata:
             rows["inputs"] = json.dumps(self.inputs)
         if self.history is not None:
             rows["history"] = json.dumps([asdict(period) for period in self.history])
+        if self.threads is not None:
+            rows["threads"] = json.dumps(self.threads)
         return rows
 
     @classmethod
@@ -91,5 +95,6 @@ _STORED: Mapping[str, TypeAdapter[Any]] = {
     "stages": TypeAdapter(dict[str, str]),
     "inputs": TypeAdapter(dict[str, str]),
     "history": TypeAdapter(tuple[Period, ...]),
+    "threads": TypeAdapter(int),
 }
 """Key -> what its JSON text holds."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 
 import torch
 
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.compose import Composer
+from gptailor_merge.composing.heap import HeapTrimmer
 from gptailor_merge.composing.memory import free, is_out_of_memory
 from gptailor_merge.composing.prefixes import PrefixWalk, State, advance, common, levels, path_of, trie_order
 from gptailor_merge.recipe.plan import Plan
@@ -44,6 +45,7 @@ class Evaluator:
         self.seconds = dict.fromkeys(("composing", "forward", "head", "whole", "bookkeeping"), 0.0)
         self._device = composer.device
         self._most_sequences: int | None = None
+        self._heap = HeapTrimmer()
 
     def score(self, plans: Sequence[Plan], race: Race | None = None) -> list[Outcome]:
         """Scores the plans and returns their outcomes in order.
@@ -77,6 +79,8 @@ class Evaluator:
             for runner in order:
                 if runner.runs:
                     self._score_model(rung, runner)
+        with self._clock("bookkeeping"):
+            self._heap.trim()
         return [runner.result for runner in runners]
 
     def _score_model(self, rung: int, runner: _Runner) -> None:
@@ -131,7 +135,11 @@ class Evaluator:
                     sharer.cause = runner.cause
             return None
 
-        for position, state in levels([runner.path for runner in runners], step):
+        def ahead(position: int, depth: int) -> None:
+            with suppress(Exception):  # it fails again where the layer is needed, and counts there
+                self.composer.bank.fetch(runners[position].plan.adapted_slots[depth])
+
+        for position, state in levels([runner.path for runner in runners], step, ahead):
             runner = runners[position]
             with runner.attempt(batch), self._clock("head"):
                 model = self.composer.compose(runner.plan, only=())
@@ -145,7 +153,7 @@ class Evaluator:
             yield
         finally:
             if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+                torch.cuda.current_stream(self._device).synchronize()  # the next layer may be on its way
             self.seconds[part] += time.perf_counter() - begun
 
 

@@ -6,11 +6,12 @@ Whoever scores a rung is told the plans that are left, and nothing of the race.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
-from gptailor_merge.objectives.scores import Scores
+from gptailor_merge.objectives.scores import Scores, with_means
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.passes import Measured, Passes
@@ -76,8 +77,12 @@ def _outcomes(contestants: Sequence[_Contestant], race: Race | None, passes: Pas
     units = {n: c.units(passes, race) for n, c in enumerate(contestants) if c.cause is None}
     finished = {n: u for n, u in units.items() if not contestants[n].dropped}
     dropped = {n: u for n, u in units.items() if contestants[n].dropped}
-    estimates = race.estimates(list(finished.values()), dropped, passes.totals)
-    return [c.outcome(passes, finished.get(n), estimates.get(n)) for n, c in enumerate(contestants)]
+    of_dropped = list(finished.values()), dropped, passes.totals
+    estimates, means = race.estimates(*of_dropped), race.means(*of_dropped)
+    return [
+        c.outcome(passes, finished.get(n), estimates.get(n), means.get(n, {}))
+        for n, c in enumerate(contestants)
+    ]
 
 
 class _Contestant:
@@ -106,11 +111,21 @@ class _Contestant:
 
     def units(self, passes: Passes, race: Race) -> Units:
         """Returns what each unit scored so far adds to the loss."""
-        return passes.units(self._measured, race.weights)
+        return race.units(lambda weights: passes.units(self._measured, weights))
 
-    def outcome(self, passes: Passes, units: Units | None, estimate: float | None) -> Outcome:
-        """Returns the scores, or the failure."""
-        scores = {} if self.cause else passes.scores(self._measured)
+    def outcome(
+        self,
+        passes: Passes,
+        units: Units | None,
+        estimate: float | None,
+        means: Mapping[str, float] = MappingProxyType({}),
+    ) -> Outcome:
+        """Returns the scores, or the failure.
+
+        Args:
+            means: objective -> its estimate, which takes the place of the mean so far.
+        """
+        scores = {} if self.cause else with_means(passes.scores(self._measured), means)
         cause = self.cause or _not_finite(scores)
         if cause:
             return Outcome.failure(cause, self._seconds)

@@ -15,6 +15,7 @@ from gptailor_merge.errors import ConfigError, KeyPath, Problem, errors_at
 from gptailor_merge.objectives.kinds import Context, ObjectiveConfig, PreparedObjective, Purpose
 from gptailor_merge.objectives.protocols import UnitSet
 from gptailor_merge.scoring import fitted_texts
+from gptailor_merge.scoring.batch_size import DEFAULT_BATCH_TOKENS
 from gptailor_merge.scoring.gap import Pair
 from gptailor_merge.scoring.gates import PREFIX
 from gptailor_merge.scoring.passes import Passes
@@ -85,7 +86,11 @@ class _Measure:
 
 
 def measures(
-    config: SearchConfig, tokenizer: PreTrainedTokenizerBase, teachers: Teachers, out_dtype: torch.dtype
+    config: SearchConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    teachers: Teachers,
+    out_dtype: torch.dtype,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
 ) -> Measures:
     """Reads the data and builds all objectives.
 
@@ -93,6 +98,7 @@ def measures(
         tokenizer: the base model's.
         teachers: the dense members.
         out_dtype: dtype of the written model.
+        batch_tokens: see batches.layout.
 
     Raises:
         ConfigError: data or tasks that are wrong, a test split that is searched on without leave, or
@@ -136,8 +142,7 @@ def measures(
     check_ids([s for s in sources if isinstance(s, TokenSet)], base.vocabulary_size, base.model)
     prepared = {**searching, "held_out": reporting}
     passes = {
-        name: _passes(name, section, context.device, config.batch_tokens)
-        for name, section in prepared.items()
+        name: _passes(name, section, context.device, batch_tokens) for name, section in prepared.items()
     }
     return Measures(
         searched=passes["objectives"],

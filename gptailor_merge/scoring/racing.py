@@ -15,7 +15,7 @@ of a set are scored, s² is taken as no less than the mean square of the differe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,11 +57,19 @@ class Race:
     incumbents: tuple[Units, ...] = ()
     certainty: float = CERTAINTY
 
+    def units(self, of: Callable[[Weights], Units]) -> Units:
+        """Returns what the race compares of a candidate.
+
+        Args:
+            of: weights of objectives -> what each unit of the candidate adds to their weighted sum.
+        """
+        return of(self.weights)
+
     def hopeless(self, running: Sequence[Units], totals: Totals) -> list[bool]:
         """Tells for each candidate whether `keep` others, incumbents included, are better beyond doubt."""
         if not running:
             return []
-        contenders = [*running, *(_cut(incumbent, running[0]) for incumbent in self.incumbents)]
+        contenders = [*running, *(cut_like(incumbent, running[0]) for incumbent in self.incumbents)]
         difference, variance = compare(contenders, totals)
         with np.errstate(invalid="ignore"):
             beaten = difference > self.certainty * np.sqrt(variance)
@@ -81,15 +89,21 @@ class Race:
         """
         complete = [units for units in (*finished, *self.incumbents) if not np.isnan(loss_of(units))]
         if not complete:
-            return {key: _extrapolated(units, totals) for key, units in dropped.items()}
+            return {key: extrapolated(units, totals) for key, units in dropped.items()}
         losses = sorted(loss_of(units) for units in complete)
         least = losses[min(self.keep, len(losses)) - 1]
         best = min(complete, key=loss_of)
         estimates = {}
         for key, units in dropped.items():
-            difference, _ = compare([units, _cut(best, units)], totals)
+            difference, _ = compare([units, cut_like(best, units)], totals)
             estimates[key] = max(least, losses[0] + float(difference[0, 1]))
         return estimates
+
+    def means(
+        self, finished: Sequence[Units], dropped: Mapping[int, Units], totals: Totals
+    ) -> Mapping[int, Mapping[str, float]]:
+        """Estimates each objective of dropped candidates, where the race looks at them one by one."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -98,7 +112,7 @@ class Selection(Race):
 
     def hopeless(self, running: Sequence[Units], totals: Totals) -> list[bool]:
         """Tells for each candidate whether `keep` others are better so far."""
-        losses = [_extrapolated(units, totals) for units in running]
+        losses = [extrapolated(units, totals) for units in running]
         order = sorted(range(len(losses)), key=lambda n: (math.isnan(losses[n]), losses[n], n))
         stay = set(order[: self.keep])
         return [number not in stay for number in range(len(losses))]
@@ -146,10 +160,11 @@ def _mean_square(values: NDArray[np.float64]) -> float:
     return 2 * float(finite.var(axis=0, ddof=1).mean()) if len(finite) > 1 else np.inf
 
 
-def _extrapolated(units: Units, totals: Totals) -> float:
+def extrapolated(units: Units, totals: Totals) -> float:
+    """Returns the loss that a candidate has if its further units are like those so far."""
     return float(sum(totals[digest] * values.mean() for digest, values in units.items()))
 
 
-def _cut(units: Units, like: Units) -> Units:
+def cut_like(units: Units, like: Units) -> Units:
     """Returns the first units of each set, as many as `like` has."""
     return {digest: units[digest][: len(values)] for digest, values in like.items()}

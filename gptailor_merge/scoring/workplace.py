@@ -15,13 +15,13 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.models.devices import compute_dtype, stored_dtype
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_tokenizer
-from gptailor_merge.objectives.scores import Scores
+from gptailor_merge.scoring.batch_size import batch_tokens
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.executor import Executor
 from gptailor_merge.scoring.gates import Gates
 from gptailor_merge.scoring.hidden_states import HiddenStates
 from gptailor_merge.scoring.measures import Measures, measures
-from gptailor_merge.scoring.passes import Passes
+from gptailor_merge.scoring.passes import Measured, Passes
 from gptailor_merge.scoring.teachers import Teachers
 
 BankMode = Literal["device", "host", "auto"]
@@ -44,8 +44,9 @@ class Workplace:
     and nothing is repaired, they never are.
 
     Attributes:
+        config: the search config, with the size of batches that was found on this device.
         measures: the objectives of each section, with their batches on the device.
-        base_scores: the base model's scores on the gates; empty without gates.
+        base_measured: the units that the base model has on the gates; empty without gates.
         compute: the dtype of forward passes.
         progress: told of each step that takes long.
     """
@@ -55,7 +56,7 @@ class Workplace:
     device: torch.device
     bank: BankMode
     measures: Measures
-    base_scores: Scores
+    base_measured: Measured
     compute: torch.dtype
     progress: Callable[[str], None]
 
@@ -90,7 +91,10 @@ class Workplace:
             executor: scores plans on that section, in this process or elsewhere.
         """
         names = tuple(objective.name for objective in self.measures.gates.objectives)
-        return Gates(executor, names, self.config.gates, self.base_scores)
+        racing = self.config.search.racing is not False
+        passes = self.measures.gates
+        of_base = passes.scores(self.base_measured)
+        return Gates(executor, names, self.config.gates, of_base, self.base_measured, passes, racing)
 
 
 @dataclass(frozen=True)
@@ -154,10 +158,12 @@ def open_workplace(
     tokenizer = load_tokenizer(family.base.directory)
     progress("building the calibration set")
     teachers = Teachers(family, device, compute)
-    measured = measures(config, tokenizer, teachers, getattr(torch, out_dtype))
-    base_scores = measured.gates.score(teachers.model("base")) if config.gates else {}
+    size = batch_tokens(config, family, teachers, compute)
+    config = config.model_copy(update={"batch_tokens": size})
+    measured = measures(config, tokenizer, teachers, getattr(torch, out_dtype), size)
+    of_base = measured.gates.measure_alone(teachers.model("base")) if config.gates else {}
     teachers.release()
-    return Workplace(config, family, device, bank, measured, base_scores, compute, progress)
+    return Workplace(config, family, device, bank, measured, of_base, compute, progress)
 
 
 def composer(

@@ -43,10 +43,10 @@ class Candidate:
     """A proposed plan together with what became of it.
 
     A `probe` is scored like any other candidate, but is not of the target size: it tells where to start.
-    A `dropped` one left a race: its scores are over the tokens that it was scored on, its loss is
-    the estimate that the optimiser was told. A `gated` one breaks a bound: it has no loss, and no scores but
-    those of the gates. A `repaired`, `tuned` or `healed` one has the
-    number of the candidate that it was made from.
+    A `dropped` one left a race: its scores are over the tokens that it was scored on, or estimates where a
+    front is sought, its loss is the estimate that the optimiser was told. A `gated` one breaks a bound: it
+    has no loss, and no scores but those of the gates. A `repaired`, `tuned` or `healed` one has the number of
+    the candidate that it was made from.
 
     Attributes:
         recipe: the plan as a recipe in YAML, as the journal keeps it.
@@ -55,6 +55,7 @@ class Candidate:
         tokens: tokens that it was scored on.
         directory: the one that the recipe names its maps from; None where it names none.
         resolved: the plan, where the recipe was written from it; else `plan` reads the recipe once.
+        replayed: True where a search that goes on took it from the journal.
     """
 
     number: int
@@ -70,6 +71,7 @@ class Candidate:
     seconds: float = 0.0
     directory: Path | None = field(default=None, compare=False, repr=False)
     resolved: Plan | None = field(default=None, compare=False, repr=False)
+    replayed: bool = field(default=False, compare=False, repr=False)
 
     @property
     def failed(self) -> bool:
@@ -117,6 +119,9 @@ class Log(Protocol):
 
     def candidates(self) -> Iterator[Candidate]:
         """Yields every candidate in the order of proposal."""
+
+    def candidate(self, number: int) -> Candidate | None:
+        """Returns the candidate of a number; None where there is none."""
 
     def record(self, candidates: Sequence[Candidate]) -> None:
         """Writes finished candidates, all or none."""

@@ -74,9 +74,9 @@ def search(
         seed=settings.seed,
         axes=settings.axes,
     )
-    if settings.racing and not settings.axes and optimizer.keeps is None:
+    if settings.racing and optimizer.keeps is None:
         raise cannot_race(settings.optimizer)
-    keep = None if settings.racing is False or settings.axes else optimizer.keeps
+    keep = None if settings.racing is False else optimizer.keeps
     warm_plans = warm_start(space, runner, settings, warm, hidden)
     rng = np.random.RandomState(settings.seed)
     optimizer.suggest(first_generation(space, warm_plans, settings.population, rng, start))
@@ -126,8 +126,8 @@ def _runner(
     gate: Gate | None,
     on_candidate: OnCandidate,
 ) -> RememberingRunner:
-    ledger = Ledger(journal, settings.fingerprint)
-    judge = Judge(executor, gate, space.sizes, settings.weights)
+    ledger = Ledger(journal, settings.fingerprint, settings.axes)
+    judge = Judge(executor, gate, space.sizes, settings.weights, settings.axes)
     return RememberingRunner(space, ledger, judge, settings, on_candidate)
 
 

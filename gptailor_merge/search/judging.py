@@ -13,10 +13,15 @@ from typing import Protocol
 
 from gptailor_merge.objectives.scores import Scores, Weights
 from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.scoring.axis_races import DOMINATORS, FrontRace
 from gptailor_merge.scoring.executor import Executor, Outcome
 from gptailor_merge.scoring.racing import Race, Units
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.outcomes import Judgement
+
+MOST_OF_FRONT = 64
+"""Most candidates of the front that new ones are raced against; their units stay in memory."""
+
 
 Incumbents = Callable[[int], Sequence[Candidate]]
 """Returns the best candidates so far, this many at most."""
@@ -36,15 +41,21 @@ class Judge:
     """Judges the plans of a generation that are new."""
 
     def __init__(
-        self, executor: Executor, gate: Gate | None, sizes: Collection[int], weights: Weights
+        self,
+        executor: Executor,
+        gate: Gate | None,
+        sizes: Collection[int],
+        weights: Weights,
+        axes: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
             sizes: the target sizes; plans of other sizes are probes, which no gate judges.
             weights: of the objectives in the loss.
+            axes: the objectives of which a front is sought; none where the loss is minimised.
         """
         self._executor, self._gate = executor, gate
-        self._sizes, self._weights = sizes, weights
+        self._sizes, self._weights, self._axes = sizes, weights, axes
         self._units: dict[str, Units] = {}
 
     def judge(
@@ -55,7 +66,7 @@ class Judge:
         Args:
             plans: with distinct digests.
             keep: the number of best candidates to race for, incumbents included, or the race itself; None
-                scores every plan to the end.
+                scores every plan to the end. A front is raced for whatever the number is.
         """
         judged = {plan.digest: Judgement() for plan in plans} | self._verdicts(plans)
         passing = [plan for plan in plans if judged[plan.digest].passes]
@@ -81,8 +92,13 @@ class Judge:
             return self._executor.score(plans)
         if isinstance(keep, Race):
             return self._raced(plans, keep)
-        units = self._units_of(incumbents(keep))
-        return self._raced(plans, Race(keep, self._weights, tuple(units)))
+        units = self._units_of(incumbents(MOST_OF_FRONT if self._axes else keep))
+        return self._raced(plans, self._race(DOMINATORS if self._axes else keep, tuple(units)))
+
+    def _race(self, keep: int, incumbents: tuple[Units, ...] = ()) -> Race:
+        if self._axes:
+            return FrontRace(keep, self._weights, incumbents, axes=self._axes)
+        return Race(keep, self._weights, incumbents)
 
     def _raced(self, plans: Sequence[Plan], race: Race) -> Sequence[Outcome]:
         outcomes = self._executor.score(plans, race)
@@ -95,7 +111,7 @@ class Judge:
         """Returns the units of incumbents; after a resumption they are scored again."""
         unknown = [candidate.plan for candidate in incumbents if candidate.digest not in self._units]
         if unknown:
-            self._raced(unknown, Race(len(unknown), self._weights))
+            self._raced(unknown, self._race(len(unknown)))
         # The units of all others are forgotten: they are many numbers, and no race needs them.
         digests = [candidate.digest for candidate in incumbents if candidate.digest in self._units]
         self._units = {digest: self._units[digest] for digest in digests}

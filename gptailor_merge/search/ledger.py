@@ -1,17 +1,21 @@
 """Remembers every candidate of a search, by number and by digest, also across a resumption.
 
 A resumed search proposes the same again. Candidates that the journal knows are answered from it; no pickled
-state is stored or trusted.
+state is stored or trusted. Of each candidate only its number and its loss stay in memory, so that a search of
+many thousands takes no more of it than a short one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from heapq import nsmallest
 from pathlib import Path
 
 from gptailor_merge.errors import SearchError
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.search.candidates import Candidate, Log, Status
+from gptailor_merge.search.front import dominates, losses
 from gptailor_merge.search.outcomes import duplicate_of
 
 CandidateMaker = Callable[[int, Plan], Candidate]
@@ -25,15 +29,17 @@ class Ledger:
         count: candidates so far.
     """
 
-    def __init__(self, journal: Log, fingerprint: str) -> None:
+    def __init__(self, journal: Log, fingerprint: str, axes: Sequence[str] = ()) -> None:
         """
         Args:
             fingerprint: of the objectives that the search scores on.
+            axes: the objectives of which a front is sought; none where the loss is minimised.
         """
         self.count = 0
-        self._journal, self._fingerprint = journal, fingerprint
-        self._known = {candidate.number: candidate for candidate in journal.candidates()}
-        self._by_digest: dict[str, Candidate] = {}
+        self._journal, self._fingerprint, self._axes = journal, fingerprint, axes
+        self._numbers: dict[str, int] = {}  # digest -> number of the first candidate that was scored
+        self._finished: list[tuple[float, int]] = []  # loss and number of what was scored on everything
+        self._front: dict[tuple[float, ...], int] = {}  # losses -> number, where a front is sought
 
     @property
     def file(self) -> Path:
@@ -42,20 +48,23 @@ class Ledger:
 
     def known(self, number: int) -> Candidate | None:
         """Returns a candidate of the run that is resumed; None where it had not come so far."""
-        return self._known.get(number)
+        return self._journal.candidate(number)
 
     def original(self, digest: str) -> Candidate | None:
         """Returns the first candidate of a digest that was scored."""
-        return self._by_digest.get(digest)
+        number = self._numbers.get(digest)
+        return None if number is None else self._journal.candidate(number)
 
     def best(self, count: int) -> list[Candidate]:
-        """Returns the best candidates of a target size that were scored on everything."""
-        scored = [
-            (candidate.loss, candidate.number, candidate)
-            for candidate in self._by_digest.values()
-            if candidate.status == Status.SCORED and candidate.loss is not None
-        ]
-        return [candidate for _, _, candidate in sorted(scored, key=lambda entry: entry[:2])[:count]]
+        """Returns the best candidates of a target size that were scored on everything.
+
+        Where a front is sought, they are those that have been on it for longest.
+        """
+        numbers = [number for _, number in nsmallest(count, self._finished)]
+        if self._axes:
+            numbers = sorted(self._front.values())[:count]
+        best = (self._journal.candidate(number) for number in numbers)
+        return [candidate for candidate in best if candidate is not None]
 
     def unknown(self, plans: Sequence[Plan]) -> list[Plan]:
         """Returns those of the next plans that must be computed, each once.
@@ -64,10 +73,11 @@ class Ledger:
             SearchError: the journal is another search's.
         """
         unknown: dict[str, Plan] = {}
-        earlier = set(self._by_digest)
+        earlier = set(self._numbers)
         for number, plan in enumerate(plans, start=self.count):
-            if number in self._known:
-                self._check(self._known[number], plan)
+            candidate = self.known(number)
+            if candidate is not None:
+                self._check(candidate, plan)
                 earlier.add(plan.digest)
             elif plan.digest not in earlier:
                 unknown.setdefault(plan.digest, plan)
@@ -79,20 +89,36 @@ class Ledger:
         Args:
             candidate_for: is asked for each of the plans that `unknown` returned.
         """
-        candidates, new = [], []
+        candidates, new, first = [], [], dict[str, Candidate]()
         for number, plan in enumerate(plans, start=self.count):
-            candidate = self._known.get(number)
+            candidate = self.known(number)
+            is_known = candidate is not None
             if candidate is None:
-                original = self._by_digest.get(plan.digest)
+                original = first.get(plan.digest) or self.original(plan.digest)
                 candidate = (
                     candidate_for(number, plan) if original is None else duplicate_of(number, original)
                 )
                 new.append(candidate)
-            self._by_digest.setdefault(plan.digest, candidate)
+            candidate = replace(candidate, resolved=plan, replayed=is_known)
+            first.setdefault(plan.digest, candidate)
             candidates.append(candidate)
         self._journal.record(new)
+        for candidate in candidates:
+            is_first = self._numbers.setdefault(candidate.digest, candidate.number) == candidate.number
+            if is_first and candidate.status == Status.SCORED and candidate.loss is not None:
+                self._finish(candidate, candidate.loss)
         self.count += len(candidates)
         return candidates
+
+    def _finish(self, candidate: Candidate, loss: float) -> None:
+        """Notes a candidate of a target size that was scored on everything."""
+        if not self._axes:
+            self._finished.append((loss, candidate.number))
+            return
+        own = losses(candidate.scores, self._axes)
+        if not any(known == own or dominates(known, own) for known in self._front):
+            self._front = {known: n for known, n in self._front.items() if not dominates(own, known)}
+            self._front[own] = candidate.number
 
     def enter_measured(self, plan: Plan, candidate_for: CandidateMaker) -> Candidate:
         """Returns the next candidate, a model on which something else than the objectives is measured.
@@ -102,9 +128,10 @@ class Ledger:
         Raises:
             SearchError: the journal is another search's.
         """
-        candidate = self._known.get(self.count)
+        candidate = self.known(self.count)
         if candidate is not None:
             self._check(candidate, plan)
+            candidate = replace(candidate, replayed=True)
         else:
             candidate = candidate_for(self.count, plan)
             self._journal.record([candidate])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from gptailor_merge.objectives.protocols import (
 from gptailor_merge.objectives.scores import Weights
 from gptailor_merge.scoring.passes import Passes, Values, rows_of
 from gptailor_merge.search.outcomes import loss
+from gptailor_merge.time_left import StepClock
 from gptailor_merge.tuning.checkpoint import Checkpoint
 from gptailor_merge.tuning.tunable_model import TunableModel
 
@@ -87,7 +87,7 @@ def fit(
     progress(f"tuning {numbers}, at most {steps} steps: loss {course.best:.4f}")
     objectives = [o for o in fitted.objectives if not isinstance(o, ModelObjective)]
     interval = max(1, steps // CHECKS)
-    clock = _Clock(course.step, steps)
+    clock = StepClock(course.step, steps)
     while course.step < steps:
         batches = fitted.rungs[course.step % len(fitted.rungs)]
         course.tokens += _differentiate(model, objectives, batches, weights)
@@ -188,27 +188,6 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 _NUMBERS = ("step", "best_step", "_waited", "tokens", "before", "best")
 """The numbers of a course that a file holds."""
-
-
-class _Clock:
-    """Estimates how long the steps that are left take."""
-
-    def __init__(self, step: int, steps: int) -> None:
-        self._begun, self._step, self._steps = time.monotonic(), step, steps
-
-    def left(self, step: int) -> str:
-        """Says about how long, or nothing where no step is left."""
-        seconds = (time.monotonic() - self._begun) / (step - self._step) * (self._steps - step)
-        return time_left(seconds) if step < self._steps else ""
-
-
-def time_left(seconds: float) -> str:
-    """Says about how long is left, as the end of a clause.
-
-    >>> time_left(99), time_left(150)
-    (', about 99 s left', ', about 2 min left')
-    """
-    return f", about {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'} left"
 
 
 def _parameters(model: TunableModel) -> list[torch.nn.Parameter]:

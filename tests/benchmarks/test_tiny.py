@@ -18,7 +18,10 @@ import typer
 from typer.testing import CliRunner, Result
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-HELPERS = ("common", "paper_search", "quality_bench", "quality_methods", "quality_report", "treatment")
+HELPERS = (
+    *("bounded", "common", "engine_arms", "engine_setup", "gpu_engine", "gpu_parts", "paper_search"),
+    *("quality_bench", "quality_methods", "quality_report", "treatment"),
+)
 """Modules that are no program."""
 
 DOMAINS = ("stories", "encyclopedia", "maths", "code")
@@ -165,7 +168,8 @@ def test_a_family_of_adapters_is_measured_on_texts_beside_it(tmp_path: Path) -> 
 def test_what_one_gpu_measures_is_tried_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part has a bound; one that reaches it, or fails, leaves what it has to the file."""
     gpu = importlib.import_module("gpu")
-    assert sum(part.seconds for part in gpu.PARTS) <= 480
+    unnamed, named = ([p for p in gpu.PARTS if p.only_if_named is only] for only in (False, True))
+    assert all(sum(part.seconds for part in parts) <= 480 for parts in (unnamed, named))
 
     def endless(subject: Any, note: Any) -> None:
         note({"rounds": {"first": 1}})
@@ -176,7 +180,7 @@ def test_what_one_gpu_measures_is_tried_on_the_cpu(tmp_path: Path, monkeypatch: 
     def failing(subject: Any, note: Any) -> None:
         raise ValueError("no such kernel")
 
-    parts = (gpu.Part("endless", 0.5, endless), *gpu.PARTS, gpu.Part("failing", 9, failing))
+    parts = (gpu.Part("endless", 0.5, endless), *unnamed, gpu.Part("failing", 9, failing))
     monkeypatch.setattr(gpu, "PARTS", parts)
     file = tmp_path / "figures.json"
     done = run("gpu", "--json", file, exit_code=1)
@@ -195,6 +199,45 @@ def test_what_one_gpu_measures_is_tried_on_the_cpu(tmp_path: Path, monkeypatch: 
         assert "tuned" in job["default search"]
         assert "tuned" in job["one merge + ShortGPT"]
     assert "4 layers, 2 seeds" in done.stdout
+
+
+def test_parts_that_measure_the_engine_run_where_they_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    names = ("engine-7b", "host-bank", "search-135m", "equal")
+    run("gpu", "--json", file, *(argument for name in names for argument in ("--part", name)))
+    figure_of = figures(file)
+    assert [figure_of[name]["ended"] for name in names] == ["whole"] * 4
+    generation = figure_of["engine-7b"]["results"]["generation"]
+    assert set(generation["arms"]) == {"disk", "rebuild", "plain", "ours", "racing"}
+    assert generation["largest_relative_difference"] < 1e-6
+    assert 0 < generation["limit"]["flops"] < 1
+    assert figure_of["host-bank"]["results"]["losses"] == {"equal": True, "apart": 0.0}
+    ways = figure_of["equal"]["results"]
+    assert all(ways[name]["equal"] for name in ("again", "one by one", "raced", "streamed"))
+
+
+def test_an_arm_that_reaches_its_bound_leaves_the_others_their_time() -> None:
+    bounded = importlib.import_module("bounded").bounded
+    reached: list[bool] = []
+    with bounded(0.3) as whole:
+        for _ in range(99):
+            with bounded(0.05) as arm:
+                time.sleep(5)
+            reached.append(arm.reached)
+        reached.append(False)
+    assert whole.reached
+    assert all(reached)
+    assert 1 <= len(reached) <= 6
+    with bounded(60) as ample:
+        pass
+    assert not ample.reached
+
+
+def test_memory_is_read_in_the_course_of_a_search(tmp_path: Path) -> None:
+    run("memory", "--json", tmp_path / "figures.json")
+    report = figures(tmp_path / "figures.json")
+    assert [reading["candidates"] for reading in report["readings"]] == [8, 16]
+    assert report["ended"] == "whole"
 
 
 def test_merges_at_full_size_are_compared(tmp_path: Path) -> None:

@@ -114,6 +114,19 @@ def test_a_path_that_failed_ends_and_the_others_go_on() -> None:
     assert dict(levels(made, step)) == {1: "ax", 3: "dbc"}
 
 
+def test_each_layer_is_announced_while_the_one_before_computes() -> None:
+    told: list[str] = []
+
+    def step(position: int, depth: int, before: Any) -> Any:
+        told.append(f"{made[position][depth]}{depth}")
+        return True
+
+    made: list[Any] = [("a", "b"), ("a", "c"), ("d", "b", "e")]
+    ended = levels(made, step, lambda position, depth: told.append(f"-> {made[position][depth]}{depth}"))
+    assert [position for position, _ in ended] == [0, 1, 2]
+    assert told == ["-> a0", "-> d0", "a0", "-> b1", "d0", "-> c1", "b1", "b1", "-> e2", "c1", "e2"]
+
+
 def test_a_failing_model_leaves_the_path_sound(
     generation: tuple[Composer, list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,10 +154,10 @@ def test_what_is_repaired_is_not_repaired_again_unless_its_maps_are_lost(tmp_pat
         str(f.relative_to(tmp_path / "original")) for f in (tmp_path / "original").rglob("*.safetensors")
     }
     assert kept == {*originals, "repair/mine/repair-1.safetensors"}
-    assert not [step for step in told if step.startswith("repairing")]
+    assert not [step for step in told if step.startswith("repairing recipe")]
     shutil.rmtree(made.repairs)
     lost = run(settings, tmp_path, resume=True, on_step=told.append)[1]
-    assert len([step for step in told if step.startswith("repairing")]) == 1
+    assert len([step for step in told if step.startswith("repairing recipe")]) == 1
     assert (lost.digest, lost.loss) == (summary.digest, summary.loss)
     assert all((made.path / file).is_file() for file in map_files(Recipe.load(made.best)))
     # A run that was killed after one repair comes to the same.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,26 @@ def test_moved_runs_find_their_maps_and_keep_what_the_user_put_there(home: Path,
     resume(home, run)
     assert [file.read_text() for file in mine] == ["mine"] * 3
     assert not half.exists()
+
+
+def test_a_run_keeps_the_size_of_its_batches_and_its_threads(
+    home: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config that leaves the size open goes on with the one that was found when the run was begun."""
+    assert SearchConfig.load(run.config).batch_tokens == 4096
+    with Journal(run.journal) as journal:
+        threads = journal.metadata().threads
+    assert threads is not None
+    recorded = yaml.safe_load(run.config.read_text())
+    run.config.write_text(yaml.safe_dump({**recorded, "batch_tokens": 32}))
+    steps = resume(home, run)
+    assert not [step for step in steps if "threads" in step]
+    assert SearchConfig.load(run.config).batch_tokens == 32
+    config = SearchConfig.load(home / "search.yml").model_copy(update={"batch_tokens": 64})
+    with pytest.raises(ConfigError, match="begun with another config; batch_tokens differ"):
+        execute(config, run, torch.device("cpu"), resume=True)
+    with Journal(run.journal) as journal:
+        journal.describe(replace(journal.metadata(), threads=threads + 1))
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    (note,) = (step for step in resume(home, run) if "threads" in step)
+    assert note.startswith(f"note: from now on {torch.get_num_threads()} threads compute instead of")

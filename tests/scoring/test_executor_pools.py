@@ -105,7 +105,7 @@ def test_the_family_is_loaded_only_where_it_is_needed(tmp_path: Path) -> None:
     steps: list[str] = []
     workplace = tiny_job(tmp_path).open(steps.append)
     hidden = workplace.hidden
-    assert workplace.base_scores
+    assert workplace.base_measured
     assert steps == ["building the calibration set"]
     hidden.block_influence(tiny_plans(Job.of(workplace.config, workplace.device))[0])
     assert steps == ["building the calibration set", "loading the family"]

@@ -17,7 +17,7 @@ import pytest
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError, SearchError
 from gptailor_merge.models.devices import pick_device
-from gptailor_merge.objectives.scores import Score
+from gptailor_merge.objectives.scores import Score, with_means
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -29,7 +29,7 @@ from gptailor_merge.scoring.racing import Race
 from gptailor_merge.search.baselines.best_merge import BestMerge
 from gptailor_merge.search.baselines.lazy_greedy import LazyGreedy
 from gptailor_merge.search.driver import search
-from gptailor_merge.search.front import front
+from gptailor_merge.search.front import dominates, front, losses
 from gptailor_merge.search.optimizers import registry as optimizers
 from gptailor_merge.search.outcomes import loss
 from gptailor_merge.search.settings import SearchSettings
@@ -269,8 +269,8 @@ class ManyScorer(FakeScorer):
         return super().value(made) - 2 * len(made.slots)
 
     def score(self, plans: Sequence[Plan], race: Race | None = None) -> Sequence[Outcome]:
-        assert race is None
-        return [
+        """Half of the tokens are scored when candidates leave a race."""
+        outcomes = [
             outcome
             if outcome.cause
             else replace(
@@ -279,6 +279,32 @@ class ManyScorer(FakeScorer):
             )
             for made, outcome in zip(plans, super().score(plans), strict=True)
         ]
+        self.races[-1] = race
+        if race is None:
+            return outcomes
+        totals = {"t": 100, "model": 1}
+        units = {
+            n: race.units(
+                lambda weights, made=made: (
+                    {"t": np.full(100, self.value(made) / 100)}
+                    if "kl" in weights
+                    else {"model": np.array([float(len(made.slots))])}
+                )
+            )
+            for n, made in enumerate(plans)
+            if not outcomes[n].cause
+        }
+        halves = {
+            n: {key: v[: max(1, len(v) // 2)] for key, v in whole.items()} for n, whole in units.items()
+        }
+        leave = race.hopeless(list(halves.values()), totals)
+        dropped = {n: halves[n] for n, leaves in zip(halves, leave, strict=True) if leaves}
+        for n, by_axis in race.means([units[n] for n in units.keys() - dropped], dropped, totals).items():
+            scores = with_means(outcomes[n].scores, by_axis)
+            outcomes[n] = replace(outcomes[n], tokens=64, scores=scores, estimate=by_axis["kl"])
+        for n in units.keys() - dropped:
+            outcomes[n] = replace(outcomes[n], units=units[n])
+        return outcomes
 
 
 FRONT = replace(SETTINGS, axes=("kl", "size"), budget=80, population=16)
@@ -300,6 +326,13 @@ def test_a_resumed_search_for_a_front_ends_as_an_undisturbed_one(tmp_path: Path)
     with Journal(tmp_path / "one.db") as journal:
         search(made, ManyScorer(), journal, FRONT)
         undisturbed = rows(journal)
+        points = front(journal.finished(), FRONT.axes)
+        dropped = [c for c in journal.candidates() if c.status == "dropped"]
+    assert dropped
+    for candidate in dropped:
+        own = losses(candidate.scores, FRONT.axes)
+        assert any(dominates(point.losses, own) for point in points)
+        assert candidate.tokens == 64
     with Journal(tmp_path / "two.db") as journal:
         search(made, ManyScorer(), journal, replace(FRONT, budget=72))
         search(made, ManyScorer(), journal, FRONT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,19 @@ def test_a_resumed_ledger_answers_from_the_journal(tmp_path: Path) -> None:
     assert after[:2] == before
     assert [candidate.status for candidate in after[2:]] == ["duplicate", "scored"]
     assert [candidate.plan for candidate in after] == [FIRST, SECOND, FIRST, THIRD]
+    assert [candidate.replayed for candidate in after] == [True, True, False, False]
+
+
+def test_candidates_stay_on_the_disk(tmp_path: Path) -> None:
+    """A search of many thousands takes no more memory than a short one."""
+    with Journal(tmp_path / "j.db") as journal:
+        ledger = Ledger(journal, "f")
+        kept = [weakref.ref(candidate) for candidate in ledger.enter([FIRST, SECOND], scored)]
+        gc.collect()
+        assert [reference() for reference in kept] == [None, None]
+        original = ledger.original(SECOND.digest)
+        assert original is not None
+        assert (original.number, original.loss, original.plan) == (1, 1.0, SECOND)
 
 
 def test_what_another_search_proposed_is_refused(tmp_path: Path) -> None:

@@ -101,3 +101,14 @@ def test_an_optimizer_that_proposes_nothing_stops_the_search(tmp_path: Path) -> 
 def test_our_default_is_the_first_of_all() -> None:
     assert next(iter(OPTIMIZERS)) == DEFAULT
     assert len(OPTIMIZERS) > 100
+
+
+@pytest.mark.parametrize("axes", [(), ("a", "b")])
+def test_the_default_keeps_no_points_but_its_parents(axes: tuple[str, ...]) -> None:
+    optimizer = create(DEFAULT, SPACES["all"], budget=40, population=8, seed=3, axes=axes)
+    for proposal in [*optimizer.ask(8), *optimizer.ask(8), *optimizer.ask(8)]:
+        optimizer.tell(proposal, [1.0] * max(1, len(axes)))
+    inner = optimizer._optimizer
+    assert len(inner.archive) == 0
+    assert inner._hypervolume_pareto is None
+    assert len(inner._population) == (8 if axes else 2)

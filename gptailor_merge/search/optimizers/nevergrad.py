@@ -43,8 +43,11 @@ def create(
     except ValueError as error:
         message = f"{name}: {error}; set search.population to 1"
         raise ConfigError(Problem(("search", "optimizer"), message)) from None
+    if name == DEFAULT:
+        optimizer.forget_what_is_told()
     if name == DEFAULT and axes:
         optimizer.rank_by_dominance()
+        optimizer.keeps = population
     return optimizer
 
 
@@ -87,7 +90,13 @@ class NevergradOptimizer:
     def rank_by_dominance(self) -> None:
         """Selects the survivors of a generation by `rank`."""
         self._optimizer._rank_method = rank
-        self._optimizer._no_hypervolume = True  # which nothing here looks at, and which takes time
+        # Nothing here looks at nevergrad's own front and its volume: one keeps every point, one takes time.
+        self._optimizer._no_hypervolume = True
+        self._optimizer._preprocess_multiobjective = lambda candidate: 0.0
+
+    def forget_what_is_told(self) -> None:
+        """Keeps no archive of points; an evolution strategy has its parents and looks at nothing else."""
+        self._optimizer.pruning = lambda archive: type(archive)()
 
     def suggest(self, points: Sequence[Point]) -> None:
         """See Optimizer.suggest; nevergrad takes the last suggestion first."""

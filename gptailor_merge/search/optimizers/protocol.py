@@ -34,6 +34,7 @@ class Optimizer(Protocol):
         """The number of best candidates that it goes on with.
 
         A generation is raced for these: the losses of the others may be estimates, but are never as good.
+        Where a front is sought, those of candidates that others dominate may be estimates.
         None where every loss counts, so that nothing can be raced.
         """
 
