@@ -61,7 +61,11 @@ def test_a_gpu_has_room_for_what_it_is_given(family: dict[str, str], monkeypatch
     size, gpu = family_bytes(loaded, torch.bfloat16), torch.device("cuda")
     assert size == 3 * 2 * loaded.parameters(range(5))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    for share, on_host, cache in ((2.0, False, size // 2), (1.25, True, int(1.25 * size) // 2), (4.0, False, size)):
+    for share, on_host, cache in (
+        (2.0, False, size // 2),
+        (1.25, True, int(1.25 * size) // 2),
+        (4.0, False, size),
+    ):
         free = int(share * size)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
         assert belongs_on_host(loaded, torch.bfloat16, gpu) == on_host
@@ -113,8 +117,8 @@ def test_merged_embeddings_are_kept_within_the_same_budget(family: dict[str, str
         return resolve(Recipe.from_mapping(recipe_of(family, parameters={"embeddings": merged})))
 
     _, loaded = check_with_family(Recipe.from_mapping(recipe_of(family)))
-    for cache_bytes, kept in ((1, False), (10**9, True)):
-        composer = Composer(Bank(loaded, Precision(), cache_bytes=cache_bytes))
+    for most, kept in ((1, False), (10**9, True)):
+        composer = Composer(Bank(loaded, Precision(), cache_bytes=most))
         first = composer.compose(plan_of(0.25)).get_input_embeddings().weight
         composer.compose(plan_of(0.75))
         again = composer.compose(plan_of(0.25)).get_input_embeddings().weight
