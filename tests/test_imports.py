@@ -23,6 +23,7 @@ ORDER = (
     "checking",
     "report",
     "runs",
+    "forecast",
     "healing",
     "tuning",
     "repair",

@@ -1,0 +1,1 @@
+"""What a search will take, reckoned before it begins."""
