@@ -25,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from gptailor_merge.api.drafts import DraftedSearch, draft
     from gptailor_merge.api.forecasts import forecast
     from gptailor_merge.api.healings import heal
     from gptailor_merge.api.hub import prepare_push, preview_push, push, reproduce
@@ -81,6 +82,7 @@ _ERRORS = (
 )
 
 _NAMES = {
+    "api.drafts": ("DraftedSearch", "draft"),
     "api.forecasts": ("forecast",),
     "api.healings": ("heal",),
     "api.models": ("check", "compose", "materialize"),
@@ -124,6 +126,7 @@ __all__ = [
     "Comparison",
     "ConfigError",
     "DataError",
+    "DraftedSearch",
     "Edit",
     "ExportedRecipe",
     "Family",
@@ -161,6 +164,7 @@ __all__ = [
     "baseline",
     "check",
     "compose",
+    "draft",
     "evaluate",
     "export_recipe",
     "forecast",

@@ -30,6 +30,8 @@ ORDER = (
     "search",
     "space",
     "scoring",
+    "drafting",
+    "json_schemas",
     "config",
     "heal_config",
     "tune_config",

@@ -61,8 +61,8 @@ def forecast(expected: Forecast, *, apart: bool = False) -> None:
     sizes = sorted({min(expected.sizes), max(expected.sizes)})
     kept = " to ".join(f"{size} ({expected.sizes[size] / 1e6:,.1f}M)" for size in sizes)
     write(
-        f"{expected.members} models of {expected.depth} layers ({expected.parameters / 1e6:,.1f}M parameters, "
-        f"{', '.join(sorted(expected.stored))}), of which {kept} stay"
+        f"{expected.members} models of {expected.depth} layers ({expected.parameters / 1e6:,.1f}M parameters "
+        f"in {' and '.join(sorted(expected.stored))}), of which {kept} stay"
     )
     table = _table("at most", "", "tokens", "time", left=2)
     for stage in expected.stages:

@@ -42,7 +42,7 @@ class Forecast:
         members: the number of models in the family.
         depth: layers of each.
         parameters: of the base.
-        sizes: number of layers that the pruned model may have -> its parameters, with the base's first layers.
+        sizes: number of layers that the pruned model may have -> its parameters, with the first layers.
         stored: dtype as files name it -> bytes of the family in its files.
         device: the device that models run on, as torch names it.
         on_host: whether the family's weights stay in the host's memory, beside a device with its own.

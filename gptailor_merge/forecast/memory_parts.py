@@ -170,7 +170,7 @@ def _running(config: SearchConfig, family: Family, space: Space, place: Place) -
 
 
 def _tuning(config: SearchConfig, family: Family, space: Space, place: Place) -> int:
-    """Returns the bytes of a batch that is differentiated: states, one layer's graph and weights, and logits."""
+    """Returns the bytes of a differentiated batch: states, one layer's graph and weights, and logits."""
     most = BATCH_TOKENS.get(place.device.type, DEFAULT_BATCH_TOKENS)
     tokens = min(most, config.tune.tokens)
     width, inner = _widths(family)

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     NotASafetensorsRepoError,
+    RemoteEntryNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
 
@@ -238,6 +239,26 @@ def _cached(model: ModelId) -> Path | None:
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     return snapshot if is_complete(snapshot) else None
+
+
+def is_bare_adapter(model: ModelId) -> bool:
+    """Tells whether a name is that of an adapter alone, as far as this machine or the Hub tells."""
+    if model.adapter is not None:
+        return False
+    if model.is_local:
+        directory = Path(model.path)
+        return (directory / ADAPTER[0]).is_file() and not (directory / CONFIG).exists()
+    try:
+        huggingface_hub.hf_hub_download(model.repo, CONFIG, revision=model.revision)
+    except RemoteEntryNotFoundError:
+        try:
+            huggingface_hub.hf_hub_download(model.repo, ADAPTER[0], revision=model.revision)
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+            return False
+        return True
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError):
+        return False
+    return False
 
 
 def is_complete(snapshot: Path) -> bool:
