@@ -82,9 +82,10 @@ def recipe_schema() -> dict[str, Any]:
     whole = definitions["GlobalParameters"]
     del whole["properties"]["defaults"]
     whole["additionalProperties"] = SETTING
+    whole["type"] = ["object", "null"]
     own: dict[str, Any] = {key: {} for key in OWN}
     own["op"] = {"anyOf": [{"enum": list(operations.BUILT_IN)}, {"type": "string"}]}
-    own["method"] = {"type": "string", "description": "A merge method of mergekit."}
+    own["method"] = {"type": "string", "description": "A merge method."}
     definitions["Slice"]["properties"]["parameters"] = {**SETTINGS, "properties": own}
     return _whole("A recipe of gptailor", recipe, definitions)
 

@@ -127,7 +127,7 @@ def _layers(target: float, family: Family) -> int:
         least = family.parameters([min(range(family.depth), key=family.layer_sizes.__getitem__)])
         share = least / family.parameters(range(family.depth))
         raise ConfigError(
-            f"--target: {target:g} of the parameters is less than embeddings, head and a layer have, {share:.2f}"
+            f"--target: embeddings, head and one layer have {share:.2f} of the parameters, found {target:g}"
         )
     if target != int(target) or not 1 <= target <= family.depth:
         raise ConfigError(

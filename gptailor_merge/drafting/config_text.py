@@ -138,8 +138,8 @@ class SearchDraft:
     def _rest(self) -> Iterator[str]:
         batch = SearchConfig.model_fields["batch_tokens"].default
         merge = "[task_arithmetic, slerp]" if self.variants else "[]"
-        yield f"operations: {{merge: {merge}}}  # mergekit's methods; [] only removes and selects layers"
-        yield f"search: {{budget: {BUDGET}, population: {POPULATION}}}  # candidates: all, and those of a generation"
+        yield f"operations: {{merge: {merge}}}  # merge methods; [] only removes and selects layers"
+        yield f"search: {{budget: {BUDGET}, population: {POPULATION}}}  # candidates: all, and a generation"
         if self.size < self.family.depth:
             yield "repair: {finalists: 8}  # the best recipes get a map at each cut; 0 repairs none"
             yield "tune: {steps: 60}  # merge weights and norms of the best one are fitted; 0 tunes none"

@@ -1,1 +1,1 @@
-"""What a search will take, reckoned before it begins."""
+"""Reckons what a search will take, before it begins."""

@@ -1,4 +1,4 @@
-"""What a search will take: memory, tokens, and time where the speed of this machine was measured."""
+"""Tells what a search will take: memory, tokens, and time where the speed of this machine was measured."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from gptailor_merge.composing.memory import free as release
 from gptailor_merge.composing.memory import is_out_of_memory
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.forecast.memory_parts import (
+    ComputePlace,
     MemoryPart,
-    Place,
     free_memory,
     memory_parts,
     stored_bytes,
@@ -114,7 +114,7 @@ def forecast(
     out = getattr(torch, str(space.out_dtype))
     compute = compute_dtype(device, str(space.out_dtype))
     on_host = belongs_on_host(family, compute, device) if bank == "auto" else bank == "host"
-    place = Place(device, compute, out, on_host)
+    place = ComputePlace(device, compute, out, on_host)
     parts, room = memory_parts(config, family, space, place), free_memory(place)
     stages = stage_tokens(config, family.depth, space.sizes)
     speed, reason = _speed(config, family, place, on_step) if measure else (None, None)
@@ -148,7 +148,7 @@ def _notes(config: SearchConfig, peak: MemoryPart, room: MemoryPart) -> Iterator
 
 
 def _speed(
-    config: SearchConfig, family: Family, place: Place, on_step: Callable[[str], None]
+    config: SearchConfig, family: Family, place: ComputePlace, on_step: Callable[[str], None]
 ) -> tuple[Speed | None, str | None]:
     """Returns the speed of the base, or why it is not known."""
     model = ModelId.parse(family.base.model)

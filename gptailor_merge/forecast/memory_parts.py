@@ -51,7 +51,7 @@ class MemoryPart:
 
 
 @dataclass(frozen=True)
-class Place:
+class ComputePlace:
     """The device that models run on, and how they are kept there.
 
     Attributes:
@@ -87,7 +87,9 @@ def stored_bytes(family: Family) -> dict[str, int]:
     return dict(total)
 
 
-def memory_parts(config: SearchConfig, family: Family, space: Space, place: Place) -> tuple[MemoryPart, ...]:
+def memory_parts(
+    config: SearchConfig, family: Family, space: Space, place: ComputePlace
+) -> tuple[MemoryPart, ...]:
     """Returns the parts of the memory that a search takes; together they are its peak."""
     weights = sum(stored_bytes(family).values())
     return (
@@ -99,14 +101,14 @@ def memory_parts(config: SearchConfig, family: Family, space: Space, place: Plac
     )
 
 
-def free_memory(place: Place) -> MemoryPart:
+def free_memory(place: ComputePlace) -> MemoryPart:
     """Returns what is free now, with what this program has already."""
     host = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     device = torch.cuda.mem_get_info(place.device)[0] if place.device.type == "cuda" else 0
     return MemoryPart("free now", device, host)
 
 
-def _kept_layers(config: SearchConfig, family: Family, space: Space, place: Place) -> int:
+def _kept_layers(config: SearchConfig, family: Family, space: Space, place: ComputePlace) -> int:
     """Returns the bytes of converted and of merged layers, see composing.bank.Bank."""
     stored = STORED_DTYPES[_dtype_of_layers(family)]
     all_layers = sum(family.layer_sizes) * place.compute.itemsize
@@ -140,7 +142,7 @@ def _predictions(config: SearchConfig, family: Family) -> int:
     return total
 
 
-def _work(config: SearchConfig, family: Family, space: Space, place: Place) -> MemoryPart:
+def _work(config: SearchConfig, family: Family, space: Space, place: ComputePlace) -> MemoryPart:
     """Returns the largest of what is alive at a time, one stage after the other."""
     running = place.part("while models run", _running(config, family, space, place))
     parts = [running]
@@ -157,7 +159,7 @@ def _work(config: SearchConfig, family: Family, space: Space, place: Place) -> M
     return replace(largest, device=device, host=max(part.host for part in parts))
 
 
-def _running(config: SearchConfig, family: Family, space: Space, place: Place) -> int:
+def _running(config: SearchConfig, family: Family, space: Space, place: ComputePlace) -> int:
     """Returns the bytes of a batch on its way: stored states, one layer's activations, and logits."""
     tokens = min(
         config.batch_tokens, max(scored_tokens(config.objectives), scored_tokens(config.held_out), 1)
@@ -169,7 +171,7 @@ def _running(config: SearchConfig, family: Family, space: Space, place: Place) -
     return tokens * activations * place.compute.itemsize + _logits(config, family, place)
 
 
-def _tuning(config: SearchConfig, family: Family, space: Space, place: Place) -> int:
+def _tuning(config: SearchConfig, family: Family, space: Space, place: ComputePlace) -> int:
     """Returns the bytes of a differentiated batch: states, one layer's graph and weights, and logits."""
     most = BATCH_TOKENS.get(place.device.type, DEFAULT_BATCH_TOKENS)
     tokens = min(most, config.tune.tokens)
@@ -187,7 +189,7 @@ def _repair_states(config: SearchConfig, family: Family, space: Space, compute: 
     return min(DENSE_BYTES, max(space.sizes) * of_layer) + min(CLIMB_BYTES, of_layer) + moments
 
 
-def _logits(config: SearchConfig, family: Family, place: Place) -> int:
+def _logits(config: SearchConfig, family: Family, place: ComputePlace) -> int:
     """Returns the bytes of logits that exist at once, see scoring.passes.predictions."""
     lengths = [o.sequence_length for o in _text_objectives(config)]
     row = (max(lengths, default=2) - 1) * family.base.vocabulary_size * 4

@@ -121,7 +121,7 @@ def _repair(config: SearchConfig, removed: int, slots: int) -> StageTokens | Non
         total = first + count * rounds(first, removed) + tokens + rounds(tokens, slots)
     else:
         total = tokens + count * rounds(tokens, slots if everywhere else removed)
-    recipes = "each recipe of the front" if config.pareto else f"{count} recipes"
+    recipes = _recipes(config, count)
     return StageTokens("repair", total, f"maps of {recipes}, fitted to {tokens:,}", each=config.pareto)
 
 
@@ -151,7 +151,7 @@ def _tune(config: SearchConfig) -> StageTokens | None:
     looks = 1 + math.ceil(tune.steps / max(1, tune.steps // CHECKS))
     again = scored_tokens((*config.objectives, *config.gates))
     of_each = DIFFERENTIATED * tune.steps * of_step + looks * held_back + again
-    recipes = "each recipe of the front" if config.pareto else f"{count} recipe{'s' * (count > 1)}"
+    recipes = _recipes(config, count)
     return StageTokens(
         "tune",
         of_each * (1 if config.pareto else count),
@@ -175,8 +175,18 @@ def _heal(config: SearchConfig) -> StageTokens | None:
 def _held_out(config: SearchConfig) -> StageTokens | None:
     """Follows runs.held_out: members, the recipe that each stage would have chosen, and those of a front."""
     tokens, members = scored_tokens(reported(config)), 1 + len(config.family.variants)
+    if not tokens:
+        return None
     if config.pareto:
         return StageTokens(HELD_OUT, tokens, "each member and each recipe of the front", each=True)
     stages = 1 + bool(config.repair.finalists) + bool(config.tuned) + bool(config.heal.tokens)
     total = (members + stages) * tokens + scored_tokens(config.objectives)
-    return StageTokens(HELD_OUT, total, f"{members} members and {stages} recipes, {tokens:,} each")
+    made_of = f"{members} members and {_recipes(config, stages)}, {tokens:,} each"
+    return StageTokens(HELD_OUT, total, made_of)
+
+
+def _recipes(config: SearchConfig, count: int) -> str:
+    """Writes how many recipes there are; those of a front are not counted yet."""
+    if config.pareto:
+        return "each recipe of the front"
+    return "1 recipe" if count == 1 else f"{count} recipes"
