@@ -33,7 +33,7 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The search confi
 
 Out = Annotated[Path, typer.Option(help="The run directory to make.")]
 
-Bank = Annotated[
+BankPlace = Annotated[
     Literal["device", "host", "auto"],
     typer.Option(
         metavar="PLACE",
@@ -76,7 +76,7 @@ def init(
     teacher: TeacherPairs = None,
     out: Annotated[Path, typer.Option(help="The search config to write.")] = Path("search.yml"),
     device: Device = "auto",
-    bank: Bank = "auto",
+    bank: BankPlace = "auto",
 ) -> None:
     """Write a search config for a family, from its configs and headers, and say what the search will take."""
     from gptailor_merge.api.drafts import draft
@@ -111,7 +111,7 @@ def evolve(
         int | None, typer.Option(metavar="N", help="Seed of the search; replaces seed of CONFIG.")
     ] = None,
     device: Device = "auto",
-    bank: Bank = "auto",
+    bank: BankPlace = "auto",
     executor: Annotated[
         str, typer.Option(metavar="NAME", help="Who scores the candidates; local is this process.")
     ] = "local",
