@@ -17,7 +17,6 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     NotASafetensorsRepoError,
-    RemoteEntryNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
 
@@ -242,23 +241,27 @@ def _cached(model: ModelId) -> Path | None:
 
 
 def is_bare_adapter(model: ModelId) -> bool:
-    """Tells whether a name is that of an adapter alone, as far as this machine or the Hub tells."""
+    """Tells whether a name is that of an adapter without a model.
+
+    Raises:
+        FamilyError: it is on the Hub, and neither the Hub nor the cache can be read.
+    """
     if model.adapter is not None:
         return False
     if model.is_local:
         directory = Path(model.path)
         return (directory / ADAPTER[0]).is_file() and not (directory / CONFIG).exists()
+    return not _hub_has(model, CONFIG) and _hub_has(model, ADAPTER[0])
+
+
+def _hub_has(model: ModelId, file: str) -> bool:
     try:
-        huggingface_hub.hf_hub_download(model.repo, CONFIG, revision=model.revision)
-    except RemoteEntryNotFoundError:
-        try:
-            huggingface_hub.hf_hub_download(model.repo, ADAPTER[0], revision=model.revision)
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
-            return False
-        return True
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError):
+        huggingface_hub.hf_hub_download(model.repo, file, revision=model.revision)
+    except LocalEntryNotFoundError as error:
+        raise FamilyError(f"{model.path}: cannot be read from the Hub: {error}") from None
+    except (HfHubHTTPError, HFValidationError, OSError):
         return False
-    return False
+    return True
 
 
 def is_complete(snapshot: Path) -> bool:

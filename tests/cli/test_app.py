@@ -108,17 +108,8 @@ def test_a_drafted_search_is_one_command_away(
 ) -> None:
     out = tmp_path / "new.yml"
     models = [family["base"], family["math"], f"py={family['code']}"]
-    options = [
-        "--data",
-        *texts.values(),
-        "--teacher",
-        "stories=py",
-        "sums=math",
-        "--target",
-        0.8,
-        "--out",
-        out,
-    ]
+    teachers = ["--teacher", "stories=py", "--teacher", "sums=math"]
+    options = ["--data", *texts.values(), *teachers, "--target", 0.8, "--out", out]
     code, printed, error = run("init", *models, *options, "--device", "cpu")
     assert (code, error) == (0, "")
     assert re.search(r"search +240 candidates of \d+,\d+; races end many", printed)

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 import gptailor_merge as gptailor
 from gptailor_merge.api import drafts
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.errors import ConfigError, InputError
+from gptailor_merge.errors import ConfigError, FamilyError, InputError
 from gptailor_merge.json_schemas import schema_file
 from gptailor_merge.models import checkpoint
 from gptailor_merge.models.checkpoint import ModelId, is_bare_adapter
@@ -72,12 +73,12 @@ def test_the_config_says_what_the_models_and_texts_are(home: Path) -> None:
     assert sorted(os.listdir(home)) == ["models", "search.yml", "texts"]
 
 
-def test_the_search_that_is_drafted_runs(home: Path) -> None:
-    draft = drafted(home, target=4)
-    config = draft.config.model_copy(update={"search": draft.config.search.model_copy(update={"budget": 2})})
-    config = config.override(repair=False, tune=False)
-    run = gptailor.search(config, home / "run", device="cpu", model=False)
-    assert run.summary().sizes["found"][0] == 4
+def test_the_search_that_is_drafted_can_begin(home: Path) -> None:
+    """Teachers, leaks between the texts and the space are looked at."""
+    session = gptailor.open_session(drafted(home, target=4).file, device="cpu")
+    without = [session.select(0, {layer}) for layer in (1, 2, 3)]
+    assert session.space.sizes == (4,)
+    assert all(loss > 0 for loss in session.losses(without))
 
 
 def test_a_line_of_comment_stands_on_each_choice(home: Path) -> None:
@@ -116,20 +117,17 @@ def test_an_adapter_on_the_hub_is_one_that_has_no_config(monkeypatch: pytest.Mon
     there = {("me/model", "config.json"), ("me/lora", "adapter_config.json")}
 
     def download(repo: str, file: str, revision: str | None) -> str:
-        if repo == "me/offline":
-            raise checkpoint.LocalEntryNotFoundError("offline")
+        if repo == "me/unreachable":
+            raise LocalEntryNotFoundError("offline")
         if (repo, file) not in there:
-            raise _absent()
+            raise FileNotFoundError(file)
         return "/cache"
 
-    def _absent() -> Exception:
-        error = checkpoint.RemoteEntryNotFoundError.__new__(checkpoint.RemoteEntryNotFoundError)
-        Exception.__init__(error, "404")
-        return error
-
     monkeypatch.setattr(checkpoint.huggingface_hub, "hf_hub_download", download)
-    names = ("me/model", "me/lora", "me/other", "me/offline")
-    assert [is_bare_adapter(ModelId.parse(name)) for name in names] == [False, True, False, False]
+    names = ("me/model", "me/lora", "me/other")
+    assert [is_bare_adapter(ModelId.parse(name)) for name in names] == [False, True, False]
+    with pytest.raises(FamilyError, match="me/unreachable: cannot be read from the Hub: offline"):
+        is_bare_adapter(ModelId.parse("me/unreachable"))
 
 
 def test_without_texts_a_data_set_of_the_hub_is_taken(home: Path) -> None:
