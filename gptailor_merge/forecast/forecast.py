@@ -18,10 +18,11 @@ from gptailor_merge.forecast.memory_parts import (
     memory_parts,
     stored_bytes,
 )
-from gptailor_merge.forecast.speed import Speed, measured_speed
+from gptailor_merge.forecast.speed import BaseSpeed, measured_speed
 from gptailor_merge.forecast.stage_tokens import (
     HELD_OUT,
     StageTokens,
+    batch_tokens,
     scored_tokens,
     stage_tokens,
     uncounted,
@@ -63,7 +64,7 @@ class Forecast:
     memory: tuple[MemoryPart, ...]
     free: MemoryPart
     stages: tuple[StageTokens, ...]
-    speed: Speed | None
+    speed: BaseSpeed | None
     notes: tuple[str, ...]
 
     @property
@@ -149,7 +150,7 @@ def _notes(config: SearchConfig, peak: MemoryPart, room: MemoryPart) -> Iterator
 
 def _speed(
     config: SearchConfig, family: Family, place: ComputePlace, on_step: Callable[[str], None]
-) -> tuple[Speed | None, str | None]:
+) -> tuple[BaseSpeed | None, str | None]:
     """Returns the speed of the base, or why it is not known."""
     model = ModelId.parse(family.base.model)
     if model.adapter is not None or not is_on_disk(model):
@@ -163,7 +164,7 @@ def _speed(
             family.base,
             place.compute,
             place.device,
-            batch_tokens=min(config.batch_tokens, scored_tokens(texts)),
+            batch_tokens=min(batch_tokens(config), scored_tokens(texts)),
             sequence_length=texts[0].sequence_length,
         )
     except Exception as error:

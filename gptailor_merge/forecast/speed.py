@@ -26,7 +26,7 @@ MOST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Speed:
+class BaseSpeed:
     """The time that a token takes on its way through the base model.
 
     Attributes:
@@ -52,7 +52,7 @@ def measured_speed(
     batch_tokens: int,
     sequence_length: int,
     clock: Callable[[], float] = time.perf_counter,
-) -> Speed:
+) -> BaseSpeed:
     """Loads the base and runs a batch of any tokens through it.
 
     Args:
@@ -72,7 +72,7 @@ def measured_speed(
     batch = _batch(base, tokens, sequence_length, device)
     layers, head = _timed(model, batch, clock)
     count = batch.ids.numel()
-    return Speed(count, layers / count, head / count)
+    return BaseSpeed(count, layers / count, head / count)
 
 
 def _batch(base: Member, tokens: int, sequence_length: int, device: torch.device) -> Batch:

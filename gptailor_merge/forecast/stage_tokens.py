@@ -18,7 +18,7 @@ from gptailor_merge.repair.finalists import FIRST_TOKENS
 from gptailor_merge.repair.fitting import LOSS_TOKENS
 from gptailor_merge.scoring.measures import reported
 from gptailor_merge.tuning.fitting import CHECKS
-from gptailor_merge.tuning.tuner import TuneOptions
+from gptailor_merge.tuning.tuner import DEFAULT_BATCH_TOKENS, TuneOptions
 
 DIFFERENTIATED = 3
 """A token that is differentiated costs about as much as so many that are not, and counts as as many."""
@@ -65,6 +65,12 @@ def stage_tokens(config: SearchConfig, depth: int, sizes: Sequence[int]) -> tupl
 def scored_tokens(objectives: Iterable[ObjectiveConfig]) -> int:
     """Returns the tokens of texts that go through a model to score it once; equal texts count once."""
     return sum(tokens for _, _, tokens in {text for objective in objectives for text in _texts(objective)})
+
+
+def batch_tokens(config: SearchConfig) -> int:
+    """Returns the tokens of a batch; where the config leaves them open, those that a search begins with."""
+    tokens = config.batch_tokens
+    return tokens if isinstance(tokens, int) else DEFAULT_BATCH_TOKENS
 
 
 def uncounted(config: SearchConfig) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.forecast import forecast as module
 from gptailor_merge.forecast import memory_parts
 from gptailor_merge.forecast.forecast import Forecast
-from gptailor_merge.forecast.speed import MOST_SECONDS, Speed, measured_speed
+from gptailor_merge.forecast.speed import MOST_SECONDS, BaseSpeed, measured_speed
 from gptailor_merge.models.family import Family
 
 GB = 10**9
@@ -136,7 +136,7 @@ def test_seconds_follow_the_measured_batch(family: dict[str, str]) -> None:
         sequence_length=50,
         clock=lambda: next(times),
     )
-    assert speed == Speed(100, 0.02, 0.01)
+    assert speed == BaseSpeed(100, 0.02, 0.01)
     assert pytest.approx(106, abs=1) == MOST_SECONDS * 32 / 1.5
     assert speed.seconds(1000, 0.5) == pytest.approx(1000 * (0.5 * 0.02 + 0.01))
 
