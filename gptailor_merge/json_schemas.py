@@ -83,10 +83,10 @@ def recipe_schema() -> dict[str, Any]:
     del whole["properties"]["defaults"]
     whole["additionalProperties"] = SETTING
     whole["type"] = ["object", "null"]
-    own: dict[str, Any] = {key: {} for key in OWN}
-    own["op"] = {"anyOf": [{"enum": list(operations.BUILT_IN)}, {"type": "string"}]}
-    own["method"] = {"type": "string", "description": "A merge method."}
-    definitions["Slice"]["properties"]["parameters"] = {**SETTINGS, "properties": own}
+    keys: dict[str, Any] = {key: {} for key in OWN}
+    keys["op"] = {"anyOf": [{"enum": list(operations.BUILT_IN)}, {"type": "string"}]}
+    keys["method"] = {"type": "string", "description": "A merge method."}
+    definitions["Slice"]["properties"]["parameters"] = {**SETTINGS, "properties": keys}
     return _whole("A recipe of gptailor", recipe, definitions)
 
 
@@ -150,13 +150,13 @@ def _described(schema: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]
 
 def attribute_sentences(model: type[BaseModel]) -> dict[str, str]:
     """Returns key -> what the docstrings of a class and its bases say of it under `Attributes`."""
-    found: dict[str, str] = {}
+    sentences: dict[str, str] = {}
     for base in reversed(model.__mro__):
         block = (base.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
         for names, text in _SENTENCE.findall(block):
             sentence = " ".join(text.split())
-            found |= {name.strip(): sentence[0].upper() + sentence[1:] for name in names.split(",")}
-    return {name: sentence for name, sentence in found.items() if name in model.model_fields}
+            sentences |= {name.strip(): sentence[0].upper() + sentence[1:] for name in names.split(",")}
+    return {name: sentence for name, sentence in sentences.items() if name in model.model_fields}
 
 
 def _is_bulky(key: str, value: Any) -> bool:

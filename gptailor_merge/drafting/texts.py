@@ -78,8 +78,8 @@ def teachers_of(texts: NamedTexts, members: Sequence[str], mapped: Mapping[str, 
             known = ", ".join((BASE_NAME, *members))
             raise ConfigError(f"--teacher {name}={member}: no such member; known are {known}")
     by_lower = {member.lower(): member for member in members}
-    found = {name: by_lower[name.lower()] for name in texts.searched if name.lower() in by_lower}
-    return {name: member for name, member in {**found, **mapped}.items() if member != BASE_NAME}
+    by_name = {name: by_lower[name.lower()] for name in texts.searched if name.lower() in by_lower}
+    return {name: member for name, member in {**by_name, **mapped}.items() if member != BASE_NAME}
 
 
 def _first(path: Path, names: Sequence[str]) -> Path | None:

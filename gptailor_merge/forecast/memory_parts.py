@@ -17,6 +17,7 @@ import torch
 from gptailor_merge.composing.bank import cache_bytes
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.forecast.stage_tokens import scored_tokens
+from gptailor_merge.models.devices import stored_dtype
 from gptailor_merge.models.dtypes import STORED_DTYPES
 from gptailor_merge.models.family import Family
 from gptailor_merge.objectives.kl import KLConfig
@@ -83,7 +84,8 @@ def stored_bytes(family: Family) -> dict[str, int]:
     for member in family.members:
         for name in member.stored_tensors:
             header = member.headers[name]
-            total[header.dtype] += math.prod(header.shape) * STORED_DTYPES[header.dtype].itemsize
+            dtype = STORED_DTYPES.get(header.dtype, torch.float32)
+            total[header.dtype] += math.prod(header.shape) * dtype.itemsize
     return dict(total)
 
 
@@ -110,7 +112,7 @@ def free_memory(place: ComputePlace) -> MemoryPart:
 
 def _kept_layers(config: SearchConfig, family: Family, space: Space, place: ComputePlace) -> int:
     """Returns the bytes of converted and of merged layers, see composing.bank.Bank."""
-    stored = STORED_DTYPES[_dtype_of_layers(family)]
+    stored = getattr(torch, stored_dtype(family.base))
     all_layers = sum(family.layer_sizes) * place.compute.itemsize
     converted = 0
     if not place.on_host and (stored != place.out or place.out != place.compute):
@@ -120,13 +122,6 @@ def _kept_layers(config: SearchConfig, family: Family, space: Space, place: Comp
     is_cached = bool(space.methods) or place.on_host
     cache = cache_bytes(family, place.compute, place.device, on_host=place.on_host) if is_cached else 0
     return converted + min(cache, most_made)
-
-
-def _dtype_of_layers(family: Family) -> str:
-    base = family.base
-    return next(
-        base.headers[name].dtype for name in base.stored_tensors if name.startswith(base.layers_prefix)
-    )
 
 
 def _predictions(config: SearchConfig, family: Family) -> int:
