@@ -76,8 +76,6 @@ KNEE = "knee"
 RULE = re.compile(rf"{KNEE}|best:(\S+)|layers=([1-9]\d*)")
 """Ways to pick one recipe of a front, see search.front."""
 
-_RULE_KEYS = {"pattern": f"^(?:{RULE.pattern})$"}
-
 RULES = f"{KNEE}, best:OBJECTIVE or layers=N"
 """The same, for messages."""
 
@@ -114,7 +112,7 @@ class SearchSection(Section):
     max_failures: Positive = 16
     racing: bool | None = None
     pareto: bool | None = None
-    pick: Annotated[str, BeforeValidator(_read_rule), Field(json_schema_extra=_RULE_KEYS)] = KNEE
+    pick: Annotated[str, BeforeValidator(_read_rule)] = KNEE
     start: tuple[str | StartRecipe, ...] = Field(default=(), strict=False)
     warm_start: tuple[str, ...] | None = Field(default=None, strict=False)
     workers: Positive | Literal["auto"] | None = None

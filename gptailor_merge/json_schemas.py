@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import gptailor_merge
-from gptailor_merge.config import SearchConfig
+from gptailor_merge.config import RULE, SearchConfig
 from gptailor_merge.documents import Frozen
 from gptailor_merge.objectives.bounds import gate_class
 from gptailor_merge.objectives.registry import BUILT_IN
@@ -68,6 +68,7 @@ def search_schema() -> dict[str, Any]:
     for section, classes in (("objectives", kinds), ("held_out", kinds), ("gates", gates)):
         known = [{"$ref": f"{_REFERENCE}{kind.__name__}"} for kind in classes]
         config["properties"][section]["items"] = {"anyOf": [*known, _foreign_kind()]}
+    definitions["SearchSection"]["properties"]["pick"]["pattern"] = f"^(?:{RULE.pattern})$"
     config["properties"]["environment"] = {
         "type": "object",
         "description": "The versions of libraries, as a run records them.",

@@ -109,7 +109,9 @@ def search(
     on_begin(settings.search.budget)
     if on_forecast is not None and not resume:
         measure = executor == LOCAL
-        on_forecast(forecast(settings, device=device, bank=bank, measure=measure, on_step=on_step))
+        with errors_in(file):
+            expected = forecast(settings, device=device, bank=bank, measure=measure, on_step=on_step)
+        on_forecast(expected)
 
     def finish(run: Run) -> None:
         feed.keep_results(run.summary())

@@ -138,6 +138,8 @@ def forecast(
 def _notes(config: SearchConfig, peak: MemoryPart, room: MemoryPart) -> Iterator[str]:
     if kinds := uncounted(config):
         yield f"what {' and '.join(kinds)} send through models comes on top; it is known when they are read"
+    if config.search.workers is not None:
+        yield f"memory and time are those of one worker; search.workers is {config.search.workers}"
     if config.heal.tokens:
         yield "training (heal) takes more memory than is reckoned here"
     for name, needed, left in (("device", peak.device, room.device), ("host", peak.host, room.host)):

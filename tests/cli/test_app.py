@@ -352,6 +352,7 @@ def test_impossible_searches_exit_with_2(
     write(config, {**yaml.safe_load(config.read_text()), **change})
     code, _, error = run(config, "--out", tmp_path / "run", evolve=True)
     assert (code, message in error) == (2, True), error
+    assert error.splitlines()[-1].removeprefix("Error: ").startswith(str(config))
 
 
 def test_a_failed_merge_exits_with_1_and_leaves_nothing(

@@ -123,8 +123,10 @@ def test_a_front_has_as_many_recipes_as_it_will_have(document: dict[str, Any]) -
 
 def test_what_is_not_on_texts_is_named(document: dict[str, Any]) -> None:
     document["held_out"].append({"kind": "task", "tasks": ["piqa"]})
+    document["search"]["workers"] = 2
     assert expected(document).notes == (
         "what task send through models comes on top; it is known when they are read",
+        "memory and time are those of one worker; search.workers is 2",
     )
 
 
