@@ -1,4 +1,4 @@
-"""`gptailor init`, `gptailor-evolve`, `gptailor baseline` and `gptailor show`: searches and their results."""
+"""`gptailor-evolve`, `gptailor baseline` and `gptailor show`: searches, and what they have found."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ import typer
 
 from gptailor_merge.cli import printing, terminal
 from gptailor_merge.cli.interruption import resumable
-from gptailor_merge.cli.options import (
-    Device,
-    Json,
-    License,
-    Resume,
-    RunDirectory,
-    TeacherPairs,
-    TestSplit,
-)
+from gptailor_merge.cli.options import BankPlace, Device, Json, License, Resume, RunDirectory, TestSplit
 from gptailor_merge.cli.progress import progress
 from gptailor_merge.cli.terminal import say
 from gptailor_merge.documents import json_text
@@ -33,69 +25,11 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The search confi
 
 Out = Annotated[Path, typer.Option(help="The run directory to make.")]
 
-BankPlace = Annotated[
-    Literal["device", "host", "auto"],
-    typer.Option(
-        metavar="PLACE",
-        help="Where the family's weights are kept: device, host, or auto, which takes the device if "
-        "they fit there.",
-    ),
-]
-
 
 def register(app: typer.Typer) -> None:
     """Adds the commands that belong to `gptailor`."""
-    app.command()(init)
     app.command()(baseline)
     app.command()(show)
-
-
-def init(
-    base: Annotated[str, typer.Argument(metavar="BASE", help="The base model, a directory or a Hub id.")],
-    variants: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="VARIANT...",
-            help="Finetunes of it: directories, Hub ids or adapters, each also as NAME=MODEL.",
-        ),
-    ] = None,
-    target: Annotated[
-        float,
-        typer.Option(
-            min=0, help="Share of the parameters that the pruned model keeps at most, or a number of layers."
-        ),
-    ] = 0.75,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="DIR...",
-            help="Directories or files of texts. Every file is a text of its own; those in calibration/ "
-            "are searched on, and those in held-out/ reported. Default: WikiText-2 of the Hub.",
-        ),
-    ] = None,
-    teacher: TeacherPairs = None,
-    out: Annotated[Path, typer.Option(help="The search config to write.")] = Path("search.yml"),
-    device: Device = "auto",
-    bank: BankPlace = "auto",
-) -> None:
-    """Write a search config for a family, from its configs and headers, and say what the search will take."""
-    from gptailor_merge.api.drafts import draft
-    from gptailor_merge.api.library_logs import quiet_libraries
-
-    quiet_libraries()
-    drafted = draft(
-        base,
-        variants or (),
-        out=out,
-        target=target,
-        data=data or (),
-        teachers=teacher or (),
-        device=device,
-        bank=bank,
-    )
-    printing.forecast(drafted.expected)
-    terminal.line(f"{drafted.file} is written; look at it, and search with")
-    terminal.line(f"  {drafted.command}")
 
 
 def evolve(
