@@ -25,6 +25,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from gptailor_merge.api.drafts import DraftedSearch, draft
+    from gptailor_merge.api.forecasts import forecast
     from gptailor_merge.api.healings import heal
     from gptailor_merge.api.hub import prepare_push, preview_push, push, reproduce
     from gptailor_merge.api.library_logs import quiet_libraries
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         SearchError,
         TailorError,
     )
+    from gptailor_merge.forecast.forecast import Forecast
     from gptailor_merge.healing.healed_recipe import HealedRecipe
     from gptailor_merge.host.imported_recipe import Imported
     from gptailor_merge.hub.client import Pushed
@@ -79,6 +82,8 @@ _ERRORS = (
 )
 
 _NAMES = {
+    "api.drafts": ("DraftedSearch", "draft"),
+    "api.forecasts": ("forecast",),
     "api.healings": ("heal",),
     "api.models": ("check", "compose", "materialize"),
     "api.open_session": ("Session", "Trace", "open_session", "recipe_of", "space_of"),
@@ -93,6 +98,7 @@ _NAMES = {
     "checking.soundness": ("SoundnessReport",),
     "config": ("SearchConfig",),
     "errors": _ERRORS,
+    "forecast.forecast": ("Forecast",),
     "healing.healed_recipe": ("HealedRecipe",),
     "host.imported_recipe": ("Imported",),
     "hub.client": ("Pushed",),
@@ -120,10 +126,12 @@ __all__ = [
     "Comparison",
     "ConfigError",
     "DataError",
+    "DraftedSearch",
     "Edit",
     "ExportedRecipe",
     "Family",
     "FamilyError",
+    "Forecast",
     "HealedRecipe",
     "HubError",
     "Imported",
@@ -156,8 +164,10 @@ __all__ = [
     "baseline",
     "check",
     "compose",
+    "draft",
     "evaluate",
     "export_recipe",
+    "forecast",
     "heal",
     "import_recipe",
     "lint",

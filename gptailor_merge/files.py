@@ -133,6 +133,34 @@ def write_beside(file: Path, content: str | bytes) -> None:
             beside.unlink(missing_ok=True)
 
 
+@contextmanager
+def creating(file: Path, content: str) -> Iterator[Path]:
+    """Writes a new file in UTF-8 under another name, which it yields, and names it when the block has ended.
+
+    A file that has the name already stays as it is, and an error leaves nothing.
+
+    Raises:
+        ConfigError: the name is taken, or the place cannot be written.
+        UnwritableError: there is no room.
+    """
+    if not file.parent.is_dir():
+        raise ConfigError(f"{file} cannot be written: no such directory")
+    beside = file.with_name(f"{staged_prefix(file)}{os.getpid()}")
+    try:
+        write_beside(beside, content)
+        yield beside
+        try:
+            os.link(beside, file)
+        except FileExistsError:
+            raise ConfigError(f"{file} exists; choose another name or remove it") from None
+        except OSError:  # a file system without links
+            with writing(file), file.open("x", encoding="utf-8") as stream:
+                stream.write(content)
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
 def staged_prefix(path: Path) -> str:
     """Returns how the names of what is written beside a file or directory begin, until it is whole."""
     return f".{path.name}.{STAGED}-"

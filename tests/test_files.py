@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from gptailor_merge.errors import ConfigError, UnwritableError
-from gptailor_merge.files import make_directory, staged_prefix, staging, sweep, write_beside, writing
+from gptailor_merge.files import (
+    creating,
+    make_directory,
+    staged_prefix,
+    staging,
+    sweep,
+    write_beside,
+    writing,
+)
 
 
 def write_model(out: Path, **files: str) -> None:
@@ -120,3 +128,24 @@ def test_files_have_the_permissions_that_files_have_here(tmp_path: Path, mask: i
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
     assert modes["model.safetensors"] == 0o666 & ~mask
     assert (modes["script"], modes["linked"]) == (0o700, 0o600)
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_new_file_replaces_none(tmp_path: Path, has_links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it has come into being in the meantime, and on file systems without links."""
+
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", link)
+    file = tmp_path / "search.yml"
+    with creating(file, "ours") as beside:
+        assert beside.read_text() == "ours"
+        assert not file.exists()
+    assert contents(tmp_path) == {"search.yml": "ours"}
+    with pytest.raises(ConfigError, match=r"search\.yml"), creating(file, "other"):
+        pass
+    with pytest.raises(ConfigError, match="no good"), creating(tmp_path / "new.yml", "other"):
+        raise ConfigError("no good")
+    assert contents(tmp_path) == {"search.yml": "ours"}

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+import transformers
 import yaml
 
-from gptailor_merge.config import SearchConfig
+from gptailor_merge.config import FamilyConfig, SearchConfig
 from gptailor_merge.objectives.tasks.harness import load_tasks
 from gptailor_merge.objectives.tasks.metric import SMOOTH
 from gptailor_merge.objectives.tasks.questions import text_of
 from gptailor_merge.objectives.tasks.task import TaskConfig
 from gptailor_merge.planning.check import check
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.preparation import prepare
+from gptailor_merge.target_config import Target
+from gptailor_merge.testing.tiny_models import write_tokenizer
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 DEMO = RECIPES / "demo"
@@ -84,6 +91,70 @@ def test_the_memory_in_a_header_is_that_of_the_family(file: Path) -> None:
     members, parameters, gigabytes = int(found[1]), int(found[2].replace(",", "")), float(found[3])
     assert members == 1 + len(SearchConfig.load(file).family.variants)
     assert round(2 * members * parameters / 1e9, 1) == gigabytes
+
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 1,
+}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 28,
+    "patch_size": 14,
+}
+FAMILIES: dict[str, tuple[str, int]] = {
+    "gemma-3-4b": ("Gemma3", 34),
+    "llama-3.1-8b": ("Llama", 32),
+    "mistral-small-24b": ("Mistral", 40),
+    "qwen3-4b": ("Qwen3", 36),
+    "smollm3-3b": ("SmolLM3", 36),
+}
+"""Search config -> transformers' name of the family's classes, and its depth."""
+
+
+def write_base(directory: Path, classes: str, depth: int) -> Path:
+    """Writes a model of the class and the depth, and of tiny widths."""
+    settings = {**TINY, "num_hidden_layers": depth}
+    with torch.device("meta"):  # no weight is looked at
+        if classes == "Gemma3":  # beside a vision tower
+            config = transformers.Gemma3Config(
+                text_config=settings, vision_config=VISION, mm_tokens_per_image=4
+            )
+            model = transformers.Gemma3ForConditionalGeneration(config)
+        else:
+            config = getattr(transformers, f"{classes}Config")(**settings)
+            model = getattr(transformers, f"{classes}ForCausalLM")(config)
+    model.bfloat16().to_empty(device="cpu").save_pretrained(directory)
+    write_tokenizer(directory)
+    return directory
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_of_that_class_and_depth_can_be_searched_so(name: str, tmp_path: Path) -> None:
+    """Its smallest size is in the space, and has a sound recipe; to lay out each size would take a second."""
+    config, (classes, depth) = SearchConfig.load(RECIPES / f"{name}.yml"), FAMILIES[name]
+    target = config.target.layers
+    assert target is not None
+    smallest, largest = (target, target) if isinstance(target, int) else target
+    assert largest < depth
+    base = write_base(tmp_path / "base", classes, depth)
+    variants = {variant: str(shutil.copytree(base, tmp_path / variant)) for variant in config.family.variants}
+    family = FamilyConfig(base=str(base), variants=variants)
+    tiny = config.model_copy(update={"family": family, "target": Target(layers=smallest)})
+    space = prepare(tiny).space
+    recipe = space.recipe(space.decode(space.random(np.random.RandomState(0))))
+    assert len(check(recipe, on_warning=lambda sentence: None).slots) == smallest
 
 
 LIBRARY = ("arc", "gsm8k", "hellaswag", "mathqa", "piqa", "super_glue/boolq", "winogrande")

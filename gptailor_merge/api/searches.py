@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from gptailor_merge.api.arguments import AnyPath, ignore, path_of, read_config
+from gptailor_merge.api.forecasts import forecast
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import errors_in
+from gptailor_merge.forecast.forecast import Forecast
 from gptailor_merge.host.materialize import is_of, materialize
 from gptailor_merge.hub.publication import Publication
 from gptailor_merge.models.devices import pick_device
@@ -45,6 +47,7 @@ def search(
     model: bool = True,
     publication: Publication | None = None,
     report_to: Sequence[str] = (),
+    on_forecast: Callable[[Forecast], None] | None = None,
     on_begin: Callable[[int], None] = lambda candidates: None,
     on_step: Callable[[str], None] = ignore,
     on_candidate: Callable[[Candidate], None] = lambda candidate: None,
@@ -75,6 +78,8 @@ def search(
         publication: where the model is to be published afterwards, see prepare_push; the Hub is asked before
             the search begins whether it would be accepted.
         report_to: trackers that are told of every candidate: trackio, wandb, tensorboard.
+        on_forecast: called before anything is done with what a new search will take, which is reckoned only
+            if this is given; a batch goes through the base for it.
         on_begin: called with the number of candidates before anything is done.
         on_step: called with a sentence on what is being done.
         on_candidate: called with every candidate in order.
@@ -102,6 +107,11 @@ def search(
     if publication is not None:
         publication.check(settings)
     on_begin(settings.search.budget)
+    if on_forecast is not None and not resume:
+        measure = executor == LOCAL
+        with errors_in(file):
+            expected = forecast(settings, device=device, bank=bank, measure=measure, on_step=on_step)
+        on_forecast(expected)
 
     def finish(run: Run) -> None:
         feed.keep_results(run.summary())

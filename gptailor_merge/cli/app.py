@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gptailor_merge import __version__
-from gptailor_merge.cli import hub, models, reports, searches, terminal
+from gptailor_merge.cli import drafts, hub, models, reports, searches, terminal
 from gptailor_merge.cli.lists import spread
 from gptailor_merge.cli.recipes import recipe_app
 from gptailor_merge.errors import RunError, TailorError
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(recipe_app, name="recipe")
-for commands in (models, searches, hub, reports):
+for commands in (drafts, models, searches, hub, reports):
     commands.register(app)
 
 evolve_app = typer.Typer(pretty_exceptions_enable=False)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 Device = Annotated[str, typer.Option(help="Where models run: auto, cpu, cuda, cuda:N or mps.")]
+
+BankPlace = Annotated[
+    Literal["device", "host", "auto"],
+    typer.Option(
+        metavar="PLACE",
+        help="Where the family's weights are kept: device, host, or auto, which takes the device if "
+        "they fit there.",
+    ),
+]
 
 License = Annotated[
     str | None,

@@ -10,11 +10,12 @@ from rich import box
 from rich.text import Text
 
 from gptailor_merge.cli import terminal
-from gptailor_merge.cli.terminal import PlainTable, show
+from gptailor_merge.cli.terminal import PlainTable, say, show
 
 if TYPE_CHECKING:
     from gptailor_merge import (
         Comparison,
+        Forecast,
         HealedRecipe,
         Pushed,
         RepairedRecipe,
@@ -46,6 +47,41 @@ def text_scores(scores: TextScores) -> None:
     rows = {name: score.to_json() for name, score in {**scores.files, TOTAL: scores.total}.items()}
     columns = list(rows[TOTAL])
     numbers("", columns, {name: [row[column] for column in columns] for name, row in rows.items()})
+
+
+def forecast(expected: Forecast, *, apart: bool = False) -> None:
+    """Prints what a search will take.
+
+    Args:
+        apart: prints it apart from the results.
+    """
+    from gptailor_merge.api.forecasts import duration, in_bytes
+
+    write = say if apart else terminal.line
+    sizes = sorted({min(expected.sizes), max(expected.sizes)})
+    kept = " to ".join(f"{size} ({expected.sizes[size] / 1e6:,.1f}M)" for size in sizes)
+    write(
+        f"{expected.members} models of {expected.depth} layers ({expected.parameters / 1e6:,.1f}M parameters "
+        f"in {' and '.join(sorted(expected.stored))}), of which {kept} stay"
+    )
+    table = _table("at most", "", "tokens", "time", left=2)
+    for stage in expected.stages:
+        seconds = expected.seconds_of(stage)
+        time = "" if seconds is None else duration(seconds)
+        table.add_row(stage.stage, stage.made_of, f"{stage.tokens:,}", time)
+    if expected.tokens is not None:
+        time = "" if expected.seconds is None else duration(expected.seconds)
+        table.add_row("in all", "", f"{expected.tokens:,}", time)
+    show(table, apart=apart)
+    places = ("device", "host") if expected.peak.device else ("host",)
+    table = _table("memory, at most", *places)
+    for part in (*expected.memory, expected.peak, expected.free):
+        table.add_row(part.name, *(in_bytes(getattr(part, place)) for place in places))
+    show(table, apart=apart)
+    if expected.on_host:
+        write("the family stays in the host's memory, and its layers are sent to the device when they run")
+    for note in expected.notes:
+        write(f"note: {note}")
 
 
 def summary(summary: Summary) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from gptailor_merge.cli import printing, terminal
 from gptailor_merge.cli.interruption import resumable
-from gptailor_merge.cli.options import Device, Json, License, Resume, RunDirectory, TestSplit
+from gptailor_merge.cli.options import BankPlace, Device, Json, License, Resume, RunDirectory, TestSplit
 from gptailor_merge.cli.progress import progress
 from gptailor_merge.cli.terminal import say
 from gptailor_merge.documents import json_text
@@ -33,7 +34,9 @@ def register(app: typer.Typer) -> None:
 
 def evolve(
     config: Config,
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory to make; only --dry-run needs none.")
+    ] = None,
     budget: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Candidates to try; replaces search.budget of CONFIG."),
@@ -42,14 +45,7 @@ def evolve(
         int | None, typer.Option(metavar="N", help="Seed of the search; replaces seed of CONFIG.")
     ] = None,
     device: Device = "auto",
-    bank: Annotated[
-        Literal["device", "host", "auto"],
-        typer.Option(
-            metavar="PLACE",
-            help="Where the family's weights are kept: device, host, or auto, which takes the device if "
-            "they fit there.",
-        ),
-    ] = "auto",
+    bank: BankPlace = "auto",
     executor: Annotated[
         str, typer.Option(metavar="NAME", help="Who scores the candidates; local is this process.")
     ] = "local",
@@ -91,6 +87,9 @@ def evolve(
         bool, typer.Option("--no-tune", help="Do not tune the best recipe (tune.steps: 0).")
     ] = False,
     resume: Resume = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the search will take, and write nothing.")
+    ] = False,
     no_model: Annotated[
         bool, typer.Option("--no-model", help="Write the best recipe, and no model.")
     ] = False,
@@ -120,6 +119,23 @@ def evolve(
     from gptailor_merge.api.searches import search
 
     quiet_libraries()
+    if dry_run:
+        _forecast(
+            config,
+            budget=budget,
+            seed=seed,
+            device=device,
+            bank=bank,
+            racing=racing,
+            start=start or (),
+            pick=pick,
+            allow_test_split=allow_test_split,
+            repair=not no_repair,
+            tune=not no_tune,
+        )
+        return
+    if out is None:
+        raise ConfigError("Missing option '--out', the run directory to make; only --dry-run needs none")
     publication = _publication(
         push_to_hub,
         hub_model_id,
@@ -149,6 +165,7 @@ def evolve(
             model=not no_model,
             publication=publication,
             report_to=report_to or (),
+            on_forecast=partial(printing.forecast, apart=True),
             on_begin=shown.begin,
             on_step=shown.step,
             on_candidate=shown.candidate,
@@ -173,6 +190,12 @@ def _workers(value: str | None) -> int | Literal["auto"] | None:
     if not (value.isascii() and value.isdecimal() and int(value)):
         raise ConfigError(f"--workers: expected auto or a whole number from 1, found {visible_line(value)}")
     return int(value)
+
+
+def _forecast(config: Path, **options: Any) -> None:
+    from gptailor_merge.api.forecasts import forecast
+
+    printing.forecast(forecast(config, on_step=say, **options))
 
 
 def baseline(

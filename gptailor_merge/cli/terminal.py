@@ -53,9 +53,14 @@ def line(text: str = "") -> None:
     typer.echo(visible_line(text))
 
 
-def show(drawing: RenderableType) -> None:
-    """Prints a table to the terminal; a file has room for all of it."""
-    PlainConsole(width=None if sys.stdout.isatty() else FILE_WIDTH).print(drawing)
+def show(drawing: RenderableType, *, apart: bool = False) -> None:
+    """Prints a table to the terminal; a file has room for all of it.
+
+    Args:
+        apart: prints it apart from the results.
+    """
+    stream = sys.stderr if apart else sys.stdout
+    PlainConsole(stderr=apart, width=None if stream.isatty() else FILE_WIDTH).print(drawing)
 
 
 def say(step: str) -> None:

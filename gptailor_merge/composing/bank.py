@@ -227,6 +227,9 @@ class Bank:
         """Does what mergekit's graph does: load, cast to dtype, merge, edit, cast to out_dtype."""
         merge, out, compute = self.precision.merge, self.precision.out, self.precision.compute
         loaded = [self._load(*source) for source in sources]
+        is_plain = operation.method == SELECT and not any(operation.inputs) and not edits
+        if is_plain and out is not None and _widens(loaded[0].dtype, merge):
+            merge = None  # what is widened and narrowed again is the same, and would be a copy
         tensors = [_cast(tensor.to(self.device, non_blocking=True), merge) for tensor in loaded]
         # Filters and random seeds go by the names that are written; edits by those of the model.
         merged = apply(operation, tensors, self.family.base.written.of(name))
@@ -269,18 +272,29 @@ def belongs_on_host(family: Family, dtype: torch.dtype, device: torch.device) ->
     """Tells whether the family would leave too little of a GPU's memory to work in."""
     if device.type != "cuda":
         return False
-    free, _ = torch.cuda.mem_get_info(device)
-    return family_bytes(family, dtype) > FREE_SHARE * free
+    return family_bytes(family, dtype) > FREE_SHARE * _free_bytes(device)
 
 
-def cache_bytes(family: Family, dtype: torch.dtype, device: torch.device) -> int:
-    """Returns the room for cached layers: the family's size, but at most half of a GPU's free memory."""
+def cache_bytes(family: Family, dtype: torch.dtype, device: torch.device, *, on_host: bool) -> int:
+    """Returns the room for cached layers: the family's size, but at most half of what it leaves of a GPU."""
     size = family_bytes(family, dtype)
     if device.type != "cuda":
         return size
+    left = _free_bytes(device) - (0 if on_host else size)
+    return max(0, min(size, left // 2))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Returns the free memory of a GPU, with what torch keeps of models that are gone."""
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    return min(size, free // 2)
+    return free
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return tensor if dtype is None else tensor.to(dtype)
+
+
+def _widens(dtype: torch.dtype, to: torch.dtype | None) -> bool:
+    """Tells whether a dtype has a value for every one of another's."""
+    return to is not None and torch.promote_types(dtype, to) == to

@@ -200,15 +200,8 @@ def _read_local(model: ModelId) -> tuple[Path, dict[str, Header]]:
 
 def _read_hub(model: ModelId) -> tuple[Path, dict[str, Header]]:
     """Returns config and headers of a Hub model, from the cache or by reading only the headers."""
-    try:
-        cached = Path(
-            huggingface_hub.snapshot_download(model.repo, revision=model.revision, local_files_only=True)
-        )
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass
-    else:
-        if is_complete(cached):
-            return cached / CONFIG, headers_in(cached)
+    if (cached := _cached(model)) is not None:
+        return cached / CONFIG, headers_in(cached)
     try:
         config = huggingface_hub.hf_hub_download(model.repo, CONFIG, revision=model.revision)
         metadata = huggingface_hub.get_safetensors_metadata(model.repo, revision=model.revision)
@@ -229,6 +222,46 @@ def _read_hub(model: ModelId) -> tuple[Path, dict[str, Header]]:
         for name, info in part.tensors.items()
     }
     return Path(config), headers
+
+
+def is_on_disk(model: ModelId) -> bool:
+    """Tells whether a model's weights are on this machine, without an adapter that it may have."""
+    return model.model.is_local or _cached(model.model) is not None
+
+
+def _cached(model: ModelId) -> Path | None:
+    """Returns the directory of a Hub model in the cache, or None if it is not wholly there."""
+    try:
+        snapshot = Path(
+            huggingface_hub.snapshot_download(model.repo, revision=model.revision, local_files_only=True)
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return snapshot if is_complete(snapshot) else None
+
+
+def is_bare_adapter(model: ModelId) -> bool:
+    """Tells whether a name is that of an adapter without a model.
+
+    Raises:
+        FamilyError: it is on the Hub, and neither the Hub nor the cache can be read.
+    """
+    if model.adapter is not None:
+        return False
+    if model.is_local:
+        directory = Path(model.path)
+        return (directory / ADAPTER[0]).is_file() and not (directory / CONFIG).exists()
+    return not _hub_has(model, CONFIG) and _hub_has(model, ADAPTER[0])
+
+
+def _hub_has(model: ModelId, file: str) -> bool:
+    try:
+        huggingface_hub.hf_hub_download(model.repo, file, revision=model.revision)
+    except LocalEntryNotFoundError as error:
+        raise FamilyError(f"{model.path}: cannot be read from the Hub: {error}") from None
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return False
+    return True
 
 
 def is_complete(snapshot: Path) -> bool:

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Annotated, Any, cast
 
-from pydantic import BeforeValidator, create_model, model_validator
+from pydantic import BeforeValidator, WithJsonSchema, create_model, model_validator
 
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 
@@ -22,7 +22,10 @@ def _read_limit(value: Any) -> Any:
     return float(value) if is_number else value.strip()
 
 
-Limit = Annotated[float | str, BeforeValidator(_read_limit)]
+_SCHEMA = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": rf"^\s*({LIMIT.pattern})\s*$"}]}
+
+
+Limit = Annotated[float | str, BeforeValidator(_read_limit), WithJsonSchema(_SCHEMA)]
 """A number in the units that users see, or a multiple of the base model's score."""
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from gptailor_merge.documents import Frozen
 
@@ -82,8 +82,30 @@ def _thaw_parameters(parameters: Parameters) -> dict[str, Any]:
     return {name: _thaw(setting) for name, setting in parameters}
 
 
+SETTING: dict[str, Any] = {
+    "anyOf": [
+        {"type": ["number", "string", "boolean"]},
+        {"type": "array", "maxItems": MOST_SETTINGS},
+        {
+            "type": "object",
+            "required": ["value"],
+            "properties": {"value": {}, "filter": {"type": ["string", "null"]}},
+            "additionalProperties": False,
+        },
+    ]
+}
+"""The JSON Schema of the setting of a parameter."""
+
+
+SETTINGS: dict[str, Any] = {"type": ["object", "null"], "additionalProperties": SETTING}
+"""The JSON Schema of parameters."""
+
+
 ParametersField = Annotated[
-    Parameters, BeforeValidator(_freeze_parameters), PlainSerializer(_thaw_parameters)
+    Parameters,
+    BeforeValidator(_freeze_parameters),
+    PlainSerializer(_thaw_parameters),
+    WithJsonSchema(SETTINGS),
 ]
 
 
@@ -187,4 +209,40 @@ def _write_origin(origin: Origin) -> Any:
     return document
 
 
-OriginField = Annotated[Origin, BeforeValidator(_read_origin), PlainSerializer(_write_origin)]
+_MEMBER: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "required": ["model"],
+            "properties": {"model": {"type": "string"}, "parameters": SETTINGS},
+            "additionalProperties": False,
+        },
+    ]
+}
+
+
+_ORIGIN: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "required": ["method"],
+            "properties": {
+                "method": {"type": "string"},
+                "base_model": {"type": "string"},
+                "weights": {"type": "object", "additionalProperties": {"type": "number"}},
+                "members": {"type": "array", "items": _MEMBER},
+                "parameters": SETTINGS,
+            },
+            "additionalProperties": False,
+            "oneOf": [{"required": ["weights"]}, {"required": ["members"]}],
+        },
+    ]
+}
+"""The JSON Schema of an origin."""
+
+
+OriginField = Annotated[
+    Origin, BeforeValidator(_read_origin), PlainSerializer(_write_origin), WithJsonSchema(_ORIGIN)
+]

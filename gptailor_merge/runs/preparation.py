@@ -40,15 +40,18 @@ class Preparation:
     warm: tuple[Baseline, ...] | None = None
 
 
-def prepare(config: SearchConfig) -> Preparation:
+def prepare(config: SearchConfig, family: Family | None = None) -> Preparation:
     """Reads configs and headers of the family and lays out the space.
+
+    Args:
+        family: the family, where it has been read.
 
     Raises:
         ConfigError: a target or operations that the family does not allow.
         FamilyError: models that do not fit together, or a base without a tokenizer.
     """
     optimizers.check(config.search.optimizer, racing=config.search.racing)
-    family = Family.load(config.family.base, config.family.variants)
+    family = family or Family.load(config.family.base, config.family.variants)
     if ModelId.parse(config.family.base).is_local:
         load_tokenizer(Path(ModelId.parse(config.family.base).path))
     target = config.target.model_dump()

@@ -181,7 +181,7 @@ def composer(
         Precision.of(config.dtype, _out_dtype(config, family), compute),
         device=device,
         on_host=on_host,
-        cache_bytes=cache_bytes(family, compute, device),
+        cache_bytes=cache_bytes(family, compute, device, on_host=on_host),
     )
     weights.preload()
     return Composer(weights)

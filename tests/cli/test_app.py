@@ -88,6 +88,39 @@ def test_options_of_the_engine_reach_it(run: Run, config: Path, tmp_path: Path) 
     assert "'disk'" in message
 
 
+def test_a_dry_run_says_what_the_search_will_take_and_writes_nothing(
+    run: Run, config: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    for out in ([], ["--out", tmp_path / "run"]):
+        code, printed, error = run(config, *out, "--dry-run", "--budget", 9, "--device", "cpu", evolve=True)
+        assert (code, error) == (0, "measuring how fast the base scores\n")
+        assert "3 models of 5 layers (0.0M parameters in BF16), of which 3 (0.0M) stay" in printed
+        assert re.search(r"search +9 candidates of 64; races end many of them early +576 +\d+ s", printed)
+        assert re.search(r"the family's weights +0 MB", printed)
+    assert sorted(tmp_path.rglob("*")) == before
+    code, _, error = run(config, "--dry-run", "--seed", -1, evolve=True)
+    assert (code, "--seed: expected a whole number" in error) == (2, True)
+
+
+def test_a_drafted_search_is_one_command_away(
+    run: Run, family: dict[str, str], texts: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "new.yml"
+    models = [family["base"], family["math"], f"py={family['code']}"]
+    teachers = ["--teacher", "stories=py", "--teacher", "sums=math"]
+    options = ["--data", *texts.values(), *teachers, "--target", 0.8, "--out", out]
+    code, printed, error = run("init", *models, *options, "--device", "cpu")
+    assert (code, error) == (0, "")
+    assert re.search(r"search +240 candidates of \d+,\d+; races end many", printed)
+    command = f"gptailor-evolve {out} --out runs/new --device cpu"
+    assert printed.splitlines()[-2:] == [f"{out} is written; look at it, and search with", f"  {command}"]
+    document = yaml.safe_load(out.read_text())
+    assert document["objectives"][0]["teacher"] == {"stories": "py", "sums": "math"}
+    code, _, error = run("init", *models, "--out", out)
+    assert (code, error) == (2, f"Error: {out} exists; choose another --out or remove it\n")
+
+
 def test_what_cannot_be_raced_is_refused_before_anything_is_loaded(
     run: Run, config: Path, tmp_path: Path
 ) -> None:
@@ -110,6 +143,8 @@ def test_a_search_leaves_a_run_that_mergekit_and_transformers_read(
     assert {f.name for f in out.iterdir()} == {"config.yml", "journal.db", "best.yml", "model", "report.html"}
     assert f"recipe  {out / 'best.yml'}" in printed
     assert "12/12: best " in progress
+    assert "12 candidates of 64; races end many of them early" in progress
+    assert "12 candidates of 64" not in printed
     model = AutoModelForCausalLM.from_pretrained(out / "model")
     assert model.config.num_hidden_layers == 3
 
@@ -299,7 +334,7 @@ def test_other_errors_of_the_system_are_sentences(
 
     monkeypatch.setattr("gptailor_merge.api.searches.execute", fail)
     code, _, error = run(config, "--out", tmp_path / "run", evolve=True)
-    assert (code, error) == (1, "Error: /tmp/x: No space left on device\n")
+    assert (code, error.splitlines()[-1]) == (1, "Error: /tmp/x: No space left on device")
 
 
 @pytest.mark.parametrize(
@@ -317,6 +352,7 @@ def test_impossible_searches_exit_with_2(
     write(config, {**yaml.safe_load(config.read_text()), **change})
     code, _, error = run(config, "--out", tmp_path / "run", evolve=True)
     assert (code, message in error) == (2, True), error
+    assert error.splitlines()[-1].removeprefix("Error: ").startswith(str(config))
 
 
 def test_a_failed_merge_exits_with_1_and_leaves_nothing(

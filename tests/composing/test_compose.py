@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 
-from gptailor_merge.composing.bank import Bank, Precision
+from gptailor_merge.composing.bank import Bank, Precision, belongs_on_host, cache_bytes, family_bytes
 from gptailor_merge.composing.compose import Composer
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.planning.resolve import plan as resolve
@@ -22,12 +25,51 @@ def test_generation_with_a_cache_equals_generation_without(family: dict[str, str
     assert cached.shape == (2, 19)
 
 
-def test_selecting_copies_nothing(family: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "precision", [Precision(), Precision.of("float32", "bfloat16", torch.bfloat16)], ids=["plain", "search"]
+)
+def test_selecting_copies_nothing(family: dict[str, str], precision: Precision) -> None:
+    """Also where merges are calculated in a wider dtype than the family's, as a search on a GPU does."""
     plan, loaded = check_with_family(Recipe.from_mapping(recipe_of(family)))
-    composer = Composer(Bank(loaded, Precision()))
+    bank = Bank(loaded, precision)
+    composer = Composer(bank)
     first, second = composer.compose(plan), composer.compose(plan)
     for name, tensor in first.state_dict().items():
         assert tensor.data_ptr() == second.state_dict()[name].data_ptr(), name
+    stored = bank.stored(plan.slots[0].layers[0][0], 0)
+    for name, tensor in bank.layer(plan.slots[0]).tensors.items():
+        assert tensor.data_ptr() == stored[name].data_ptr(), name
+
+
+def test_a_narrower_dtype_of_arithmetic_rounds_selected_layers_too(
+    make_family: Callable[..., dict[str, str]],
+) -> None:
+    """As in mergekit, which casts what it has loaded to `dtype` before all else."""
+    plan, loaded = check_with_family(Recipe.from_mapping(recipe_of(make_family(dtype=torch.float32))))
+    wide, narrow = (
+        Bank(loaded, Precision.of(dtype, "float32")).layer(plan.slots[0]).tensors["mlp.up_proj.weight"]
+        for dtype in ("float32", "bfloat16")
+    )
+    assert narrow.dtype == torch.float32
+    assert torch.equal(narrow, wide.bfloat16().float())
+    assert not torch.equal(narrow, wide)
+
+
+def test_a_gpu_has_room_for_what_it_is_given(family: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Family and cache of a bank on the device leave some of its memory; one on the host leaves half."""
+    loaded = check_with_family(Recipe.from_mapping(recipe_of(family)))[1]
+    size, gpu = family_bytes(loaded, torch.bfloat16), torch.device("cuda")
+    assert size == 3 * 2 * loaded.parameters(range(5))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    for share, on_host, cache in (
+        (2.0, False, size // 2),
+        (1.25, True, int(1.25 * size) // 2),
+        (4.0, False, size),
+    ):
+        free = int(share * size)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, free))
+        assert belongs_on_host(loaded, torch.bfloat16, gpu) == on_host
+        assert cache_bytes(loaded, torch.bfloat16, gpu, on_host=on_host) == cache
 
 
 def test_composed_models_live_side_by_side(family: dict[str, str]) -> None:
@@ -75,8 +117,8 @@ def test_merged_embeddings_are_kept_within_the_same_budget(family: dict[str, str
         return resolve(Recipe.from_mapping(recipe_of(family, parameters={"embeddings": merged})))
 
     _, loaded = check_with_family(Recipe.from_mapping(recipe_of(family)))
-    for cache_bytes, kept in ((1, False), (10**9, True)):
-        composer = Composer(Bank(loaded, Precision(), cache_bytes=cache_bytes))
+    for most, kept in ((1, False), (10**9, True)):
+        composer = Composer(Bank(loaded, Precision(), cache_bytes=most))
         first = composer.compose(plan_of(0.25)).get_input_embeddings().weight
         composer.compose(plan_of(0.75))
         again = composer.compose(plan_of(0.25)).get_input_embeddings().weight

@@ -1,0 +1,1 @@
+"""Reckons what a search will take, before it begins."""
