@@ -51,6 +51,7 @@ def searched(directory: Path, family: dict[str, str], **top: Any) -> Release:
         "target": {"layers": 3},
         "search": {"budget": 6, "population": 4, "warm_start": []},
         "tune": {"steps": 0},
+        "writes": {"tokens": 0},
         **top,
     }
     run = Run(directory / "run")
