@@ -1,12 +1,13 @@
 """Runs tailored models in llama.cpp and compares loss and greedy text with transformers.
 
     make interop
-    LLAMA_CPP=path/to/llama.cpp python benchmarks/interop.py [--model NAME=DIR] [--json FILE] [--markdown FILE]
+    LLAMA_CPP=path/to/llama.cpp python benchmarks/interop.py [--model NAME=DIR] [--json FILE]
 
-It needs llama-cpp-python, whose source distribution carries llama.cpp and its converter. Tiny random families
-lose layers by a recipe, are written by mergekit, converted by llama.cpp's own converter in float32, and run by
-both libraries on the same tokens; `gptailor check` looks at each model before. A family with sliding windows is
-cut once in whole periods of its pattern and once not, and then once more with the pattern in the GGUF.
+It needs llama-cpp-python, whose source distribution carries llama.cpp and its converter. Tiny random
+families lose layers by a recipe, are written by mergekit, converted by llama.cpp's own converter in float32,
+and run by both libraries on the same tokens; `gptailor check` looks at each model before. A family with
+sliding windows is cut once in whole periods of its pattern and once not, and then once more with the pattern
+in the GGUF.
 
 A row is as it should be where both agree and the check is silent, or where they differ and the check has said
 why; the command fails where one is not.
@@ -100,13 +101,30 @@ CASES = (
     Case("llama", "8 to 5 layers", 8, (2, 3, 5), {}),
     Case("llama", "8 to 5 layers, tied", 8, (2, 3, 5), {"tie_word_embeddings": True}),
     Case("qwen3", "8 to 5 layers", 8, (2, 3, 5), {}),
-    Case("qwen3", "8 to 5, windows in the last 4", 8, (2, 3, 5), {"use_sliding_window": True, "max_window_layers": 4, **_SLIDING}),
+    Case(
+        "qwen3",
+        "8 to 5, windows in the last 4",
+        8,
+        (2, 3, 5),
+        {"use_sliding_window": True, "max_window_layers": 4, **_SLIDING},
+    ),
     Case("mistral", "8 to 5, windows", 8, (2, 3, 5), _SLIDING),
     Case("gemma2", "8 to 6, a whole period", 8, (2, 3), {**_SLIDING, "query_pre_attn_scalar": 16}),
     Case("gemma2", "8 to 5, no whole period", 8, (2, 3, 5), {**_SLIDING, "query_pre_attn_scalar": 16}),
-    Case("gemma3_text", "12 to 6, a whole period", 12, range(3, 9), {**_SLIDING, "query_pre_attn_scalar": 16}),
-    Case("gemma3_text", "12 to 8, no whole period", 12, range(3, 7), {**_SLIDING, "query_pre_attn_scalar": 16}),
-    Case("gemma3_text", "12 to 8, pattern in the GGUF", 12, range(3, 7), {**_SLIDING, "query_pre_attn_scalar": 16}, pattern=True),
+    Case(
+        "gemma3_text", "12 to 6, a whole period", 12, range(3, 9), {**_SLIDING, "query_pre_attn_scalar": 16}
+    ),
+    Case(
+        "gemma3_text", "12 to 8, no whole period", 12, range(3, 7), {**_SLIDING, "query_pre_attn_scalar": 16}
+    ),
+    Case(
+        "gemma3_text",
+        "12 to 8, pattern in the GGUF",
+        12,
+        range(3, 7),
+        {**_SLIDING, "query_pre_attn_scalar": 16},
+        pattern=True,
+    ),
     Case("olmo3", "8 to 5, no whole period", 8, (2, 3, 5), _SLIDING),
     Case("cohere2", "8 to 4, a whole period", 8, range(2, 6), _SLIDING),
     Case("smollm3", "8 to 4, a whole period", 8, range(2, 6), {}),
@@ -198,7 +216,7 @@ def convert(model: Path, out: Path, outtype: str) -> str:
 
 
 def with_pattern(file: Path, pattern: list[bool]) -> Path:
-    """Copies a GGUF file with the list of its sliding layers, which the converter leaves out, and returns it."""
+    """Copies a GGUF file, adds the list of its sliding layers, and returns the copy."""
     from gguf import GGUFReader, GGUFWriter
     from gguf.scripts.gguf_new_metadata import copy_with_new_metadata
 
@@ -229,7 +247,14 @@ def in_llama_cpp(file: Path, text: str, ids: list[int]) -> tuple[float, list[int
 
     cache = {"type_k": GGML_TYPE_F32, "type_v": GGML_TYPE_F32}
     model = Llama(
-        str(file), n_ctx=512, n_batch=512, logits_all=True, n_threads=1, n_threads_batch=1, verbose=False, **cache
+        str(file),
+        n_ctx=512,
+        n_batch=512,
+        logits_all=True,
+        n_threads=1,
+        n_threads_batch=1,
+        verbose=False,
+        **cache,
     )
     split = model.tokenize(text.encode(), add_bos=ids[0] == model.token_bos(), special=False)
     model.eval(ids)
@@ -254,7 +279,9 @@ def warning(directory: Path) -> str:
     return "" if finding.verdict == "ok" else finding.sentence
 
 
-def compare(name: str, change: str, directory: Path, text: str, outtype: str, *, pattern: bool = False) -> Compared:
+def compare(
+    name: str, change: str, directory: Path, text: str, outtype: str, *, pattern: bool = False
+) -> Compared:
     """Converts a model directory, and runs it in both libraries."""
     config = AutoConfig.from_pretrained(directory).get_text_config()
     told = "" if pattern else warning(directory)
@@ -285,7 +312,7 @@ def tiny(text: str, only: str) -> Iterator[Compared]:
 def table(rows: list[Compared]) -> str:
     """Draws the rows in Markdown."""
     lines = [
-        "| model | depth | weights | loss in transformers | in llama.cpp | same greedy text | `gptailor check` before |",
+        "| model | depth | weights | loss in transformers | in llama.cpp | same greedy text | `gptailor check` |",
         "| --- | --- | --- | ---: | ---: | --- | --- |",
     ]
     for row in rows:
@@ -298,7 +325,9 @@ def table(rows: list[Compared]) -> str:
 
 
 def main(
-    model: Annotated[list[str] | None, typer.Option(metavar="NAME=DIR", help="Another model directory.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=DIR", help="Another model directory.")
+    ] = None,
     only: Annotated[str, typer.Option(help="Only tiny families whose model type has this in its name.")] = "",
     json_file: JsonFile = None,
     markdown: Annotated[Path | None, typer.Option(help="A file for the table.")] = None,
@@ -322,7 +351,9 @@ def main(
         markdown.write_text(table(rows))
     print(table(rows))
     if strange := [row for row in rows if not row.expected]:
-        raise SystemExit(f"not as the check says: {', '.join(f'{row.model}, {row.change}' for row in strange)}")
+        raise SystemExit(
+            f"not as the check says: {', '.join(f'{row.model}, {row.change}' for row in strange)}"
+        )
 
 
 if __name__ == "__main__":
