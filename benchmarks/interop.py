@@ -312,7 +312,7 @@ def tiny(text: str, only: str) -> Iterator[Compared]:
 def table(rows: list[Compared]) -> str:
     """Draws the rows in Markdown."""
     lines = [
-        "| model | depth | weights | loss in transformers | in llama.cpp | same greedy text | `gptailor check` |",
+        "| model | depth | weights | transformers | llama.cpp | same greedy text | `gptailor check` |",
         "| --- | --- | --- | ---: | ---: | --- | --- |",
     ]
     for row in rows:

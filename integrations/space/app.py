@@ -7,9 +7,11 @@ from describe import config_page, model_page, recipe_page
 
 STYLE = """
 .map { overflow-x: auto; }
-.map table { border-collapse: separate; border-spacing: 2px; font-size: 0.85rem; margin: 0; }
-.map th, .map td { padding: 0.3rem 0.45rem; text-align: center; white-space: nowrap; border: 0; }
-.map tbody th { text-align: left; position: sticky; left: 0; background: var(--body-background-fill); }
+.map table { border-collapse: separate; border-spacing: 2px; font-size: 0.75rem; margin: 0; width: auto; }
+.map table, .map th, .map td { border: 0 !important; }
+.map th, .map td { padding: 0.25rem 0.3rem; text-align: center; white-space: nowrap; min-width: 1.4rem; }
+.map th:first-child { text-align: left; position: sticky; left: 0; min-width: 5.5rem; max-width: 7.5rem;
+  white-space: normal; overflow-wrap: anywhere; background: var(--body-background-fill); }
 """
 
 INTRODUCTION = """# GPTailor

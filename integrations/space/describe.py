@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gptailor_merge import Family, Recipe, TailorError, lint, plan
 from gptailor_merge.checking.llama_cpp import hazards
+from gptailor_merge.cli.recipe_table import short_names
 from gptailor_merge.hub.markdown import code, plain_text
 from gptailor_merge.models.architecture import Kind, difference
 from gptailor_merge.recipe.edits import edit_files
@@ -27,7 +28,10 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 MOST_CHARACTERS = 200_000
 """The longest recipe that is read."""
 
-_THEN = "Save it as `search.yml`, put your texts beside it, and run `gptailor-evolve search.yml --out runs/first`."
+_THEN = (
+    "Save it as `search.yml`, put your texts beside it, and run "
+    "`gptailor-evolve search.yml --out runs/first`."
+)
 
 _KINDS = (LIGHT.base, *LIGHT.variants)
 
@@ -72,16 +76,14 @@ def model_page(text: str) -> tuple[str, str]:
         facts.append(f"With {kept} of its layers it has {sample:,} parameters, {sample / whole:.0%} as many.")
     if len(kinds) > 1:
         facts.append(
-            f"Its layers are of {len(kinds)} kinds, coloured below; a layer can take the place of another of "
-            "its kind. " + "; ".join(_kinds(family.kinds, kinds)) + "."
+            f"Its layers are of {len(kinds)} kinds, coloured below; a layer can take the place of another "
+            f"of its kind: {'; '.join(_kinds(family.kinds, kinds))}."
         )
     facts += [plain_text(sentence) for sentence in hazards(base.text_config)]
     colours = {kind: _KINDS[number % len(_KINDS)] for number, kind in enumerate(kinds)}
-    columns = [
-        (str(layer), f"{family.layer_sizes[layer] / 1e6:.3g}M", colours[kind])
-        for layer, kind in enumerate(family.kinds)
-    ]
-    return "\n\n".join(facts), _table({"parameters": columns})
+    sizes = [f"{size / 1e6:.3g}M" if smallest < largest else "" for size in family.layer_sizes]
+    columns = [(str(layer), sizes[layer], colours[kind]) for layer, kind in enumerate(family.kinds)]
+    return "\n\n".join(facts), _table({"kind and size" if smallest < largest else "kind": columns})
 
 
 def _kinds(layers: Sequence[Kind], kinds: Sequence[Kind]) -> Iterator[str]:
@@ -165,6 +167,7 @@ def _recipe(text: str) -> Recipe:
 def _map(columns: Sequence[Place], models: Sequence[str]) -> str:
     """Draws a recipe: a row for each model, a column for each slot and each removed layer."""
     colours = LIGHT.members(list(models))
+    shown = short_names(models)
     rows: dict[str, list[tuple[str, str, str]]] = {}
     for model in models:
         cells = []
@@ -174,7 +177,7 @@ def _map(columns: Sequence[Place], models: Sequence[str]) -> str:
             colour = mixed(LIGHT.tile, colours[model], PALEST + (1 - PALEST) * share if takes else 0.0)
             text = "×" if column.slot is None else cell(column, takes)
             cells.append((str(column.layer), text, colour))
-        rows[model] = cells
+        rows[shown[model]] = cells
     return _table(rows)
 
 
