@@ -1,7 +1,7 @@
 """Runs tailored models in llama.cpp and compares loss and greedy text with transformers.
 
     make interop
-    LLAMA_CPP=path/to/llama.cpp python benchmarks/interop.py [--model NAME=DIR] [--json FILE]
+    LLAMA_CPP=path/to/llama.cpp python integrations/interop.py [--model NAME=DIR] [--json FILE]
 
 It needs llama-cpp-python, whose source distribution carries llama.cpp and its converter. Tiny random
 families lose layers by a recipe, are written by mergekit, converted by llama.cpp's own converter in float32,
@@ -27,13 +27,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from common import DEMO, JsonFile
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import gptailor_merge
 from gptailor_merge import Recipe, quiet_libraries
 
+DEMO = Path(__file__).resolve().parents[1] / "recipes" / "demo"
 TEXT = DEMO / "held-out" / "stories.jsonl"
 SCORED, WRITTEN = 192, 40
 """Tokens that are scored, and tokens that are written after the first quarter of them."""
@@ -329,7 +329,7 @@ def main(
         list[str] | None, typer.Option(metavar="NAME=DIR", help="Another model directory.")
     ] = None,
     only: Annotated[str, typer.Option(help="Only tiny families whose model type has this in its name.")] = "",
-    json_file: JsonFile = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="A file for the table.")] = None,
 ) -> None:
     quiet_libraries()
