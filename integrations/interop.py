@@ -46,9 +46,9 @@ SHAPE = {
     "vocab_size": 2048,
     "hidden_size": 64,
     "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
     "max_position_embeddings": 1024,
     "initializer_range": 0.15,
     "bos_token_id": 0,
@@ -109,20 +109,20 @@ CASES = (
         {"use_sliding_window": True, "max_window_layers": 4, **_SLIDING},
     ),
     Case("mistral", "8 to 5, windows", 8, (2, 3, 5), _SLIDING),
-    Case("gemma2", "8 to 6, a whole period", 8, (2, 3), {**_SLIDING, "query_pre_attn_scalar": 16}),
-    Case("gemma2", "8 to 5, no whole period", 8, (2, 3, 5), {**_SLIDING, "query_pre_attn_scalar": 16}),
+    Case("gemma2", "8 to 6, a whole period", 8, (2, 3), {**_SLIDING, "query_pre_attn_scalar": 32}),
+    Case("gemma2", "8 to 5, no whole period", 8, (2, 3, 5), {**_SLIDING, "query_pre_attn_scalar": 32}),
     Case(
-        "gemma3_text", "12 to 6, a whole period", 12, range(3, 9), {**_SLIDING, "query_pre_attn_scalar": 16}
+        "gemma3_text", "12 to 6, a whole period", 12, range(3, 9), {**_SLIDING, "query_pre_attn_scalar": 32}
     ),
     Case(
-        "gemma3_text", "12 to 8, no whole period", 12, range(3, 7), {**_SLIDING, "query_pre_attn_scalar": 16}
+        "gemma3_text", "12 to 8, no whole period", 12, range(3, 7), {**_SLIDING, "query_pre_attn_scalar": 32}
     ),
     Case(
         "gemma3_text",
         "12 to 8, pattern in the GGUF",
         12,
         range(3, 7),
-        {**_SLIDING, "query_pre_attn_scalar": 16},
+        {**_SLIDING, "query_pre_attn_scalar": 32},
         pattern=True,
     ),
     Case("olmo3", "8 to 5, no whole period", 8, (2, 3, 5), _SLIDING),

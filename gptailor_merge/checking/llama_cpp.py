@@ -50,6 +50,13 @@ _GEMMA_27B = {"gemma2": 46, "gemma3_text": 62}
 _EXAONE4_SLIDING = 64
 
 
+# src/models/{llama,qwen2,qwen2moe,qwen3,qwen3moe,smollm3,starcoder2}.cpp read no window and set no swa_type;
+# phi3.cpp reads it, warns, and switches it off. Mistral and Mixtral are llama there.
+_WITHOUT_WINDOWS = frozenset(
+    ("mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2")
+)
+
+
 def hazards(config: Mapping[str, Any]) -> list[str]:
     """Returns the ways in which llama.cpp would run a model differently from transformers, a sentence each.
 
@@ -74,6 +81,13 @@ def hazards(config: Mapping[str, Any]) -> list[str]:
                 f"{', '.join(map(str, wrong))} as the wrong kind and answer worse without any error; "
                 f"a recipe that removes whole periods of {pattern.period} layers keeps the pattern"
             )
+    window = config.get("sliding_window")
+    slides = "sliding_attention" in config.get("layer_types", ("sliding_attention",))
+    if kind in _WITHOUT_WINDOWS and window and slides and window < config["max_position_embeddings"]:
+        sentences.append(
+            f"sliding_window: llama.cpp runs {kind} without windows; beyond {window:,} tokens a GGUF would "
+            "attend to more than this model does and answer differently without any error"
+        )
     if kind in _GEMMA_27B:
         by_head = config["head_dim"]
         by_width = config["hidden_size"] // config["num_attention_heads"]
