@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,11 +70,39 @@ def named(self, tokenizer):
     except NotImplementedError:
         return "gpt-2"
 TextModel.get_vocab_base_pre = named
+from_sentencepiece = TextModel._set_vocab_sentencepiece
+def vocabulary(self, *arguments, **options):
+    try:
+        from_sentencepiece(self, *arguments, **options)
+    except FileNotFoundError:
+        self._set_vocab_gpt2()
+TextModel._set_vocab_sentencepiece = vocabulary
 sys.argv = [str(script), *sys.argv[2:]]
 runpy.run_path(str(script), run_name="__main__")
 """
-"""llama.cpp's converter, which knows tokenizers by a hash of what they do. That of the built-in family splits
-as GPT-2's; its hash is not in the converter's list."""
+"""llama.cpp's converter with the built-in family's tokenizer. It knows tokenizers by a hash of what they do,
+and this one, which splits as GPT-2's, is not in its list; of Gemma 2 it expects one of sentencepiece."""
+
+VLLM = """
+import json, os, sys
+os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1")
+from vllm import LLM, SamplingParams
+def run(directory, ids, begun, count):
+    model = LLM(directory, dtype="float32", enforce_eager=True, max_model_len=512, max_num_seqs=1, seed=0)
+    def ask(tokens, **options):
+        return model.generate([{"prompt_token_ids": tokens}], SamplingParams(temperature=0, **options))[0]
+    scored = ask(ids, max_tokens=1, prompt_logprobs=0).prompt_logprobs[1:]
+    loss = -sum(by_token[token].logprob for by_token, token in zip(scored, ids[1:])) / len(scored)
+    return loss, list(ask(ids[:begun], max_tokens=count, min_tokens=count).outputs[0].token_ids)
+results = []
+for job in json.load(sys.stdin):
+    try:
+        results.append(run(*job))
+    except Exception as error:
+        results.append((None, f"{type(error).__name__}: {error}".splitlines()[0]))
+    print(results[-1], file=sys.stderr, flush=True)
+json.dump(results, open(sys.argv[1], "w"))
+"""
 
 
 @dataclass(frozen=True)
@@ -126,7 +154,7 @@ CASES = (
         pattern=True,
     ),
     Case("olmo3", "8 to 5, no whole period", 8, (2, 3, 5), _SLIDING),
-    Case("cohere2", "8 to 4, a whole period", 8, range(2, 6), _SLIDING),
+    Case("cohere2", "8 to 4, a whole period", 8, range(2, 6), {**_SLIDING, "rotary_pct": 1.0}),
     Case("smollm3", "8 to 4, a whole period", 8, range(2, 6), {}),
     Case("smollm3", "8 to 5, no whole period", 8, (2, 3, 5), {}),
 )
@@ -143,6 +171,8 @@ class Compared:
         same_tokens: whether both split the text alike.
         told: what `gptailor check` says of llama.cpp; empty where it has nothing to say.
         cause: why llama.cpp does not take the model.
+        vllm: nats per token in vLLM, or why it does not take the model; None where it was not asked.
+        same_in_vllm: whether it writes the same tokens as transformers.
     """
 
     model: str
@@ -154,6 +184,8 @@ class Compared:
     same_tokens: bool
     told: str
     cause: str = ""
+    vllm: float | str | None = None
+    same_in_vllm: bool = False
 
     @property
     def agrees(self) -> bool:
@@ -279,9 +311,13 @@ def warning(directory: Path) -> str:
     return "" if finding.verdict == "ok" else finding.sentence
 
 
+Job = tuple[str, list[int], list[int]]
+"""A model directory, the tokens of the text, and what transformers writes after the first quarter of them."""
+
+
 def compare(
     name: str, change: str, directory: Path, text: str, outtype: str, *, pattern: bool = False
-) -> Compared:
+) -> tuple[Compared, Job]:
     """Converts a model directory, and runs it in both libraries."""
     config = AutoConfig.from_pretrained(directory).get_text_config()
     told = "" if pattern else warning(directory)
@@ -290,36 +326,55 @@ def compare(
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "model.gguf"
         if cause := convert(directory, file, outtype):
-            return Compared(**{**asdict(row), "cause": cause})
+            return replace(row, cause=cause), (str(directory), ids, written)
         if pattern:
             file = with_pattern(file, [kind == "sliding_attention" for kind in config.layer_types])
         other, also_written, same_tokens = in_llama_cpp(file, text, ids)
-    measured = {"llama_cpp": other, "same_text": also_written == written, "same_tokens": same_tokens}
-    return Compared(**{**asdict(row), **measured})
+    same_text = also_written == written
+    row = replace(row, llama_cpp=other, same_text=same_text, same_tokens=same_tokens)
+    return row, (str(directory), ids, written)
 
 
-def tiny(text: str, only: str) -> Iterator[Compared]:
-    """Yields the rows of the tiny families."""
-    for case in CASES:
-        if only not in case.kind:
-            continue
-        with tempfile.TemporaryDirectory() as root:
-            model = Path(root) / "model"
-            gptailor_merge.materialize(recipe(case, family(case, Path(root))), model)
+def tiny(text: str, only: str, root: Path) -> Iterator[tuple[Compared, Job]]:
+    """Yields the rows of the tiny families, whose models are in directories of their own."""
+    for number, case in enumerate(CASES):
+        if only in case.kind:
+            model = root / str(number) / "model"
+            gptailor_merge.materialize(recipe(case, family(case, model.parent)), model)
             yield compare(case.kind, case.change, model, text, "f32", pattern=case.pattern)
+
+
+def with_vllm(rows: list[Compared], jobs: list[Job], python: str) -> list[Compared]:
+    """Returns the rows with what vLLM comes to in float32; it is in an environment of its own."""
+    asked = {directory: (directory, ids, SCORED // 4, WRITTEN) for directory, ids, _ in jobs}
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "out.json"
+        subprocess.run(
+            [python, "-c", VLLM, str(out)], input=json.dumps([*asked.values()]), text=True, check=True
+        )
+        results = dict(zip(asked, json.loads(out.read_text()), strict=True))
+    added = []
+    for row, (directory, _, written) in zip(rows, jobs, strict=True):
+        loss, also_written = results[directory]
+        vllm = also_written if loss is None else loss
+        added.append(replace(row, vllm=vllm, same_in_vllm=also_written == written))
+    return added
 
 
 def table(rows: list[Compared]) -> str:
     """Draws the rows in Markdown."""
     lines = [
-        "| model | depth | weights | transformers | llama.cpp | same greedy text | `gptailor check` |",
-        "| --- | --- | --- | ---: | ---: | --- | --- |",
+        "| model | layers | weights | transformers | llama.cpp | text | `gptailor check` | vLLM | text |",
+        "| --- | --- | --- | ---: | ---: | --- | --- | ---: | --- |",
     ]
     for row in rows:
         other = row.cause or "does not load" if row.llama_cpp is None else f"{row.llama_cpp:.5f}"
-        same = "yes" if row.same_text else "no"
+        same = "same" if row.same_text else "differs"
         told = row.told.split(":")[0] or "nothing to say"
-        cells = (row.model, row.change, row.weights, f"{row.transformers:.5f}", other, same, told)
+        in_vllm = f"{row.vllm:.5f}" if isinstance(row.vllm, float) else row.vllm or ""
+        same_in_vllm = "" if row.vllm is None else "same" if row.same_in_vllm else "differs"
+        measured = (f"{row.transformers:.5f}", other, same, told, in_vllm, same_in_vllm)
+        cells = (row.model, row.change, row.weights, *measured)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -331,20 +386,29 @@ def main(
     only: Annotated[str, typer.Option(help="Only tiny families whose model type has this in its name.")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="A file for the figures.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="A file for the table.")] = None,
+    vllm: Annotated[str, typer.Option(help="The Python of an environment that has vLLM.")] = "",
 ) -> None:
     quiet_libraries()
     if not os.environ.get("LLAMA_CPP"):
         raise SystemExit("LLAMA_CPP must name llama.cpp's directory, with its converter; see make interop")
     text = "\n".join(json.loads(line)["text"] for line in TEXT.read_text().splitlines()[:4])
-    rows = []
-    for row in tiny(text, only):
-        rows.append(row)
-        print(row, flush=True)
-    for named in model or ():
-        name, _, directory = named.partition("=")
-        for outtype in ("f32", "auto"):
-            rows.append(compare(name, "as it is", Path(directory), text, outtype))
-            print(rows[-1], flush=True)
+    rows: list[Compared] = []
+    jobs: list[Job] = []
+    with tempfile.TemporaryDirectory() as root:
+
+        def keep(row: Compared, job: Job) -> None:
+            print(row, flush=True)
+            rows.append(row)
+            jobs.append(job)
+
+        for compared in tiny(text, only, Path(root)):
+            keep(*compared)
+        for named in model or ():
+            name, _, directory = named.partition("=")
+            for outtype in ("f32", "auto"):
+                keep(*compare(name, "as it is", Path(directory), text, outtype))
+        if vllm:
+            rows = with_vllm(rows, jobs, vllm)
     if json_file is not None:
         json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     if markdown is not None:

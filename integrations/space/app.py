@@ -52,7 +52,7 @@ def page() -> gr.Blocks:
         with gr.Tab("A search"):
             base = gr.Textbox(label="Base", placeholder="Qwen/Qwen2.5-1.5B", max_lines=1)
             variants = gr.Textbox(label="Variants, one a line", lines=3)
-            target = gr.Slider(0.3, 1.0, value=0.75, step=0.05, label="Share of layers to keep")
+            target = gr.Slider(0.3, 0.95, value=0.75, step=0.05, label="Share of parameters to keep")
             write = gr.Button("Write the search config", variant="primary")
             config, then = gr.Code(language="yaml", label="search.yml"), gr.Markdown()
             write.click(config_page, [base, variants, target], [config, then], api_name="search")

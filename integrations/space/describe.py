@@ -28,11 +28,6 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 MOST_CHARACTERS = 200_000
 """The longest recipe that is read."""
 
-_THEN = (
-    "Save it as `search.yml`, put your texts beside it, and run "
-    "`gptailor-evolve search.yml --out runs/first`."
-)
-
 _KINDS = (LIGHT.base, *LIGHT.variants)
 
 
@@ -115,29 +110,31 @@ def config_page(base: str, variants: str, target: float) -> tuple[str, str]:
 
     Args:
         variants: Hub ids, one a line.
-        target: the share of layers to keep.
+        target: the share of the base's parameters to keep at most.
     """
     try:
         names = [hub_id(line) for line in variants.splitlines() if line.strip()]
         members = hub_id(base), names
     except RefusedError as error:
         return "", plain_text(f"Not read: {error}")
-    return _init(*members, target)
+    return _drafted(*members, target)
 
 
-def _init(base: str, variants: Sequence[str], target: float) -> tuple[str, str]:
-    """Hands the family to `gptailor init`, where this version has it."""
+def _drafted(base: str, variants: Sequence[str], target: float) -> tuple[str, str]:
+    """Has the config written as `gptailor init` writes it, where this version has it."""
     try:
-        from gptailor_merge import init
+        from gptailor_merge import draft
     except ImportError:
         return "", "This version of gptailor-merge has no `gptailor init` yet."
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "search.yml"
         try:
-            init(base, variants, out=out, target=target)
+            drafted = draft(base, variants, out=out, target=target)
         except TailorError as error:
-            return "", plain_text(f"Not possible: {error}".replace(str(out), "search.yml"))
-        return out.read_text(encoding="utf-8"), _THEN
+            return "", plain_text(f"Not possible: {error}".replace(f"{directory}/", ""))
+        text, command = out.read_text(encoding="utf-8"), drafted.command
+    hidden = f"{directory}/"
+    return text.replace(hidden, ""), f"Save it as `search.yml`, then {code(command.replace(hidden, ''))}."
 
 
 def _recipe(text: str) -> Recipe:

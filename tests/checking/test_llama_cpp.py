@@ -20,6 +20,13 @@ def test_the_patterns_are_those_of_the_published_models(kind: str) -> None:
     assert hazards({**config, key: whole, "num_hidden_layers": len(whole)}) == []
 
 
+def test_olmo3_runs_by_its_list() -> None:
+    """The converter writes it into the GGUF, and llama.cpp reads it."""
+    assert "olmo3" not in PATTERNS
+    config = AutoConfig.for_model("olmo3").to_dict()
+    assert hazards({**config, "layer_types": config["layer_types"][1:]}) == []
+
+
 def test_the_27b_is_known_by_its_depth_only() -> None:
     """Gemma3 27B: hidden_size / heads = 168 and head_dim = 128."""
     shape = {"hidden_size": 5376, "num_attention_heads": 32, "head_dim": 128, "query_pre_attn_scalar": 168}

@@ -57,7 +57,12 @@ def test_every_case_is_of_the_depth_that_it_says(case: Any) -> None:
 
 
 def test_the_table_says_why_a_model_does_not_run() -> None:
-    rows = [SAME, replace(SAME, llama_cpp=None, same_text=False, cause="unknown", told="layer_types: wrong")]
+    rows = [
+        SAME,
+        replace(SAME, llama_cpp=None, same_text=False, cause="unknown", told="layer_types: wrong", vllm=3.1),
+    ]
     lines = interop.table(rows).splitlines()
-    assert lines[2] == "| llama | 8 to 5 | f32 | 3.00000 | 3.00100 | yes | nothing to say |"
-    assert lines[3] == "| llama | 8 to 5 | f32 | 3.00000 | unknown | no | layer_types |"
+    assert lines[2] == "| llama | 8 to 5 | f32 | 3.00000 | 3.00100 | same | nothing to say |  |  |"
+    assert (
+        lines[3] == "| llama | 8 to 5 | f32 | 3.00000 | unknown | differs | layer_types | 3.10000 | differs |"
+    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import gptailor_merge
+from gptailor_merge.errors import ConfigError
 from gptailor_merge.models.family import Family
 from tests.conftest import write_member
 
@@ -102,3 +105,17 @@ def test_what_is_wrong_with_a_recipe_is_told(space: Any, old: str, new: str, sai
     assert "<script>" not in verdict
     assert drawn == ""
     assert space.recipe_page("x" * 200_001)[0].endswith("expected at most 200,000 characters, found 200,001")
+
+
+def test_a_search_config_is_that_of_gptailor_init(space: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draft(base: str, variants: list[str], *, out: Path, target: float) -> SimpleNamespace:
+        if "org/odd" in variants:
+            raise ConfigError(f"{out} is odd")
+        out.write_text(f"# {out}\nfamily: {base}, {variants}, {target}\n")
+        return SimpleNamespace(command=f"gptailor-evolve {out} --out runs/search")
+
+    monkeypatch.setattr(gptailor_merge, "draft", draft, raising=False)
+    config, then = space.config_page("org/base", "org/math\n\n org/code ", 0.75)
+    assert config == "# search.yml\nfamily: org/base, ['org/math', 'org/code'], 0.75\n"
+    assert then == "Save it as `search.yml`, then `gptailor-evolve search.yml --out runs/search`."
+    assert space.config_page("org/base", "org/odd", 0.75) == ("", "Not possible: search.yml is odd")
