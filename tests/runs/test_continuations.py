@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,33 +52,46 @@ def alone(directory: Path, prompt: str) -> str:
     return str(tokenizer.decode(written[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
-def test_both_write_what_their_models_on_disk_write(
-    family: dict[str, str], texts: dict[str, str], tmp_path: Path
-) -> None:
+TOLD = "writing after prompts, with the base and the best recipe"
+
+
+@pytest.fixture(scope="module")
+def done(family: dict[str, str], texts: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with its model."""
     steps: list[str] = []
-    run = execute(config(family, texts), Run(tmp_path / "run"), CPU, on_step=steps.append)
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    run = execute(config(family, texts), Run(directory), CPU, on_step=steps.append)
+    assert steps.count(TOLD) == 1
     materialize(Recipe.load(run.best), run.model, file=run.best)
-    record = run.record()
+    return run
+
+
+def test_both_write_what_their_models_on_disk_write(family: dict[str, str], done: Run) -> None:
+    record = done.record()
     assert record.writes is not None
     assert record.best is not None
     assert record.writes.recipe == record.best.digest
     assert record.writes.prompts == tuple(PROMPTS)
     for row in record.writes.rows[:2]:
         assert row.base.text == alone(Path(family["base"]), row.prompt)
-        assert row.found.text == alone(run.model, row.prompt)
+        assert row.found.text == alone(done.model, row.prompt)
         assert (row.base.grams, row.found.grams) == (5, 5)
-    shown = run.summary().to_json()["writes"]
+    shown = done.summary().to_json()["writes"]
     assert [row["found"] for row in shown["prompts"]] == [row.found.text for row in record.writes.rows]
     assert release_of(record, "mit").record()["writes"] == shown
 
-    # A resumed run writes nothing again; other prompts are no other run, and keep its digest on the Hub.
-    told = "writing after prompts, with the base and the best recipe"
-    assert steps.count(told) == 1
+
+def test_a_resumed_run_writes_again_only_after_other_prompts(
+    family: dict[str, str], texts: dict[str, str], done: Run, tmp_path: Path
+) -> None:
+    """They make no other run of it, and keep its digest on the Hub."""
+    run, record = Run(Path(shutil.copytree(done.path, tmp_path / "run"))), done.record()
+    steps: list[str] = []
     execute(config(family, texts), run, CPU, resume=True, on_step=steps.append)
-    assert steps.count(told) == 1
+    assert TOLD not in steps
     changed = config(family, texts, prompts=["A"])
     execute(changed, run, CPU, resume=True, on_step=steps.append)
-    assert steps.count(told) == 2
+    assert TOLD in steps
     again = run.record()
     assert again.writes is not None
     assert again.writes.prompts == ("A",)
@@ -125,14 +139,10 @@ def test_it_repeats_itself_beyond_a_share_and_beyond_the_base(found: int, base: 
     assert (writes.found_share, writes.base_share) == (found / 100, base / 100)
 
 
-def test_repetition_is_in_the_first_paragraph_of_page_and_card(
-    family: dict[str, str], texts: dict[str, str], tmp_path: Path
-) -> None:
+def test_repetition_is_in_the_first_paragraph_of_page_and_card(done: Run, tmp_path: Path) -> None:
     """Texts are a stranger's: they stand in page and card as they are, and form nothing."""
-    run = execute(config(family, texts, tokens=0), Run(tmp_path / "run"), CPU)
-    materialize(Recipe.load(run.best), run.model, file=run.best)
+    run = Run(Path(shutil.copytree(done.path, tmp_path / "run")))
     best = run.record().best
-    assert run.record().writes is None
     assert best is not None
     with Journal(run.journal) as journal:
         journal.describe(replace(journal.metadata(), writes=written(best.digest, 62)))
