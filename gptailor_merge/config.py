@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
 from gptailor_merge.heal_config import HealSection
-from gptailor_merge.objectives.config_types import Positive, Section, absolute_files, missing_files
+from gptailor_merge.objectives.config_types import Positive, Section, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
 from gptailor_merge.recipe.fields import ModelName
@@ -350,7 +350,7 @@ class SearchConfig(Section):
 
     def _resolved(self, directory: Path) -> dict[str, Any]:
         """Returns the document with absolute paths, whole start recipes, and a cost if a front needs one."""
-        repair, heal = _with_absolute_files(self.repair, directory), self.heal.resolved(directory)
+        repair, heal = self.repair.resolved(directory), self.heal.resolved(directory)
         sections = ("objectives", "gates", "held_out")
         measured = {name: tuple(o.resolved(directory) for o in getattr(self, name)) for name in sections}
         document = self.model_copy(update={**measured, "repair": repair, "heal": heal}).document()
@@ -366,12 +366,6 @@ class SearchConfig(Section):
         if self.target.is_range and not any(objective.is_cost for objective in self.objectives):
             document["objectives"].append({"kind": "parameters"})
         return document
-
-
-def _with_absolute_files(section: RepairSection, directory: Path) -> RepairSection:
-    if section.data is None:
-        return section
-    return section.model_copy(update={"data": absolute_files(section.data, directory)})
 
 
 def without_versions(document: Mapping[str, Any]) -> dict[str, Any]:
