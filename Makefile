@@ -1,4 +1,6 @@
 # make demo: search the built-in family for a smaller model, write and verify it, print before/after.
+# make interop: run tailored models in llama.cpp, and install the hf extension; builds llama.cpp once (minutes).
+# make release: build and check what is published, where HEAD has the tag of its version.
 # make test: ruff, mypy --strict, pytest. Both make .venv first.
 # Test files run in the order of their names: files of few long tests would else come last, on one core.
 PYTHON ?= python3
@@ -7,7 +9,10 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: test types tests demo clean
+LLAMA_VERSION := 0.3.36
+LLAMA := runs/interop/llama_cpp_python-$(LLAMA_VERSION)
+
+.PHONY: test types tests demo interop release clean
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -30,6 +35,29 @@ tests:
 # One thread: on two virtual cores two threads of a model this small are at times ten times slower.
 demo: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/demo.py --out $(RUN)
+
+# The source distribution carries llama.cpp with its converter, which the wheel would lack.
+.venv/.interop: .venv/.installed
+	mkdir -p runs/interop
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest runs/interop \
+	  llama-cpp-python==$(LLAMA_VERSION)
+	tar xzf runs/interop/llama_cpp_python-$(LLAMA_VERSION).tar.gz -C runs/interop
+	CMAKE_ARGS='-DLLAVA_BUILD=OFF' $(BIN)/pip install --quiet --disable-pip-version-check $(LLAMA)/
+	touch $@
+
+interop: .venv/.interop
+	LLAMA_CPP=$(LLAMA)/vendor/llama.cpp OMP_NUM_THREADS=1 $(BIN)/python integrations/interop.py \
+	  --json runs/interop/figures.json --markdown runs/interop/table.md \
+	  $(if $(wildcard $(RUN)/model),--model demo=$(RUN)/model)
+	$(BIN)/pytest integrations/tests
+
+release: .venv/.installed
+	test "$$(git describe --tags --exact-match)" = "v$$($(BIN)/hatchling version)"
+	test -z "$$(git status --porcelain)"
+	rm -rf dist
+	$(BIN)/pip install --quiet --disable-pip-version-check build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf .venv runs

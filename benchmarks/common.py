@@ -44,6 +44,11 @@ def least_tune(tune: Section) -> Section:
     return tune.model_copy(update={"finalists": 1, "steps": 1, "tokens": 512})
 
 
+def least_writes(writes: Section) -> Section:
+    """Returns the section with nothing to write."""
+    return writes.model_copy(update={"tokens": 0})
+
+
 def read_config(file: Path, *, tiny: bool = False) -> SearchConfig:
     """Reads a search config; a tiny one has few candidates and little data."""
     config = SearchConfig.load(file)
@@ -57,6 +62,7 @@ def read_config(file: Path, *, tiny: bool = False) -> SearchConfig:
             "search": config.search.model_copy(update=_LEAST_SEARCH),
             "repair": least(config.repair).model_copy(update={"finalists": 1}),
             "tune": least_tune(config.tune) if config.tuned else config.tune,
+            "writes": least_writes(config.writes),
         }
     )
 

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
 from gptailor_merge.heal_config import HealSection
-from gptailor_merge.objectives.config_types import AutoSize, Positive, Section, absolute_files, missing_files
+from gptailor_merge.objectives.config_types import AutoSize, Positive, Section, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
 from gptailor_merge.recipe.fields import ModelName
@@ -24,6 +24,7 @@ from gptailor_merge.repair_config import RepairSection, of_record, to_record
 from gptailor_merge.target_config import Target
 from gptailor_merge.tune_config import TuneSection
 from gptailor_merge.versions import environment
+from gptailor_merge.writes_config import WritesSection
 
 SEEDS = 2**32
 """The number of seeds that there are."""
@@ -132,6 +133,7 @@ class SearchConfig(Section):
         repair: settings of the repair of the best recipes.
         tune: settings of the tuning of the best recipes.
         heal: settings of the training of the best recipe.
+        writes: prompts that base and best recipe continue at the end, to be shown.
         seed: of all random choices.
         dtype: of merge arithmetic.
         out_dtype: of the written model; default the base's.
@@ -151,6 +153,7 @@ class SearchConfig(Section):
     repair: RepairSection = RepairSection()
     tune: TuneSection = TuneSection()
     heal: HealSection = HealSection()
+    writes: WritesSection = WritesSection()
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     out_dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -264,9 +267,10 @@ class SearchConfig(Section):
         return yaml.safe_dump(document, sort_keys=False, allow_unicode=True)
 
     def differences(self, other: SearchConfig) -> list[str]:
-        """Returns the top-level keys that differ; a resume may change budget, pick and workers."""
+        """Returns the top-level keys that differ; a resume may change budget, pick, workers and writes."""
         ours, theirs = self.document(), other.document()
         for document in (ours, theirs):
+            document.pop("writes")
             for key in ("budget", "pick", "workers"):
                 document["search"].pop(key, None)
         return [key for key in ours if ours[key] != theirs.get(key)]
@@ -343,7 +347,7 @@ class SearchConfig(Section):
 
     def _resolved(self, directory: Path) -> dict[str, Any]:
         """Returns the document with absolute paths, whole start recipes, and a cost if a front needs one."""
-        repair, heal = _with_absolute_files(self.repair, directory), self.heal.resolved(directory)
+        repair, heal = self.repair.resolved(directory), self.heal.resolved(directory)
         sections = ("objectives", "gates", "held_out")
         measured = {name: tuple(o.resolved(directory) for o in getattr(self, name)) for name in sections}
         document = self.model_copy(update={**measured, "repair": repair, "heal": heal}).document()
@@ -359,12 +363,6 @@ class SearchConfig(Section):
         if self.target.is_range and not any(objective.is_cost for objective in self.objectives):
             document["objectives"].append({"kind": "parameters"})
         return document
-
-
-def _with_absolute_files(section: RepairSection, directory: Path) -> RepairSection:
-    if section.data is None:
-        return section
-    return section.model_copy(update={"data": absolute_files(section.data, directory)})
 
 
 def without_versions(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from gptailor_merge.objectives.config_types import Data, Section
+from gptailor_merge.objectives.config_types import Data, Section, absolute_files
 
 LENGTH = 512
 """Tokens of a sequence of `repair.data`."""
@@ -38,6 +39,12 @@ class RepairSection(Section):
     texts: Literal["own", "scored"] = "own"
     tokens: Annotated[int, Field(ge=2)] = 65536
     sequence_length: Annotated[int, Field(ge=2)] | None = None
+
+    def resolved(self, directory: Path) -> RepairSection:
+        """Returns the section with absolute paths; relative ones start at `directory`."""
+        if self.data is None:
+            return self
+        return self.model_copy(update={"data": absolute_files(self.data, directory)})
 
 
 def to_record(repair: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,6 +143,7 @@ def test_a_search_offers_only_what_keeps_the_pattern(ernie: dict[str, str]) -> N
             "target": {"layers": 6},
             "repair": {"texts": "scored"},
             "tune": {"steps": 0},
+            "writes": {"tokens": 0},
             "objectives": [{"kind": "perplexity", "data": {"x": "x.txt"}}],
             "operations": {"merge": ["linear"], "protect": {"first": 1, "last": 0}},
         }

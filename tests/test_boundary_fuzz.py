@@ -164,6 +164,7 @@ def inputs(make_family: MakeFamily, tmp_path_factory: pytest.TempPathFactory) ->
         "family": {"base": "base", "variants": {"math": "math", "code": "code"}},
         "target": {"layers": 3},
         "tune": {"steps": 0},
+        "writes": {"tokens": 0},
         "objectives": [objective],
         "operations": {"merge": ["slerp"], "protect": {"first": 1, "last": 1}},
         "search": {

@@ -36,6 +36,7 @@ ORDER = (
     "config",
     "heal_config",
     "tune_config",
+    "writes_config",
     "repair_config",
     "target_config",
     "versions",

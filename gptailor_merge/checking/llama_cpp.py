@@ -24,18 +24,16 @@ class LayerPattern:
     last: object
 
 
-# Read in ggml-org/llama.cpp: src/models/{gemma2,gemma3,openai-moe,cohere2,olmo2,smollm3}.cpp, before the
-# split into files src/llama-model.cpp, `load_hparams`. All but SmolLM3 call set_swa_pattern(period), which
-# makes layer il a sliding one where il % period < period - 1 (src/llama-hparams.cpp). Newer versions first
-# look for `attention.sliding_window_pattern` in the GGUF, but only for a number (get_key_or_arr of a
-# uint32_t passes arrays over), and convert_hf_to_gguf.py writes none for these (for Olmo3 an array).
+# Read in ggml-org/llama.cpp, and run by integrations/interop.py: src/models/{gemma2,gemma3,openai-moe,
+# cohere2,smollm3}.cpp. All but SmolLM3 call load_swa_pattern(period), which makes layer il a sliding one
+# where il % period < period - 1, unless the GGUF has a list under `attention.sliding_window_pattern` (older
+# versions pass lists over). convert_hf_to_gguf.py writes none for these; for Olmo3 it does, which is right.
 # SmolLM3 sets n_no_rope_layer_step = 4 and rotates where (il + 1) % 4 != 0; the GGUF has no key for it.
 PATTERNS = {
     "gemma2": LayerPattern("layer_types", 2, "full_attention"),
     "gemma3_text": LayerPattern("layer_types", 6, "full_attention"),
     "gpt_oss": LayerPattern("layer_types", 2, "full_attention"),
     "cohere2": LayerPattern("layer_types", 4, "full_attention"),
-    "olmo3": LayerPattern("layer_types", 4, "full_attention"),
     "smollm3": LayerPattern("no_rope_layers", 4, 0),
 }
 """Model type -> the pattern that llama.cpp computes from the layer index, whatever config.json says."""
@@ -48,6 +46,13 @@ _GEMMA_27B = {"gemma2": 46, "gemma3_text": 62}
 
 # src/models/exaone4.cpp: `if (hparams.n_layer() == 64)` guards the whole sliding window.
 _EXAONE4_SLIDING = 64
+
+
+# src/models/{llama,qwen2,qwen2moe,qwen3,qwen3moe,smollm3,starcoder2}.cpp read no window and set no swa_type;
+# phi3.cpp reads it, warns, and switches it off. Mistral and Mixtral are llama there.
+_WITHOUT_WINDOWS = frozenset(
+    ("mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "starcoder2")
+)
 
 
 def hazards(config: Mapping[str, Any]) -> list[str]:
@@ -68,12 +73,24 @@ def hazards(config: Mapping[str, Any]) -> list[str]:
             if (entry == pattern.last) != (index % pattern.period == pattern.period - 1)
         ]
         if wrong:
+            remedy = (
+                "; newer versions obey attention.sliding_window_pattern in the GGUF, where the converter "
+                "writes no such list: see docs/runs-elsewhere.md"
+            )
             sentences.append(
                 f"{pattern.key}: llama.cpp takes every {_ordinal(pattern.period)} layer of {kind} for "
                 f"{pattern.last!r} whatever this list says; a GGUF would run layers "
                 f"{', '.join(map(str, wrong))} as the wrong kind and answer worse without any error; "
                 f"a recipe that removes whole periods of {pattern.period} layers keeps the pattern"
+                f"{remedy if pattern.key == 'layer_types' else ''}"
             )
+    window = config.get("sliding_window")
+    slides = "sliding_attention" in config.get("layer_types", ("sliding_attention",))
+    if kind in _WITHOUT_WINDOWS and window and slides and window < config["max_position_embeddings"]:
+        sentences.append(
+            f"sliding_window: llama.cpp runs {kind} without windows; beyond {window:,} tokens a GGUF would "
+            "attend to more than this model does and answer differently without any error"
+        )
     if kind in _GEMMA_27B:
         by_head = config["head_dim"]
         by_width = config["hidden_size"] // config["num_attention_heads"]

@@ -28,6 +28,7 @@ from gptailor_merge.hub.card_tables import (
     size_table,
     slots_table,
     stage_tables,
+    writes_table,
 )
 from gptailor_merge.hub.citations import CITATIONS
 from gptailor_merge.hub.markdown import code, fence, plain_text
@@ -107,6 +108,8 @@ def _variables(release: Release, repo_id: str) -> dict[str, Any]:
         "held_out": tables,
         "stages": stage_tables(summary.stages),
         "held_out_settings": _plain_texts(described("held_out", _quality(settings), release.items, versions)),
+        "writes": "" if summary.writes is None else plain_text(summary.writes.sentence),
+        "writes_table": "" if summary.writes is None else writes_table(summary.writes),
         "has_errors": any(table.has_errors for table in tables),
         "gaps": _plain_texts(_gaps(release)),
         "search": plain_text(_search(release)),
@@ -171,6 +174,8 @@ def _headline(release: Release) -> str:
         text = f"held-out {plain(name)} on {', '.join(scores[name])} {_total(scores[name]):.4g}"
         before = release.held_out.get("base", {}).get(name)
         parts.append(f"{text}, the base model's is {_total(before):.4g}" if before else text)
+    if release.summary.writes is not None and release.summary.writes.repeats:
+        parts.append("it repeats itself when it writes")
     return "; ".join(parts) + "."
 
 

@@ -14,6 +14,7 @@ from gptailor_merge.objectives.scores import COSTS, TOTAL, Score
 from gptailor_merge.recipe.grouping import runs
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.wording import component_text, operation_text, range_text, source_text
+from gptailor_merge.runs.continuations import Continuations
 from gptailor_merge.runs.record import FOUND, Record
 from gptailor_merge.runs.stages import StageTable
 
@@ -160,6 +161,13 @@ def stage_tables(stages: Sequence[StageTable]) -> list[tuple[str, str]]:
         header = ["stage", *table.columns, "tokens", "seconds"]
         tables.append((plain_text(table.objective), markdown(header, rows)))
     return tables
+
+
+def writes_table(writes: Continuations) -> str:
+    """Writes the prompts of a run and their continuations side by side; ↵ stands for a line break."""
+    rows = [(row.prompt, row.base.text, row.found.text) for row in writes.rows]
+    texts = [[" ↵ ".join(text.split("\n")).strip() for text in row] for row in rows]
+    return markdown(["prompt", "base", THIS], texts, left=3)
 
 
 def held_out_tables(record: Record) -> list[HeldOutTable]:

@@ -52,7 +52,7 @@ FORMAT = 1
 
 
 RESUMABLE = ("budget", "pick")
-"""Keys of `search` that a resumed run may change without becoming another run."""
+"""Keys of `search` that a resumed run may change without becoming another run; `writes` is a third."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ class Release:
             "sizes": {n: size for n, size in shown["sizes"].items() if n in ("base", FOUND)},
             "front": [{**asdict(row), "recipe": row.recipe.name} for row in self.summary.front],
             **({"stages": shown["stages"]} if "stages" in shown else {}),
+            **({"writes": shown["writes"]} if "writes" in shown else {}),
             **({} if self.healing is None else {"healed": self.healing.to_public()}),
             "items": [{**asdict(items), "ids": len(items.ids)} for items in self.items],
             "recipe": self.recipe.to_mapping(),
@@ -205,6 +206,7 @@ def search_digest(settings: SearchConfig, family: tuple[Parent, ...], baseline: 
         baseline: the baseline that was run instead of a search.
     """
     document = settings.recorded()
+    document.pop("writes")
     for key in RESUMABLE:
         document["search"].pop(key, None)
     return digest([public(document, {parent.model: parent.unpinned for parent in family}), baseline])

@@ -109,9 +109,7 @@ class Repetition(PerUnit):
         """Returns the continuations of prompts of one length [prompts, length]."""
 
         def generate(size: int) -> list[list[int]]:
-            parts = [
-                _greedy(model, part.to(model.device), self.new_tokens) for part in torch.split(ids, size)
-            ]
+            parts = [greedy(model, part.to(model.device), self.new_tokens) for part in torch.split(ids, size)]
             return [row for part in parts for row in part]
 
         return self.batches.run(generate, model.device)
@@ -159,16 +157,35 @@ def repeated(ids: Sequence[int]) -> float:
     >>> repeated([1, 1, 1, 1, 1])
     0.5
     """
+    count, again = repeated_grams(ids)
+    return 1 - (count - again) / count
+
+
+def repeated_grams(ids: Sequence[int]) -> tuple[int, int]:
+    """Returns the number of n-grams, and of those that have been there before.
+
+    >>> repeated_grams([1, 1, 1, 1, 1]), repeated_grams([1])
+    ((2, 1), (0, 0))
+    """
     grams = list(zip(*(ids[start:] for start in range(NGRAM)), strict=False))
-    return 1 - len(set(grams)) / len(grams)
+    return len(grams), len(grams) - len(set(grams))
 
 
-def _greedy(model: PreTrainedModel, ids: torch.Tensor, tokens: int) -> list[list[int]]:
-    """Returns what a model writes after prompts of one length, whatever its own settings are."""
+def greedy(
+    model: PreTrainedModel, ids: torch.Tensor, tokens: int, *, ends: Sequence[int] = ()
+) -> list[list[int]]:
+    """Returns what a model writes after prompts of one length, whatever its own settings are.
+
+    Args:
+        ids: [prompts, length].
+        tokens: the most that are written.
+        ends: tokens that end a text; by default nothing does.
+    """
     before = model.generation_config
     model.generation_config = GenerationConfig()
+    stop = {"eos_token_id": list(ends), "pad_token_id": ends[0]} if ends else {}
     try:
-        settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, use_cache=True)
+        settings = GenerationConfig(max_new_tokens=tokens, do_sample=False, use_cache=True, **stop)
         written = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
     finally:
         model.generation_config = before

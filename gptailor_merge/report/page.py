@@ -23,6 +23,7 @@ from gptailor_merge.report.tables import number_tables
 from gptailor_merge.report.view import BASE, RunView, view
 from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
+from gptailor_merge.visible_text import visible_lines
 
 REFRESH = 2000
 """Milliseconds after which a watched page asks for news."""
@@ -79,6 +80,7 @@ def content(run_view: RunView) -> PageContent:
         tiles=list(_tiles(run_view)),
         warnings=run_view.warnings,
         sections=sections(run_view),
+        writes=run_view.writes,
         tables=number_tables(run_view),
         facts=list(_facts(run_view)),
         documents=list(_documents(run_view)),
@@ -126,6 +128,7 @@ def _template(name: str) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["visible"] = visible_lines
     return environment.get_template(name)
 
 

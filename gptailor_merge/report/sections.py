@@ -90,6 +90,11 @@ def sections(view: RunView) -> tuple[FigureSection, ...]:
 
 def headline(view: RunView) -> str:
     """States in a sentence what the run came to."""
+    repeats = view.writes is not None and view.writes.repeats
+    return f"{_result(view)}{'; it repeats itself when it writes' if repeats else ''}"
+
+
+def _result(view: RunView) -> str:
     if not view.places:
         return "No candidate has been scored yet"
     parts = [f"{view.kept} of {view.depth} layers"]

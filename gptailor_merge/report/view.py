@@ -17,6 +17,7 @@ from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.report.recipe_map import Agreement, Place, agreement, healed, outer, places
 from gptailor_merge.report.search_history import Box, Trial, trials
+from gptailor_merge.runs.continuations import Continuations
 from gptailor_merge.runs.metadata import Dimensions
 from gptailor_merge.runs.provenance import changed
 from gptailor_merge.runs.record import FOUND, Record
@@ -133,6 +134,7 @@ class RunView:
         gaps: how far search scores of the best recipe are from its held-out scores.
         stages: the held-out scores at the end of each stage.
         others: other runs to compare with.
+        writes: what base and best recipe write after the same prompts.
         config: the search config, as YAML.
     """
 
@@ -166,6 +168,7 @@ class RunView:
     gaps: tuple[Gap, ...]
     stages: tuple[StageTable, ...]
     others: tuple[Other, ...]
+    writes: Continuations | None
     warnings: tuple[str, ...]
     settings: Mapping[str, str]
     versions: Mapping[str, str]
@@ -243,6 +246,7 @@ def view(record: Record, others: Sequence[Record] = ()) -> RunView:
         gaps=() if best is None else record.gaps.get(best.digest, ()),
         stages=record.stages,
         others=tuple(_other(other, box) for other in others if other.best is not None),
+        writes=record.writes,
         warnings=record.warnings,
         settings=_settings(record.settings),
         versions={str(name): str(number) for name, number in record.versions.items()},

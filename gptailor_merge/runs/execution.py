@@ -19,6 +19,7 @@ from gptailor_merge.models.stored_values import differences_told
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.repair.finalists import FinalistJudge, drop_files, repair_finalists
 from gptailor_merge.runs.claim import as_begun, claim, describe, threads_before, versions_at_begin
+from gptailor_merge.runs.continuations import continuations
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.held_out import score_held_out
 from gptailor_merge.runs.journal import Journal
@@ -151,6 +152,10 @@ def execute(
             if held_out is not None:
                 on_step("scoring on the held-out set")
                 score_held_out(workplace, scoring, held_out, journal, chosen, stages)
+            known = journal.metadata()
+            whole = preparation.space.select(0, set())
+            written = continuations(workplace, whole, chosen[FOUND], known.writes)
+            journal.describe(replace(known, writes=written))
             drop_files(journal, run.repairs, chosen.values())
         finish(run)
     return run

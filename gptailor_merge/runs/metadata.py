@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from gptailor_merge.objectives.scores import Scores
+from gptailor_merge.runs.continuations import Continuations
 from gptailor_merge.runs.provenance import History, Inputs, Period
 from gptailor_merge.runs.stored_scores import dump_scores, load_scores
 from gptailor_merge.scoring.gap import Gap
@@ -33,6 +34,7 @@ class Metadata:
         sizes: model -> its dimensions; None until the search has ended.
         gaps: digest of a recipe -> its gaps; None until recipes are scored on the held-out set.
         stages: digest of a stage's recipe -> its held-out scores, see stages; None as with gaps.
+        writes: what base and best recipe write after the same prompts; None where that is not known.
         inputs: what the scores depend on; None where an early version did not record it.
         history: the versions of the libraries in the course of the run; None as with inputs.
         threads: the CPU's threads that computed; None on another device, and as with inputs.
@@ -44,6 +46,7 @@ class Metadata:
     sizes: Mapping[str, Dimensions] | None = None
     gaps: Mapping[str, tuple[Gap, ...]] | None = None
     stages: Mapping[str, Scores] | None = None
+    writes: Continuations | None = None
     inputs: Inputs | None = None
     history: History | None = None
     threads: int | None = None
@@ -66,6 +69,8 @@ class Metadata:
             rows["gaps"] = json.dumps(gaps)
         if self.stages is not None:
             rows["stages"] = json.dumps({d: dump_scores(scores) for d, scores in self.stages.items()})
+        if self.writes is not None:
+            rows["writes"] = json.dumps(asdict(self.writes))
         if self.inputs is not None:
             rows["inputs"] = json.dumps(self.inputs)
         if self.history is not None:
@@ -93,6 +98,7 @@ _STORED: Mapping[str, TypeAdapter[Any]] = {
     "sizes": TypeAdapter(dict[str, Dimensions]),
     "gaps": TypeAdapter(dict[str, tuple[Gap, ...]]),
     "stages": TypeAdapter(dict[str, str]),
+    "writes": TypeAdapter(Continuations),
     "inputs": TypeAdapter(dict[str, str]),
     "history": TypeAdapter(tuple[Period, ...]),
     "threads": TypeAdapter(int),

@@ -14,6 +14,7 @@ from gptailor_merge.errors import ConfigError, Problem, SearchError
 from gptailor_merge.objectives.scores import Scores
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.runs.continuations import Continuations
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.journal import snapshot
 from gptailor_merge.runs.metadata import Dimensions
@@ -53,6 +54,7 @@ class Record:
         gaps: digest of a recipe -> how far its search scores are from its held-out scores.
         stages: the held-out scores at the end of each stage; empty where there is nothing to compare, and
             where an early version measured the last stage only.
+        writes: what the base and the best recipe write after the same prompts; None where that is not known.
         warnings: sentences that belong beside every score.
         inputs: what the scores depend on, see provenance; empty where an early version recorded nothing.
     """
@@ -77,6 +79,7 @@ class Record:
     sizes: Mapping[str, Dimensions]
     gaps: Mapping[str, tuple[Gap, ...]]
     stages: tuple[StageTable, ...]
+    writes: Continuations | None
     warnings: tuple[str, ...]
     inputs: Inputs
 
@@ -134,6 +137,9 @@ def read(directory: Directory) -> Record:
             metadata.stages or {},
             _calibrated(settings, {} if best is None else best.scores),
         )
+        writes = metadata.writes
+        if writes is not None and (best is None or writes.recipe != best.digest):
+            writes = None  # a search that goes on has found a better recipe since
         complete = bool(metadata.baseline) or counts.candidates >= settings.search.budget
         return Record(
             directory=directory,
@@ -156,7 +162,8 @@ def read(directory: Directory) -> Record:
             sizes=metadata.sizes or {},
             gaps=metadata.gaps or {},
             stages=stages,
-            warnings=(*metadata.warnings, *bought_elsewhere(stages)),
+            writes=writes,
+            warnings=(*metadata.warnings, *bought_elsewhere(stages), *(writes.warnings if writes else ())),
             inputs=metadata.inputs or {},
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.objectives.scores import TOTAL, Scores, natural
+from gptailor_merge.runs.continuations import Continuations
 from gptailor_merge.runs.metadata import Dimensions
 from gptailor_merge.runs.record import FOUND, Record
 from gptailor_merge.runs.stages import StageTable
@@ -49,6 +50,7 @@ class Summary:
         stages: the held-out scores at the end of each stage, beside sets that were not calibrated on; empty
             where there is nothing to compare.
         gaps: how far search scores of the chosen recipe are from its held-out scores.
+        writes: what the base and the chosen recipe write after the same prompts; None where unknown.
         warnings: sentences that belong beside the scores.
         baseline: the baseline that was run instead of a search, and its model; None for a search.
     """
@@ -63,6 +65,7 @@ class Summary:
     front: tuple[FrontRow, ...] = ()
     stages: tuple[StageTable, ...] = ()
     gaps: tuple[Gap, ...] = ()
+    writes: Continuations | None = None
     warnings: tuple[str, ...] = ()
     baseline: str | None = None
 
@@ -89,6 +92,7 @@ class Summary:
             "front": [{**asdict(row), "recipe": str(row.recipe)} for row in self.front],
             **({"stages": [table.to_json() for table in self.stages]} if self.stages else {}),
             "gaps": [{**asdict(gap), "gap": gap.difference} for gap in self.gaps],
+            **({} if self.writes is None else {"writes": self.writes.to_json()}),
             "warnings": list(self.warnings),
             **({} if self.baseline is None else {"baseline": self.baseline}),
         }
@@ -106,6 +110,7 @@ def summarize(record: Record, rule: str | None = None) -> Summary:
     directory, best = record.directory, record.best
     if best is None:
         raise ConfigError(f"{directory.path}: no candidate has been scored yet")
+    writes = record.writes if rule is None else None
     held_out = {model: natural(scores) for model, scores in record.held_out.items()}
     sizes, recipe = dict(record.sizes), directory.best
     if rule is not None:
@@ -125,7 +130,12 @@ def summarize(record: Record, rule: str | None = None) -> Summary:
         # Another recipe of the front than the run chose has other stages behind it.
         stages=record.stages if rule is None else (),
         gaps=record.gaps.get(best.digest, ()),
-        warnings=record.warnings,
+        writes=writes,
+        warnings=tuple(
+            sentence
+            for sentence in record.warnings
+            if writes is not None or record.writes is None or sentence not in record.writes.warnings
+        ),
         baseline=record.baseline,
     )
 

@@ -179,6 +179,7 @@ def tiny_job(directory: Path) -> Job:
             "objectives": [{"kind": "kl", **texts}],
             "gates": [{"kind": "perplexity", **texts, "at_most": "10 x base"}],
             "held_out": [{"kind": "kl", **unseen}],
+            "writes": {"tokens": 0},
             "out_dtype": "float32",
             "batch_tokens": 64,
         }

@@ -29,6 +29,7 @@ def config(family: dict[str, str], texts: dict[str, str], tmp_path: Path) -> Sea
         "target": {"remove": 2},
         "repair": {"texts": "scored"},
         "tune": {"steps": 0},
+        "writes": {"tokens": 0},
         "objectives": [{"kind": "kl", "data": texts, **sizes}],
         "held_out": [{"kind": "perplexity", "data": held_out, **sizes}],
         "search": {"budget": 12, "population": 4},

@@ -50,6 +50,7 @@ def config(family: dict[str, str], texts: dict[str, str], tmp_path: Path) -> Pat
         "target": {"remove": 2},
         "repair": {"texts": "scored"},
         "tune": {"steps": 0},
+        "writes": {"tokens": 0},
         "objectives": [{"kind": "kl", "data": texts, "tokens": 64, "sequence_length": 16}],
         "held_out": [{"kind": "perplexity", "data": others, "tokens": 64, "sequence_length": 16}],
         "search": {"budget": 12, "population": 4},

@@ -175,6 +175,7 @@ def write_config(
             "target": {"remove": 1},
             "repair": {"texts": "scored"},
             "tune": {"steps": 0},
+            "writes": {"tokens": 0},
             "objectives": [{"kind": "kl", "data": texts, "tokens": 64, "sequence_length": 16}],
             "held_out": [
                 {"kind": "perplexity", "data": others, "tokens": 64, "sequence_length": 16},

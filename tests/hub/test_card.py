@@ -51,6 +51,7 @@ def searched(directory: Path, family: dict[str, str], **top: Any) -> Release:
         "target": {"layers": 3},
         "search": {"budget": 6, "population": 4, "warm_start": []},
         "tune": {"steps": 0},
+        "writes": {"tokens": 0},
         **top,
     }
     run = Run(directory / "run")
@@ -341,7 +342,7 @@ def test_names_do_not_break_tables(plain: Release) -> None:
     assert {parent.member for parent in plain.parents} <= set(rows)
 
 
-def test_the_template_is_in_the_wheel(tmp_path: Path) -> None:
+def test_the_wheel_holds_the_package_and_the_template_and_nothing_else(tmp_path: Path) -> None:
     build = "import hatchling.build as b, sys; print(b.build_wheel(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", build, str(tmp_path)],
@@ -350,3 +351,8 @@ def test_the_template_is_in_the_wheel(tmp_path: Path) -> None:
     wheel = zipfile.ZipFile(tmp_path / done.stdout.strip().splitlines()[-1])
     found = wheel.read("gptailor_merge/model_card_template.md").decode()
     assert found == template().read_text(encoding="utf-8")
+    root = template().parent
+    sources = [path for path in (root / "gptailor_merge").rglob("*") if "__pycache__" not in path.parts]
+    files = {path.relative_to(root).as_posix() for path in sources if path.is_file()}
+    held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert held == {*files, "gptailor_merge/model_card_template.md"}

@@ -102,6 +102,7 @@ def test_the_demo_goes_to_the_hub_and_back(hub: StandIn, by_lfs: Worker, tmp_pat
     run, demo = tmp_path / "run", tmp_path / "search.yml"
     document = SearchConfig.load(DEMO / "search.yml").document()
     refined = {"repair": {"finalists": 2, "tokens": 8192}, "tune": {"steps": 2, "tokens": 8192}}
+    refined["writes"] = {"tokens": 4}
     train = {}
     for name in ("stories", "maths"):
         train[name] = str(tmp_path / f"{name}.jsonl")

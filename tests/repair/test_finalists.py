@@ -52,6 +52,7 @@ def config(directory: Path, *, held_out: bool = False, **changes: Any) -> Search
     if not held_out:
         del document["held_out"]
     document["tune"] = {"steps": 0}
+    document["writes"] = {"tokens": 0}
     repair = {"tokens": 1024, **changes.pop("repair", {})}
     file = directory / "search.yml"
     file.write_text(yaml.safe_dump({**document, **changes, "repair": repair}))

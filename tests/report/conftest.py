@@ -35,6 +35,7 @@ def search_config(
             "target": {"layers": 3},
             "repair": {"texts": "scored"},
             "tune": {"steps": 0},
+            "writes": {"tokens": 6, "prompts": ["ONCE UPON", "1+2="]},
             "objectives": [{"kind": "kl", "data": texts, "tokens": 256, "sequence_length": 16}],
             "held_out": [{"kind": "perplexity", "data": held_out, "tokens": 128, "sequence_length": 16}],
             "search": {"budget": 16, "population": 4},

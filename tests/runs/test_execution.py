@@ -35,6 +35,7 @@ def config(family: dict[str, str], texts: dict[str, str], tasks: Path) -> Search
             "target": {"layers": [2, 4]},
             "repair": {"texts": "scored"},
             "tune": {"steps": 0},
+            "writes": {"tokens": 0},
             "objectives": [
                 {**of_task, "tasks": ["tiny_choice"], "metric": "margin"},
                 {**of_task, "tasks": ["tiny_generation"], "metric": "exact_match", "limit": 3},
@@ -126,6 +127,7 @@ def with_variant(family: dict[str, str], texts: dict[str, str], variant: str, te
         "family": {"base": family["base"], "variants": {"other": variant}},
         "target": {"layers": 4},
         "tune": {"steps": 0},
+        "writes": {"tokens": 0},
         "objectives": [kl],
         "search": {"budget": 2, "population": 2, "warm_start": []},
         "repair": {"finalists": 0},

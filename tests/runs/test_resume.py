@@ -45,6 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "family": {"base": "base", "variants": {"math": "math"}},
         "target": {"layers": 3},
         "tune": {"steps": 0},
+        "writes": {"tokens": 0},
         "objectives": [{"kind": "kl", "data": {"a": "calibration.jsonl"}, **size}],
         "held_out": [{"kind": "perplexity", "data": {"a": "held-out.jsonl"}, **size}],
         "repair": {"finalists": 1, "data": {"a": "repair.jsonl"}, **size},

@@ -406,6 +406,7 @@ def config_of(family: dict[str, str], texts: dict[str, str], budget: int) -> Sea
             "target": {"layers": 3},
             "repair": {"texts": "scored"},
             "tune": {"steps": 0},
+            "writes": {"tokens": 0},
             "objectives": [
                 {
                     "kind": "kl",

@@ -134,6 +134,7 @@ def test_a_search_feeds_a_tracker_of_another_package(
                 "target": {"layers": 3},
                 "repair": {"texts": "scored"},
                 "tune": {"steps": 0},
+                "writes": {"tokens": 0},
                 "objectives": [{"kind": "kl", "data": texts, "tokens": 64, "sequence_length": 16}],
                 "search": {"budget": 6, "population": 3},
             }

@@ -83,6 +83,7 @@ def config_of(family: dict[str, str], texts: dict[str, str], **more: Any) -> Sea
             "target": {"layers": 5},
             "repair": {"texts": "scored"},
             "tune": {"steps": 0},
+            "writes": {"tokens": 0},
             "objectives": [
                 {
                     "kind": "kl",

@@ -35,6 +35,7 @@ def document(family: dict[str, str], texts: dict[str, str], tasks: Path) -> dict
         "target": {"layers": [2, 4]},
         "repair": {"texts": "scored"},
         "tune": {"steps": 0},
+        "writes": {"tokens": 0},
         "objectives": [{**of_task, "tasks": ["tiny_choice"], "metric": "margin"}, {"kind": "parameters"}],
         "gates": [{**gate, "at_most": "1.2 x base"}],
         "search": {"budget": 12, "population": 4},
