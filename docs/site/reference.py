@@ -170,9 +170,8 @@ def commands_page() -> str:
     for name, command in commands():
         arguments = [p for p in command.params if isinstance(p, TyperArgument)]
         required = [f"{o.opts[0]} {o.metavar or o.name.upper()}" for o in options_of(command) if o.required]
-        usage = " ".join(
-            [name, *(str(a.metavar or a.name).upper() for a in arguments), *required, "[OPTIONS]"]
-        )
+        taken = [a.metavar or a.name.upper() for a in arguments]
+        usage = " ".join([name, *taken, *required, "[OPTIONS]"])
         lines += ["", f"## {name}", "", *_help(command.help), "", "```", usage, "```", ""]
         rows = [(f"`{n}`", "required", _plain(a.help)) for n, a in zip(taken, arguments, strict=True)]
         rows += [(_option(option), _default(option), _plain(option.help)) for option in options_of(command)]
