@@ -1,5 +1,6 @@
 # make demo: search the built-in family for a smaller model, write and verify it, print before/after.
 # make test: ruff, mypy --strict, pytest. Both make .venv first.
+# make docs: write the reference pages again, and build the site into runs/site; broken links fail.
 # Test files run in the order of their names: files of few long tests would else come last, on one core.
 PYTHON ?= python3
 # torch comes first and pinned, so that nothing else drags in another build; TORCH=… overrides it.
@@ -7,7 +8,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: test types tests demo clean
+.PHONY: test types tests demo docs clean
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -30,6 +31,14 @@ tests:
 # One thread: on two virtual cores two threads of a model this small are at times ten times slower.
 demo: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/demo.py --out $(RUN)
+
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
+docs: .venv/.docs
+	$(BIN)/python docs/site/reference.py
+	$(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
 
 clean:
 	rm -rf .venv runs

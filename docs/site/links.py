@@ -47,18 +47,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     above = PurePosixPath(site_name).parent
 
     def rewritten(match: re.Match[str]) -> str:
-        target = _target(name, match[2])
-        if (ROOT / target).is_dir():
-            target += "/README.md"
-        return match[1] + os.path.relpath(_in_site(target), above)
+        return match[1] + os.path.relpath(_in_site(_target(name, match[2])), above)
 
     parts = FENCE.split(API.sub(r"::: \1", markdown))
     return "".join(part if index % 2 else LINK.sub(rewritten, part) for index, part in enumerate(parts))
 
 
 def _target(name: str, link: str) -> str:
-    """Returns the path in the repository of what a page there links to."""
-    return os.path.normpath(PurePosixPath(name).parent / link)
+    """Returns the path in the repository of what a page there links to; of a directory, its README."""
+    target = os.path.normpath(PurePosixPath(name).parent / link)
+    return f"{target}/README.md" if (ROOT / target).is_dir() else target
 
 
 def _in_site(name: str) -> str:
