@@ -54,9 +54,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _target(name: str, link: str) -> str:
-    """Returns the path in the repository of what a page there links to; of a directory, its README."""
-    target = os.path.normpath(PurePosixPath(name).parent / link)
-    return f"{target}/README.md" if (ROOT / target).is_dir() else target
+    """Returns the path in the repository of what a page there links to.
+
+    A directory has the README that describes it: its own, or that of the nearest directory above.
+    """
+    target = Path(os.path.normpath(PurePosixPath(name).parent / link))
+    while (ROOT / target).is_dir():
+        if (ROOT / target / "README.md").is_file():
+            return str(target / "README.md")
+        target = target.parent
+    return str(target)
 
 
 def _in_site(name: str) -> str:
