@@ -302,10 +302,11 @@ def api_page() -> str:
         lines += ["", f"## {title}"]
         for name in members:
             value = getattr(gptailor_merge, name)
-            lines += ["", f"### {name}", "", f"<!-- api: {value.__module__}.{value.__qualname__} -->"]
+            lines += ["", f"### {name}"]
             if name.islower():
                 lines += ["", "```", _signature(name, value), "```"]
-            lines += ["", _first_paragraph(value), "", "<!-- /api -->"]
+            place = f"{value.__module__}.{value.__qualname__}"
+            lines += ["", f"<!-- api: {place} -->", "", _first_paragraph(value), "", "<!-- /api -->"]
     return "\n".join(lines) + "\n"
 
 
