@@ -23,33 +23,42 @@ def reference() -> ModuleType:
     return module
 
 
+@pytest.fixture(scope="module")
+def pages(reference: ModuleType) -> dict[str, str]:
+    pages: dict[str, str] = reference.pages()
+    return pages
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_current(reference: ModuleType, page: str) -> None:
+def test_a_page_is_current(pages: dict[str, str], page: str) -> None:
     """`python docs/site/reference.py` writes them."""
-    assert (DOCS / "reference" / page).read_text(encoding="utf-8") == reference.pages()[page]
+    assert (DOCS / "reference" / page).read_text(encoding="utf-8") == pages[page]
 
 
-def test_every_page_is_written(reference: ModuleType) -> None:
-    assert sorted(reference.pages()) == sorted(PAGES)
+def test_every_page_is_written(pages: dict[str, str]) -> None:
+    assert sorted(pages) == sorted(PAGES)
     assert sorted(file.name for file in (DOCS / "reference").iterdir()) == sorted(PAGES)
 
 
-def test_every_command_and_option_is_there_and_explained(reference: ModuleType) -> None:
-    page = reference.commands_page()
+def test_every_command_and_option_is_there_and_explained(
+    reference: ModuleType, pages: dict[str, str]
+) -> None:
     for name, command in reference.commands():
-        (section,) = re.findall(rf"^## {name}\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
+        pattern = rf"^## {name}\n(.*?)(?=^## |\Z)"
+        (section,) = re.findall(pattern, pages["commands.md"], re.DOTALL | re.MULTILINE)
         for option in reference.options_of(command):
             assert re.search(rf"^\| `{option.opts[0]}[ /`].*[^ |] \|$", section, re.MULTILINE), option.name
 
 
-def test_every_key_of_a_search_config_is_there_and_explained(reference: ModuleType) -> None:
-    page = reference.search_config_page()
+def test_every_key_of_a_search_config_is_there_and_explained(
+    reference: ModuleType, pages: dict[str, str]
+) -> None:
     models = [reference.SearchConfig, *reference.BUILT_IN.values()]
     models += [model for _, model in reference.sections_of(reference.SearchConfig)]
     for model in models:
         for name, *_, meaning in reference.fields_of(model):
             assert meaning or name == "kind", (model, name)
-            assert f"| `{name}` |" in page or name == "kind"
+            assert f"| `{name}` |" in pages["search-config.md"] or name == "kind"
 
 
 def test_every_key_of_a_recipe_is_explained(reference: ModuleType) -> None:
