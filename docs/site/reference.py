@@ -231,7 +231,7 @@ def search_config_page() -> str:
         "## objectives, gates and held_out",
         "",
         "Each entry has a `kind`, and the keys of its kind. Other packages add kinds, see "
-        "[CONTRIBUTING.md](../../CONTRIBUTING.md#add-something).",
+        "[Extending](../extending.md).",
     ]
     kinds: dict[type[BaseModel], list[str]] = {}
     for kind, model in BUILT_IN.items():
