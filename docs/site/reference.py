@@ -25,6 +25,7 @@ from gptailor_merge.config import SearchConfig
 from gptailor_merge.objectives.bounds import Bound
 from gptailor_merge.objectives.config_types import DatasetConfig, FileConfig
 from gptailor_merge.objectives.registry import BUILT_IN
+from gptailor_merge.recipe.fields import Origin, Parameters
 from gptailor_merge.recipe.recipe import OWN, GlobalParameters, Recipe, Slice, Source
 
 PAGES = Path(__file__).parents[1] / "reference"
@@ -35,12 +36,15 @@ TEXTS: Mapping[str, type[BaseModel]] = {"a file or directory": FileConfig, "a da
 NESTED = {
     "FileConfig": "a file",
     "DatasetConfig": "a data set",
-    "Origin": "a member, or a merge of members",
     "StartRecipe": "a recipe",
 }
 """Words for values that have no table of their own where they are named."""
 
-SETTINGS = "name: setting"
+OF_RECIPES: Mapping[Any, str] = {Origin: "a member, or a merge of members", Parameters: "name: setting"}
+"""Words for values of recipes, which are written otherwise than they are kept."""
+
+LONGEST = 60
+"""Characters of a default that is shown."""
 
 PLURALS = {"text": "texts", "whole number": "whole numbers", "a section": "entries"}
 
@@ -86,7 +90,8 @@ def fields_of(model: type[BaseModel]) -> list[tuple[str, str, str, str]]:
     for name, field in model.model_fields.items():
         value = schema["properties"][name]
         default = "required" if field.is_required() else _value(value.get("default"))
-        rows.append((name, _type(value, schema), default, meanings.get(name, "")))
+        words = OF_RECIPES.get(field.annotation) or _type(value, schema)
+        rows.append((name, words, default, meanings.get(name, "")))
     return rows
 
 
@@ -106,7 +111,8 @@ def _value(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return f"`[{', '.join(map(str, value))}]`" if isinstance(value, list) else f"`{value}`"
+    text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return f"`{text}`" if len(text) <= LONGEST else f"{len(value)} of our own"
 
 
 def _type(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
@@ -124,7 +130,7 @@ def _type(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
         if "prefixItems" in schema:
             return f"[{', '.join(_type(item, root) for item in schema['prefixItems'])}]"
         words = _type(schema["items"], root)
-        return SETTINGS if words == "[text, a value]" else f"list of {PLURALS.get(words, words)}"
+        return f"list of {PLURALS.get(words, words)}"
     if kind == "object":
         inner = schema.get("additionalProperties")
         return f"name: {_type(inner, root)}" if isinstance(inner, Mapping) else "a section"
