@@ -38,7 +38,7 @@ demo: .venv/.installed
 
 docs: .venv/.docs
 	$(BIN)/python docs/site/reference.py
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 clean:
 	rm -rf .venv runs
