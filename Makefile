@@ -2,6 +2,7 @@
 # make interop: run tailored models in llama.cpp, and install the hf extension; builds llama.cpp once (minutes).
 # make release: build and check what is published, where HEAD has the tag of its version.
 # make test: ruff, mypy --strict, pytest. Both make .venv first.
+# make docs: write the reference pages again, and build the site into runs/site; broken links fail.
 # Test files run in the order of their names: files of few long tests would else come last, on one core.
 PYTHON ?= python3
 # torch comes first and pinned, so that nothing else drags in another build; TORCH=… overrides it.
@@ -12,7 +13,7 @@ RUN ?= runs/demo
 LLAMA_VERSION := 0.3.36
 LLAMA := runs/interop/llama_cpp_python-$(LLAMA_VERSION)
 
-.PHONY: test types tests demo interop release clean
+.PHONY: test types tests demo docs interop release clean
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -58,6 +59,13 @@ release: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check build twine
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+.venv/.docs: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $@
+
+docs: .venv/.docs
+	$(BIN)/python docs/site/reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 clean:
 	rm -rf .venv runs

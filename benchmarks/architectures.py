@@ -6,7 +6,7 @@ What comes out is loaded back as its users load it, and its logits are compared 
 composed in memory from the imported configuration, which the tests prove equal to what is written. With
 --tiny two architectures are tried.
 
-    python benchmarks/architectures.py [--json FILE] [--readme README.md] [--tiny]
+    python benchmarks/architectures.py [--json FILE] [--page docs/architectures.md] [--tiny]
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def refused(root: Path) -> dict[str, str]:
 
 
 def table(rows: dict[str, dict[str, Any]], refusals: dict[str, str]) -> str:
-    """Returns the table of the README."""
+    """Returns the table of the page on architectures."""
 
     def cell(results: dict[str, str]) -> str:
         stack, merge = (results[kind] for kind in KINDS)
@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="a file for the figures")
     parser.add_argument("--tiny", action="store_true", help="try two architectures")
-    parser.add_argument("--readme", type=Path, help="replace the table in this file")
+    parser.add_argument("--page", type=Path, help="replace the table in this file")
     parser.add_argument("--stock", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stock:
@@ -228,11 +228,10 @@ def main() -> None:
     print(text)
     if arguments.json:
         arguments.json.write_text(json.dumps({"architectures": rows, "refused": refusals}, indent=1))
-    if arguments.readme:
-        readme = arguments.readme.read_text(encoding="utf-8")
-        before, rest = readme.split(BEGIN)
+    if arguments.page:
+        before, rest = arguments.page.read_text(encoding="utf-8").split(BEGIN)
         _, after = rest.split(END)
-        arguments.readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        arguments.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

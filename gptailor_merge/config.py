@@ -31,14 +31,24 @@ SEEDS = 2**32
 
 
 class FamilyConfig(Section):
-    """The models, each a directory or a Hub id with an optional @revision."""
+    """The models: directories, or Hub ids with an optional @revision; `model+adapter` adds a LoRA adapter.
+
+    Attributes:
+        base: the model that the variants were finetuned from.
+        variants: a name of your choice -> the finetune.
+    """
 
     base: ModelName
     variants: dict[str, ModelName] = Field(default_factory=dict)
 
 
 class Protect(Section):
-    """The number of first and last layers that are never removed."""
+    """The layers that are never removed.
+
+    Attributes:
+        first: how many at the beginning.
+        last: how many at the end.
+    """
 
     first: Annotated[int, Field(ge=0)] = 1
     last: Annotated[int, Field(ge=0)] = 1
@@ -99,10 +109,10 @@ class SearchSection(Section):
             it is known how many candidates the optimiser keeps.
         pareto: find the front of several objectives, instead of the best weighted sum; default where
             the target is a range, or a cost has no weight.
-        pick: which recipe of the front is the run's best, see search.front.
+        pick: which recipe of the front is the run's best: knee, best:OBJECTIVE or layers=N.
         start: recipe files that the first generation begins with.
-        warm_start: baselines whose recipes the first generation begins with, see search.baselines;
-            default best_merge, where it takes no more than two fifths of the budget.
+        warm_start: baselines whose recipes the first generation begins with; default best_merge, where it
+            takes no more than two fifths of the budget.
         workers: how many processes score candidates, by Ray; auto is one for each GPU, or for each CPU
             where there is none. Default: this process alone.
     """
@@ -123,10 +133,10 @@ class SearchConfig(Section):
     """The whole config.
 
     Attributes:
-        family: the models.
-        target: size of the pruned model.
+        family: the models to make it from.
+        target: the size of the pruned model.
         objectives: the numbers that are minimised.
-        operations: allowed to happen to layers.
+        operations: what may happen to layers.
         gates: bounds that a candidate must keep to; one that does not is out.
         held_out: the numbers that are reported, on data that the search has not seen.
         search: settings of the search.
@@ -134,9 +144,9 @@ class SearchConfig(Section):
         tune: settings of the tuning of the best recipes.
         heal: settings of the training of the best recipe.
         writes: prompts that base and best recipe continue at the end, to be shown.
-        seed: of all random choices.
-        dtype: of merge arithmetic.
-        out_dtype: of the written model; default the base's.
+        seed: the seed of all random choices.
+        dtype: the precision of merge arithmetic.
+        out_dtype: the precision of the written model; default the base's.
         batch_tokens: tokens that go through the model at once, about; auto: see scoring.batch_size.
         allow_test_split: search on tasks' test splits, which then tell nothing about other models.
         drop_leaks: leave items that are searched on out of the held-out set, instead of refusing the

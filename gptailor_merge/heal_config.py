@@ -19,7 +19,7 @@ from gptailor_merge.objectives.config_types import (
 
 
 class HealSection(Section):
-    """Training of the best recipe when all else is done, see healing.finalists; off unless it has tokens.
+    """Training of the best recipe when all else is done; off unless it has tokens.
 
     Attributes:
         tokens: trained on in all; 0 heals nothing.

@@ -19,7 +19,7 @@ FITTED = ("everywhere", "texts", "tokens", "sequence_length")
 
 
 class RepairSection(Section):
-    """Repair of the best recipes when the search is over, see repair.finalists.
+    """Repair of the best recipes when the search is over.
 
     Attributes:
         finalists: recipes that are repaired, the best for each choice of layers; of a front all recipes

@@ -10,7 +10,7 @@ from gptailor_merge.objectives.config_types import Section
 
 
 class TuneSection(Section):
-    """Tuning of the best recipes when the search and the repairs are over, see tuning.finalists.
+    """Tuning of the best recipes when the search and the repairs are over.
 
     Attributes:
         finalists: recipes that are tuned, the best for each choice of layers; of a front all recipes are.

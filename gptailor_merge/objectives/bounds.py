@@ -30,7 +30,12 @@ Limit = Annotated[float | str, BeforeValidator(_read_limit), WithJsonSchema(_SCH
 
 
 class Bound(ObjectiveConfig):
-    """A measure with a limit: a candidate beyond it is out. Exactly one of the two is given."""
+    """A measure with a limit: a candidate beyond it is out. Exactly one of the two is given.
+
+    Attributes:
+        at_most: the highest value allowed, a number or a multiple of the base's score: 1.5 x base.
+        at_least: the lowest value allowed, likewise.
+    """
 
     at_most: Limit | None = None
     at_least: Limit | None = None

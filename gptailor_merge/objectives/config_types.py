@@ -36,7 +36,14 @@ class Section(Frozen):
 
 
 class DatasetConfig(Section):
-    """A data set of the `datasets` library: a name on the Hub, or a directory."""
+    """A data set of the `datasets` library.
+
+    Attributes:
+        dataset: its name on the Hub, or a directory.
+        config: the name of its configuration, where it has several.
+        split: the split that is read.
+        column: the column that holds the text, or the messages of a conversation.
+    """
 
     dataset: str
     config: str | None = None
@@ -45,7 +52,12 @@ class DatasetConfig(Section):
 
 
 class FileConfig(Section):
-    """A file of texts, or a directory of such files, and the column that holds them."""
+    """A file of texts, or a directory of such files.
+
+    Attributes:
+        file: its path.
+        column: the field or column that holds the text, or the messages of a conversation.
+    """
 
     file: str
     column: str = TEXT

@@ -138,7 +138,7 @@ class ObjectiveConfig(Section, ABC):
     `prepare` and `sentence`. The other methods have answers that fit a kind without files.
 
     Attributes:
-        weight: factor in the loss; None for an objective that is only one side of a front.
+        weight: the factor in the loss.
         source_key: key under which the data stand, in messages about them.
         is_cost: True for what a model costs, as against how good it is.
         calibrates: True where repairs may be fitted to its texts.

@@ -32,7 +32,7 @@ class DataConfig(ObjectiveConfig):
     """An objective whose data are texts.
 
     Attributes:
-        data: name -> file, directory of files, or data set.
+        data: a name of your choice -> a file, a directory of files, or a data set.
     """
 
     data: Data
@@ -120,8 +120,8 @@ class RecordedTextKeys(ObjectiveConfig):
     perplexity has recorded, too. A new kind needs none of this.
 
     Attributes:
-        teacher: the member to stay close to, or name of the data -> member; default the base.
-        top_k: how many of the teacher's likeliest tokens are stored for each position.
+        teacher: the member to stay close to, or the name of a text -> its member; default the base.
+        top_k: the number of the teacher's likeliest tokens that are stored for each position.
     """
 
     data: Data

@@ -73,7 +73,13 @@ def _bounded(slices: tuple[Slice, ...]) -> tuple[Slice, ...]:
 
 
 class Source(Frozen):
-    """Consecutive layers of one model; `layer_range` is [first, past the last]."""
+    """Consecutive layers of one model.
+
+    Attributes:
+        model: a directory, a Hub id with an optional @revision, or model+adapter.
+        layer_range: the first layer, and the one past the last.
+        parameters: this model's parameters of the merge method.
+    """
 
     model: ModelName
     layer_range: Annotated[tuple[int, int], BeforeValidator(_read_range)]
@@ -88,7 +94,10 @@ class Source(Frozen):
 class Slice(Frozen):
     """Consecutive slots that are filled in the same way, or layers that are removed.
 
-    `parameters` holds `op`, `method` and the method's own parameters, as the YAML does.
+    Attributes:
+        sources: the layers that are selected, merged or removed, as many of each model.
+        base_model: the merge method's base, where it is not the recipe's.
+        parameters: `op`, `method`, edits of the layers, and the method's own parameters.
     """
 
     sources: Annotated[tuple[Source, ...], BeforeValidator(as_tuple)]
@@ -104,10 +113,18 @@ FROM_BASE = Origin(weights=((BASE, 1.0),))
 
 
 class GlobalParameters(Frozen):
-    """The top-level `parameters`: the recipe's own, and `defaults` for the methods' parameters.
+    """The top-level `parameters`: the recipe's own, and defaults for the methods' parameters.
 
-    `rest` is what is no part of the language model: the vision tower and projector of a model that has
-    them.
+    Attributes:
+        embeddings: the origin of the embeddings.
+        head: the origin of the final norm and the head.
+        rest: the origin of what is no part of the language model: vision tower and projector.
+        tokenizer: the member whose tokenizer, chat template and generation config are written.
+        gains: a safetensors file with the gains of norms outside the layers.
+        gains_digest: the digest of that file.
+        adapter: a directory with a LoRA adapter for the pruned model's layers, as peft writes it.
+        adapter_digest: the digest of its weights and settings.
+        defaults: parameters of merge methods, for slices that do not set them.
     """
 
     embeddings: OriginField = FROM_BASE
@@ -147,6 +164,15 @@ class Recipe(Frozen):
 
     Two recipes are equal if their documents are; documents that make the same model have plans with the
     same digest (see plan.Plan).
+
+    Attributes:
+        merge_method: always tailor.
+        base_model: the family's base, which gives the config.
+        dtype: the precision of merge arithmetic.
+        out_dtype: the precision of the written model; default that of the members.
+        chat_template: mergekit's key for another chat template.
+        parameters: the origin of all that is outside the layers, and defaults for merge methods.
+        slices: the layers of the model, from the first to the last.
     """
 
     merge_method: Literal["tailor"] = "tailor"
