@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from gptailor_merge.documents import explain, read_yaml
 from gptailor_merge.errors import ConfigError, Problem
 from gptailor_merge.heal_config import HealSection
-from gptailor_merge.objectives.config_types import AutoSize, Positive, Section, missing_files
+from gptailor_merge.objectives.config_types import AutoSize, Section, missing_files
 from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.registry import GateConfigs, ObjectiveConfigs
 from gptailor_merge.recipe.fields import ModelName
 from gptailor_merge.recipe.model_names import renamed, tidy
 from gptailor_merge.recipe.recipe import BASE, Recipe
 from gptailor_merge.repair_config import RepairSection, of_record, to_record
+from gptailor_merge.search_section import SearchSection, StartRecipe, read_rule
 from gptailor_merge.target_config import Target
 from gptailor_merge.tune_config import TuneSection
 from gptailor_merge.versions import environment
@@ -72,61 +72,6 @@ class Operations(Section):
     outer: Literal["base", "select", "merge"] = "base"
     neighbours: Annotated[int, Field(ge=0)] = 0
     parts: bool = False
-
-
-class StartRecipe(Section):
-    """A recipe that the search starts from; it is recorded whole, so that a run holds all it depends on."""
-
-    file: str
-    recipe: dict[str, Any]
-
-
-KNEE = "knee"
-"""The rule that picks the bend of the front."""
-
-RULE = re.compile(rf"{KNEE}|best:(\S+)|layers=([1-9]\d*)")
-"""Ways to pick one recipe of a front, see search.front."""
-
-RULES = f"{KNEE}, best:OBJECTIVE or layers=N"
-"""The same, for messages."""
-
-
-def _read_rule(value: Any) -> Any:
-    if not isinstance(value, str) or not RULE.fullmatch(value):
-        raise ValueError(f"expected {RULES}, found {value!r}")
-    return value
-
-
-class SearchSection(Section):
-    """Settings of the search.
-
-    Attributes:
-        optimizer: name of the optimiser.
-        budget: candidates that are proposed, duplicates included.
-        population: candidates in a generation.
-        max_failures: failed candidates in a row that stop the run.
-        racing: drop candidates that cannot win before they are scored on everything; default where
-            it is known how many candidates the optimiser keeps.
-        pareto: find the front of several objectives, instead of the best weighted sum; default where
-            the target is a range, or a cost has no weight.
-        pick: which recipe of the front is the run's best: knee, best:OBJECTIVE or layers=N.
-        start: recipe files that the first generation begins with.
-        warm_start: baselines whose recipes the first generation begins with; default best_merge, where it
-            takes no more than two fifths of the budget.
-        workers: how many processes score candidates, by Ray; auto is one for each GPU, or for each CPU
-            where there is none. Default: this process alone.
-    """
-
-    optimizer: str = "default"
-    budget: Positive = 200
-    population: Positive = 16
-    max_failures: Positive = 16
-    racing: bool | None = None
-    pareto: bool | None = None
-    pick: Annotated[str, BeforeValidator(_read_rule)] = KNEE
-    start: tuple[str | StartRecipe, ...] = Field(default=(), strict=False)
-    warm_start: tuple[str, ...] | None = Field(default=None, strict=False)
-    workers: Positive | Literal["auto"] | None = None
 
 
 class SearchConfig(Section):
@@ -244,7 +189,7 @@ class SearchConfig(Section):
         recipes = tuple(_start(file) for file in start) or None
         if pick is not None:
             try:
-                _read_rule(pick)
+                read_rule(pick)
             except ValueError as error:
                 raise ConfigError(f"--pick: {error}") from None
         if not (workers is None or workers == "auto" or (type(workers) is int and workers >= 1)):

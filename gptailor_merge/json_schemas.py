@@ -19,13 +19,14 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 import gptailor_merge
-from gptailor_merge.config import RULE, SearchConfig
+from gptailor_merge.config import SearchConfig
 from gptailor_merge.documents import Frozen
 from gptailor_merge.objectives.bounds import gate_class
 from gptailor_merge.objectives.registry import BUILT_IN
 from gptailor_merge.planning import operations
 from gptailor_merge.recipe.fields import SETTING, SETTINGS
 from gptailor_merge.recipe.recipe import OWN, Recipe
+from gptailor_merge.search_section import RULE
 
 DocumentKind = Literal["search", "recipe"]
 """Names a schema, and its file."""

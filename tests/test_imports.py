@@ -37,6 +37,7 @@ ORDER = (
     "heal_config",
     "tune_config",
     "writes_config",
+    "search_section",
     "repair_config",
     "target_config",
     "versions",

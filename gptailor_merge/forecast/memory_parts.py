@@ -16,7 +16,7 @@ import torch
 
 from gptailor_merge.composing.bank import cache_bytes
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.forecast.stage_tokens import scored_tokens
+from gptailor_merge.forecast.stage_tokens import batch_tokens, scored_tokens
 from gptailor_merge.models.devices import stored_dtype
 from gptailor_merge.models.dtypes import STORED_DTYPES
 from gptailor_merge.models.family import Family
@@ -157,7 +157,7 @@ def _work(config: SearchConfig, family: Family, space: Space, place: ComputePlac
 def _running(config: SearchConfig, family: Family, space: Space, place: ComputePlace) -> int:
     """Returns the bytes of a batch on its way: stored states, one layer's activations, and logits."""
     tokens = min(
-        config.batch_tokens, max(scored_tokens(config.objectives), scored_tokens(config.held_out), 1)
+        batch_tokens(config), max(scored_tokens(config.objectives), scored_tokens(config.held_out), 1)
     )
     width, inner = _widths(family)
     # Layers from the host are asked for once for all recipes, whose states are kept before and after.

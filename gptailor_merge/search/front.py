@@ -8,10 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from gptailor_merge.config import KNEE, RULE, RULES
 from gptailor_merge.errors import ConfigError, Problem
 from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.search.candidates import Candidate
+from gptailor_merge.search_section import KNEE, RULE, RULES
 
 
 def losses(scores: Scores, axes: Sequence[str]) -> tuple[float, ...]:
