@@ -92,6 +92,7 @@ def test_the_commands_stand_on_the_api() -> None:
         "gptailor_merge.recipe.",
         "gptailor_merge.host.names_and_commands",
         "gptailor_merge.documents",
+        "gptailor_merge.time_left",
         "gptailor_merge.visible_text",
     )
     for file in (INIT.parent / "cli").glob("*.py"):
