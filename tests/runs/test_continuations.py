@@ -96,7 +96,7 @@ def test_a_resumed_run_writes_again_only_after_other_prompts(
     assert again.writes is not None
     assert again.writes.prompts == ("A",)
     family_on_hub = release_of(record, "mit").family
-    assert search_digest(changed, family_on_hub) == search_digest(record.settings, family_on_hub)
+    assert search_digest(again.settings, family_on_hub) == search_digest(record.settings, family_on_hub)
 
 
 def test_a_model_that_cannot_write_costs_a_run_nothing_else(
