@@ -75,7 +75,7 @@ def hazards(config: Mapping[str, Any]) -> list[str]:
         if wrong:
             remedy = (
                 "; newer versions obey attention.sliding_window_pattern in the GGUF, where the converter "
-                "writes no such list: see docs/runs-elsewhere.md"
+                "writes no such list: see docs/runs-elsewhere.md of gptailor-merge"
             )
             sentences.append(
                 f"{pattern.key}: llama.cpp takes every {_ordinal(pattern.period)} layer of {kind} for "
