@@ -59,6 +59,7 @@ release: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check build twine
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+
 .venv/.docs: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[docs]'
 	touch $@
