@@ -92,7 +92,7 @@ class SearchConfig(Section):
         seed: the seed of all random choices.
         dtype: the precision of merge arithmetic.
         out_dtype: the precision of the written model; default the base's.
-        batch_tokens: tokens that go through the model at once, about; auto: see scoring.batch_size.
+        batch_tokens: tokens that go through the model at once, about; auto finds them on this device.
         allow_test_split: search on tasks' test splits, which then tell nothing about other models.
         drop_leaks: leave items that are searched on out of the held-out set, instead of refusing the
             config.

@@ -179,7 +179,10 @@ def commands_page() -> str:
         taken = [a.metavar or a.name.upper() for a in arguments]
         usage = " ".join([name, *taken, *required, "[OPTIONS]"])
         lines += ["", f"## {name}", "", *_help(command.help), "", "```", usage, "```", ""]
-        rows = [(f"`{n}`", "required", _plain(a.help)) for n, a in zip(taken, arguments, strict=True)]
+        rows = [
+            (f"`{name}`", "required" if argument.required else "", _plain(argument.help))
+            for name, argument in zip(taken, arguments, strict=True)
+        ]
         rows += [(_option(option), _default(option), _plain(option.help)) for option in options_of(command)]
         lines += _table(("", "default", "what it is"), rows)
     return "\n".join(lines) + "\n"
