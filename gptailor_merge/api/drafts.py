@@ -25,8 +25,8 @@ from gptailor_merge.scoring.workplace import BankMode
 from gptailor_merge.space.sizes import target_sizes
 
 _WHERE: Mapping[BankMode, str] = {
-    "auto": "They stay where models run.",
-    "device": "They stay where models run.",
+    "auto": "They stay on the device that models run on.",
+    "device": "They stay on the device that models run on.",
     "host": "They stay in the host's memory, from where layers are sent to the device.",
 }
 """Says where the weights of the family stay."""

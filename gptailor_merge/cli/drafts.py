@@ -21,7 +21,7 @@ def init(
     variants: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="VARIANT...",
+            metavar="VARIANT",
             help="Finetunes of it: directories, Hub ids or adapters, each also as NAME=MODEL.",
         ),
     ] = None,

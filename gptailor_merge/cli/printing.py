@@ -64,14 +64,14 @@ def forecast(expected: Forecast, *, apart: bool = False) -> None:
         f"{expected.members} models of {expected.depth} layers ({expected.parameters / 1e6:,.1f}M parameters "
         f"in {' and '.join(sorted(expected.stored))}), of which {kept} stay"
     )
-    table = _table("at most", "", "tokens", "time", left=2)
-    for stage in expected.stages:
-        seconds = expected.seconds_of(stage)
-        time = "" if seconds is None else duration(seconds)
-        table.add_row(stage.stage, stage.made_of, f"{stage.tokens:,}", time)
+    is_timed = expected.speed is not None
+    table = _table("at most", "", "tokens", *(["time"] if is_timed else []), left=2)
+    rows = [(s.stage, s.made_of, s.tokens, expected.seconds_of(s)) for s in expected.stages]
     if expected.tokens is not None:
-        time = "" if expected.seconds is None else duration(expected.seconds)
-        table.add_row("in all", "", f"{expected.tokens:,}", time)
+        rows.append(("in all", "", expected.tokens, expected.seconds))
+    for stage, made_of, tokens, seconds in rows:
+        time = [] if seconds is None else [duration(seconds)]
+        table.add_row(stage, made_of, f"{tokens:,}", *time)
     show(table, apart=apart)
     places = ("device", "host") if expected.peak.device else ("host",)
     table = _table("memory, at most", *places)
