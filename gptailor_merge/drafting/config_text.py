@@ -145,7 +145,7 @@ class SearchDraft:
             yield "tune: {steps: 60}  # merge weights and norms of the best one are fitted; 0 tunes none"
         yield "dtype: float32  # in which merges are calculated"
         yield f"out_dtype: {self.out_dtype}  # of the model that is written, as the base is stored"
-        yield f"batch_tokens: {batch}  # tokens that go through a model at once; halved where memory runs out"
+        yield f"batch_tokens: {batch}  # tokens that go through a model at once; auto finds what is fast"
         yield "seed: 0  # of all random choices"
 
     def _data(self, texts: Mapping[str, Path], split: str) -> Iterator[str]:

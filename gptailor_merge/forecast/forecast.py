@@ -22,7 +22,7 @@ from gptailor_merge.forecast.speed import BaseSpeed, measured_speed
 from gptailor_merge.forecast.stage_tokens import (
     HELD_OUT,
     StageTokens,
-    batch_tokens,
+    first_batch_tokens,
     scored_tokens,
     stage_tokens,
     uncounted,
@@ -166,7 +166,7 @@ def _speed(
             family.base,
             place.compute,
             place.device,
-            batch_tokens=min(batch_tokens(config), scored_tokens(texts)),
+            batch_tokens=min(first_batch_tokens(config), scored_tokens(texts)),
             sequence_length=texts[0].sequence_length,
         )
     except Exception as error:

@@ -16,7 +16,7 @@ import torch
 
 from gptailor_merge.composing.bank import cache_bytes
 from gptailor_merge.config import SearchConfig
-from gptailor_merge.forecast.stage_tokens import batch_tokens, scored_tokens
+from gptailor_merge.forecast.stage_tokens import first_batch_tokens, scored_tokens
 from gptailor_merge.models.devices import stored_dtype
 from gptailor_merge.models.dtypes import STORED_DTYPES
 from gptailor_merge.models.family import Family
@@ -24,6 +24,7 @@ from gptailor_merge.objectives.kl import KLConfig
 from gptailor_merge.objectives.text_kinds import TextConfig
 from gptailor_merge.repair.regression import CLIMB_BYTES
 from gptailor_merge.repair.states import DENSE_BYTES
+from gptailor_merge.scoring.batch_size import SHARE
 from gptailor_merge.scoring.passes import DEFAULT_LOGITS_BYTES, LOGITS_BYTES
 from gptailor_merge.space.space import Space
 from gptailor_merge.tuning.tuner import BATCH_TOKENS, DEFAULT_BATCH_TOKENS
@@ -156,14 +157,16 @@ def _work(config: SearchConfig, family: Family, space: Space, place: ComputePlac
 
 def _running(config: SearchConfig, family: Family, space: Space, place: ComputePlace) -> int:
     """Returns the bytes of a batch on its way: stored states, one layer's activations, and logits."""
-    tokens = min(
-        batch_tokens(config), max(scored_tokens(config.objectives), scored_tokens(config.held_out), 1)
-    )
+    scored = max(scored_tokens(config.objectives), scored_tokens(config.held_out), 1)
     width, inner = _widths(family)
     # Layers from the host are asked for once for all recipes, whose states are kept before and after.
     states = 2 * config.search.population if place.on_host else max(space.sizes)
-    activations = states * width + 4 * width + 3 * inner
-    return tokens * activations * place.compute.itemsize + _logits(config, family, place)
+    of_token = (states * width + 4 * width + 3 * inner) * place.compute.itemsize
+    size = min(first_batch_tokens(config), scored) * of_token
+    if config.batch_tokens == "auto" and place.device.type == "cuda":
+        # Batches grow as long as they take no more than a share of what is free, see scoring.batch_size.
+        size = max(size, min(scored * of_token, int(SHARE * torch.cuda.mem_get_info(place.device)[0])))
+    return size + _logits(config, family, place)
 
 
 def _tuning(config: SearchConfig, family: Family, space: Space, place: ComputePlace) -> int:

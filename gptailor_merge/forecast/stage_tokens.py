@@ -16,9 +16,10 @@ from gptailor_merge.objectives.kinds import ObjectiveConfig
 from gptailor_merge.objectives.text_kinds import TextConfig
 from gptailor_merge.repair.finalists import FIRST_TOKENS
 from gptailor_merge.repair.fitting import LOSS_TOKENS
+from gptailor_merge.scoring.batch_size import DEFAULT_BATCH_TOKENS
 from gptailor_merge.scoring.measures import reported
 from gptailor_merge.tuning.fitting import CHECKS
-from gptailor_merge.tuning.tuner import DEFAULT_BATCH_TOKENS, TuneOptions
+from gptailor_merge.tuning.tuner import TuneOptions
 
 DIFFERENTIATED = 3
 """A token that is differentiated costs about as much as so many that are not, and counts as as many."""
@@ -67,7 +68,7 @@ def scored_tokens(objectives: Iterable[ObjectiveConfig]) -> int:
     return sum(tokens for _, _, tokens in {text for objective in objectives for text in _texts(objective)})
 
 
-def batch_tokens(config: SearchConfig) -> int:
+def first_batch_tokens(config: SearchConfig) -> int:
     """Returns the tokens of a batch; where the config leaves them open, those that a search begins with."""
     tokens = config.batch_tokens
     return tokens if isinstance(tokens, int) else DEFAULT_BATCH_TOKENS
@@ -101,7 +102,7 @@ def _search(config: SearchConfig) -> StageTokens:
     tokens, gates = scored_tokens(config.objectives), scored_tokens(config.gates)
     budget = config.search.budget
     made_of = f"{budget:,} candidates of {tokens:,}" + (f" and {gates:,} of gates" if gates else "")
-    is_raced = config.search.racing is not False and not config.pareto
+    is_raced = config.search.racing is not False
     return StageTokens(
         "search",
         budget * (tokens + gates),
