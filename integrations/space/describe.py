@@ -134,6 +134,7 @@ def _drafted(base: str, variants: Sequence[str], target: float) -> tuple[str, st
             return "", plain_text(f"Not possible: {error}".replace(f"{directory}/", ""))
         text, command = out.read_text(encoding="utf-8"), drafted.command
     hidden = f"{directory}/"
+    text = re.sub(r"^# yaml-language-server: .*\n", "", text)  # where the schema is on this machine
     return text.replace(hidden, ""), f"Save it as `search.yml`, then {code(command.replace(hidden, ''))}."
 
 

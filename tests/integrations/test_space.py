@@ -111,7 +111,9 @@ def test_a_search_config_is_that_of_gptailor_init(space: Any, monkeypatch: pytes
     def draft(base: str, variants: list[str], *, out: Path, target: float) -> SimpleNamespace:
         if "org/odd" in variants:
             raise ConfigError(f"{out} is odd")
-        out.write_text(f"# {out}\nfamily: {base}, {variants}, {target}\n")
+        out.write_text(
+            f"# yaml-language-server: $schema=/s.json\n# {out}\nfamily: {base}, {variants}, {target}\n"
+        )
         return SimpleNamespace(command=f"gptailor-evolve {out} --out runs/search")
 
     monkeypatch.setattr(gptailor_merge, "draft", draft, raising=False)
