@@ -342,7 +342,7 @@ def test_names_do_not_break_tables(plain: Release) -> None:
     assert {parent.member for parent in plain.parents} <= set(rows)
 
 
-def test_the_wheel_holds_the_package_and_the_template_and_nothing_else(tmp_path: Path) -> None:
+def test_the_wheel_holds_the_package_template_and_schemas_and_nothing_else(tmp_path: Path) -> None:
     build = "import hatchling.build as b, sys; print(b.build_wheel(sys.argv[1]))"
     done = subprocess.run(
         [sys.executable, "-c", build, str(tmp_path)],
@@ -355,4 +355,5 @@ def test_the_wheel_holds_the_package_and_the_template_and_nothing_else(tmp_path:
     sources = [path for path in (root / "gptailor_merge").rglob("*") if "__pycache__" not in path.parts]
     files = {path.relative_to(root).as_posix() for path in sources if path.is_file()}
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    assert held == {*files, "gptailor_merge/model_card_template.md"}
+    brought = ("model_card_template.md", "schemas/recipe.json", "schemas/search.json")
+    assert held == {*files, *(f"gptailor_merge/{name}" for name in brought)}
