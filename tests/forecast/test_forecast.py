@@ -39,6 +39,7 @@ def document(family: dict[str, str], texts: dict[str, str], tmp_path: Path) -> d
         "search": {"budget": 6, "population": 3, "racing": False, "warm_start": []},
         "repair": {"finalists": 2, "tokens": 128},
         "tune": {"steps": 2, "tokens": 128},
+        "writes": {"tokens": 0},
     }
 
 
