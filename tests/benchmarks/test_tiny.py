@@ -240,6 +240,13 @@ def test_memory_is_read_in_the_course_of_a_search(tmp_path: Path) -> None:
     assert report["ended"] == "whole"
 
 
+def test_more_workers_are_reckoned(tmp_path: Path) -> None:
+    run("scale", "--json", tmp_path / "figures.json")
+    reckoned = figures(tmp_path / "figures.json")["simulated"]
+    assert set(reckoned) == {"8 workers, 4 candidates", "64 workers, 4 candidates"}
+    assert all(arm["speedup"] > 0 and 0 < arm["share_waiting"] < 1 for arm in reckoned.values())
+
+
 def test_merges_at_full_size_are_compared(tmp_path: Path) -> None:
     run("full_size", "--json", tmp_path / "figures.json")
     arms = figures(tmp_path / "figures.json")
