@@ -20,7 +20,7 @@ from gptailor_merge.recipe.fields import ModelName
 from gptailor_merge.recipe.model_names import renamed, tidy
 from gptailor_merge.recipe.recipe import BASE, Recipe
 from gptailor_merge.repair_config import RepairSection, of_record, to_record
-from gptailor_merge.search_section import SearchSection, StartRecipe, read_rule
+from gptailor_merge.search_section import RESUMABLE, SearchSection, StartRecipe, read_rule
 from gptailor_merge.target_config import Target
 from gptailor_merge.tune_config import TuneSection
 from gptailor_merge.versions import environment
@@ -223,11 +223,7 @@ class SearchConfig(Section):
 
     def differences(self, other: SearchConfig) -> list[str]:
         """Returns the top-level keys that differ; a resume may change budget, pick, workers and writes."""
-        ours, theirs = self.document(), other.document()
-        for document in (ours, theirs):
-            document.pop("writes")
-            for key in ("budget", "pick", "workers"):
-                document["search"].pop(key, None)
+        ours, theirs = without_resumable(self.document()), without_resumable(other.document())
         return [key for key in ours if ours[key] != theirs.get(key)]
 
     def document(self) -> dict[str, Any]:
@@ -318,6 +314,12 @@ class SearchConfig(Section):
         if self.target.is_range and not any(objective.is_cost for objective in self.objectives):
             document["objectives"].append({"kind": "parameters"})
         return document
+
+
+def without_resumable(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a config's plain data without what a resumed search may change."""
+    search = {key: value for key, value in document["search"].items() if key not in RESUMABLE}
+    return {**{key: value for key, value in document.items() if key != "writes"}, "search": search}
 
 
 def without_versions(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,10 @@ from pydantic import BeforeValidator, Field
 from gptailor_merge.objectives.config_types import Positive, Section
 
 
+RESUMABLE = ("budget", "pick", "workers")
+"""The keys of the section that a resumed search may change."""
+
+
 class StartRecipe(Section):
     """A recipe that the search starts from; it is recorded whole, so that a run holds all it depends on."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from gptailor_merge import __version__
 from gptailor_merge.composing.adapting import WEIGHTS_FILE, LoraAdapter, load_adapter
-from gptailor_merge.config import SearchConfig
+from gptailor_merge.config import SearchConfig, without_resumable
 from gptailor_merge.digests import digest
 from gptailor_merge.documents import json_text
 from gptailor_merge.errors import ConfigError
@@ -49,10 +49,6 @@ ADAPTER = "adapter"
 
 FORMAT = 1
 """The format of the published record."""
-
-
-RESUMABLE = ("budget", "pick")
-"""Keys of `search` that a resumed run may change without becoming another run; `writes` is a third."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +201,7 @@ def search_digest(settings: SearchConfig, family: tuple[Parent, ...], baseline: 
     Args:
         baseline: the baseline that was run instead of a search.
     """
-    document = settings.recorded()
-    document.pop("writes")
-    for key in RESUMABLE:
-        document["search"].pop(key, None)
+    document = without_resumable(settings.recorded())
     return digest([public(document, {parent.model: parent.unpinned for parent in family}), baseline])
 
 
