@@ -9,7 +9,6 @@ from pydantic import BeforeValidator, Field
 
 from gptailor_merge.objectives.config_types import Positive, Section
 
-
 RESUMABLE = ("budget", "pick", "workers")
 """The keys of the section that a resumed search may change."""
 
