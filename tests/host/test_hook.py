@@ -15,11 +15,13 @@ import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
+from mergekit.scripts import multimerge
 from safetensors.torch import load_file
 
 from gptailor_merge.host.materialize import materialize
 from gptailor_merge.recipe.recipe import Recipe
 from tests.conftest import recipe_of
+from tests.packages import command
 
 SCRIPTS = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
@@ -77,30 +79,52 @@ def test_mergekit_multi_runs_a_recipe(family: dict[str, str], tmp_path: Path) ->
     document = recipe_of({**family, "math": "average"}, dtype="float32", out_dtype="bfloat16")
     file = write(tmp_path / "multi.yml", average, document)
     out, between = str(tmp_path / "out"), str(tmp_path / "between")
-    done = run([str(SCRIPTS / "mergekit-multi"), file, "--out-path", out, "-I", between])
+    done = command(multimerge.main, file, "--out-path", out, "-I", between)
     assert done.returncode == 0, done.stderr
     by_path = recipe_of({**family, "math": f"{between}/average"}, dtype="float32", out_dtype="bfloat16")
     materialize(Recipe.from_mapping(by_path), tmp_path / "ours")
     assert_same_weights(tmp_path / "out", tmp_path / "ours")
 
 
-@pytest.mark.parametrize("method", ["slerp", "passthrough", "task_arithmetic"])
-def test_other_peoples_recipes_run_as_before(method: str, family: dict[str, str], tmp_path: Path) -> None:
-    plain: dict[str, Any] = {"merge_method": method, "base_model": family["base"], "dtype": "float32"}
+WITHOUT_HOOKS = """
+import sys
+from click.testing import CliRunner
+from mergekit.scripts.run_yaml import main
+
+for name in sys.argv[1:]:
+    CliRunner().invoke(main, [f"{name}.yml", f"{name}-without", "--clone-tensors"], catch_exceptions=False)
+from gptailor_merge.cli.app import main
+sys.argv[1:] = ["merge", "recipe.yml", "cli"]
+main()
+"""
+
+
+def test_other_peoples_recipes_run_as_before_and_ours_without_the_hook(
+    family: dict[str, str], tmp_path: Path
+) -> None:
     both = [{"model": family[n], "layer_range": [0, 5]} for n in ("base", "math")]
-    if method == "passthrough":
-        plain["slices"] = [{"sources": [both[1] | {"layer_range": [0, 2]}]}, {"sources": [both[0]]}]
-    else:
-        plain["slices"] = [{"sources": both, "parameters": {"t": 0.4, "weight": 0.3, "ignored": 1}}]
-    file = write(tmp_path / "plain.yml", plain)
+    methods = ("slerp", "passthrough", "task_arithmetic")
+    for method in methods:
+        plain: dict[str, Any] = {"merge_method": method, "base_model": family["base"], "dtype": "float32"}
+        if method == "passthrough":
+            plain["slices"] = [{"sources": [both[1] | {"layer_range": [0, 2]}]}, {"sources": [both[0]]}]
+        else:
+            plain["slices"] = [{"sources": both, "parameters": {"t": 0.4, "weight": 0.3, "ignored": 1}}]
+        write(tmp_path / f"{method}.yml", plain)
+    ours = recipe_of(family, dtype="float32", out_dtype="bfloat16")
+    write(tmp_path / "recipe.yml", ours)
     done = run(
-        [str(SCRIPTS / "mergekit-yaml"), file, str(tmp_path / "without"), "--clone-tensors"],
-        PYDANTIC_DISABLE_PLUGINS="__all__",
+        [sys.executable, "-c", WITHOUT_HOOKS, *methods], cwd=tmp_path, PYDANTIC_DISABLE_PLUGINS="__all__"
     )
     assert done.returncode == 0, done.stderr
-    configuration = MergeConfiguration.model_validate(yaml.safe_load(Path(file).read_text()))
-    run_merge(configuration, str(tmp_path / "with"), MergeOptions(quiet=True, clone_tensors=True))
-    assert_same_weights(tmp_path / "with", tmp_path / "without")
+    for method in methods:
+        plain = yaml.safe_load((tmp_path / f"{method}.yml").read_text())
+        made = str(tmp_path / f"{method}-with")
+        configuration = MergeConfiguration.model_validate(plain)
+        run_merge(configuration, made, MergeOptions(quiet=True, clone_tensors=True))
+        assert_same_weights(tmp_path / f"{method}-with", tmp_path / f"{method}-without")
+    materialize(Recipe.from_mapping(ours), tmp_path / "ours")
+    assert_same_weights(tmp_path / "cli", tmp_path / "ours")
 
 
 def test_the_hook_can_be_switched_off(family: dict[str, str], tmp_path: Path) -> None:
@@ -146,17 +170,6 @@ def test_a_normal_install_is_found_as_well(family: dict[str, str], tmp_path: Pat
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.splitlines()[0]).is_relative_to(site)
     assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-def test_gptailor_merge_works_without_the_hook(family: dict[str, str], tmp_path: Path) -> None:
-    document = recipe_of(family, dtype="float32", out_dtype="bfloat16")
-    file = write(tmp_path / "recipe.yml", document)
-    done = run(
-        [str(SCRIPTS / "gptailor"), "merge", file, str(tmp_path / "cli")], PYDANTIC_DISABLE_PLUGINS="__all__"
-    )
-    assert done.returncode == 0, done.stderr
-    materialize(Recipe.from_mapping(document), tmp_path / "ours")
-    assert_same_weights(tmp_path / "cli", tmp_path / "ours")
 
 
 def test_a_key_that_stands_twice_ends_mergekit_yaml(family: dict[str, str], tmp_path: Path) -> None:
