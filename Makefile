@@ -6,6 +6,7 @@
 # Test files run in the order of their names: files of few long tests would else come last, on one core.
 PYTHON ?= python3
 # torch comes first and pinned, so that nothing else drags in another build; TORCH=… overrides it.
+# All is compiled at the end on all cores, where pip would take one; templates among the libraries cannot be.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 RUN ?= runs/demo
@@ -17,8 +18,9 @@ LLAMA := runs/interop/llama_cpp_python-$(LLAMA_VERSION)
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile '$(TORCH)'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]'
+	-$(BIN)/python -m compileall -qq -j 0 .venv/lib
 	touch $@
 
 test: .venv/.installed

@@ -395,7 +395,7 @@ def test_the_loss_is_the_weighted_sum_over_all_tokens() -> None:
     assert loss(scores, {"kl": 2.0, "perplexity": 0.5}) == 2 * 3.25 + 0.5 * 2.0
 
 
-KILLS = 6
+KILLS = 3
 """Twenty are in tests/scoring/test_ray_pool.py, of workers as well."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +17,10 @@ from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.search.baselines.registry import baseline
 from gptailor_merge.search.optimizers.registry import check
+from gptailor_merge.testing.baselines import BaselineContract
+from gptailor_merge.testing.optimizers import OptimizerContract
 from tests.packages import command, install
 from tests.search.test_driver import config_of
-
-HERE = Path(__file__).parent.parent.parent
 
 MODULE = '''
 import numpy as np
@@ -84,24 +83,6 @@ number = their_search:np.e
 last = their_search:last
 kind = their_search:Last
 """
-CONTRACTS = """
-import pytest
-
-from gptailor_merge.testing.baselines import BaselineContract
-from gptailor_merge.testing.optimizers import OptimizerContract
-
-
-class TestWalk(OptimizerContract):
-    @pytest.fixture
-    def name(self):
-        return "walk"
-
-
-class TestLast(BaselineContract):
-    @pytest.fixture
-    def name(self):
-        return "last"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -111,18 +92,11 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install(site, "their-search", ENTRY_POINTS, {"their_search": MODULE})
 
 
-def run(package: Path, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(package), str(HERE), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=cwd
-    )
-
-
 @pytest.fixture
 def installed(package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The package is found in this process."""
+    """The package is found in this process and in those that it starts."""
     monkeypatch.syspath_prepend(package)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")]))
     yield
     sys.modules.pop("their_search", None)
 
@@ -181,7 +155,19 @@ def test_what_cannot_be_used_is_a_sentence(config: Path, tmp_path: Path) -> None
     assert REFUSALS["wolk"] in " ".join(answer.stderr.split())
 
 
-def test_the_package_inherits_our_contract_suites(package: Path, tmp_path: Path) -> None:
-    (tmp_path / "test_theirs.py").write_text(CONTRACTS)
-    answer = run(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_theirs.py", cwd=tmp_path)
-    assert answer.returncode == 0, answer.stdout
+@pytest.mark.usefixtures("installed")
+class TestWalk(OptimizerContract):
+    """The package inherits our contract suites."""
+
+    @pytest.fixture
+    def name(self) -> str:
+        return "walk"
+
+
+@pytest.mark.usefixtures("installed")
+class TestLast(BaselineContract):
+    """The package inherits our contract suites."""
+
+    @pytest.fixture
+    def name(self) -> str:
+        return "last"
