@@ -235,7 +235,7 @@ class Crew:
             self._progress(f"note: a worker was lost ({error}); what it was scoring is scored again")
             return
         self._failed_starts += 1
-        self._next_start = self._clock() + min(SLOWEST_RETRY, 2.0**self._failed_starts)
+        self._next_start = self._clock() + min(SLOWEST_RETRY, 2.0 ** (self._failed_starts - 1) - 1)
         has_none = not any(each.is_open for each in self._members)
         if has_none and (self._failed_starts >= FAILED_STARTS or self._clock() >= member.due):
             raise ScoringError(
