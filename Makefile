@@ -2,6 +2,7 @@
 # make interop: run tailored models in llama.cpp, and install the hf extension; builds llama.cpp once (minutes).
 # make release: build and check what is published, where HEAD has the tag of its version.
 # make test: ruff, mypy --strict, pytest. Both make .venv first.
+# make weekly: the tests that take too long for every change.
 # make docs: write the reference pages again, and build the site into runs/site; broken links fail.
 # Test files run in the order of their names: files of few long tests would else come last, on one core.
 PYTHON ?= python3
@@ -14,7 +15,7 @@ RUN ?= runs/demo
 LLAMA_VERSION := 0.3.36
 LLAMA := runs/interop/llama_cpp_python-$(LLAMA_VERSION)
 
-.PHONY: test types tests demo docs interop release clean
+.PHONY: test types tests weekly demo docs interop release clean
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -34,6 +35,9 @@ types:
 
 tests:
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+weekly: .venv/.installed
+	$(BIN)/pytest -n 2 --dist load -m weekly
 
 # One thread: on two virtual cores two threads of a model this small are at times ten times slower.
 demo: .venv/.installed

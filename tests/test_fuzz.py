@@ -122,7 +122,7 @@ def families(
     return make_family(depth=DEPTH), unlike
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(seed=st.integers(0, 2**32), mutations=st.integers(0, 3))
 def test_the_linter_tells_what_mergekit_will_do(
     seed: int, mutations: int, families: tuple[dict[str, str], dict[str, str]]

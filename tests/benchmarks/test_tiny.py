@@ -76,6 +76,7 @@ def test_all_arms_of_the_evaluator_give_the_same_losses(tmp_path: Path) -> None:
     assert report["racing"]["same_best"] == report["racing"]["generations"]
 
 
+@pytest.mark.weekly
 def test_more_tokens_of_the_teacher_miss_less(tmp_path: Path) -> None:
     run("kl_top_k", "--json", tmp_path / "figures.json")
     missed = [row["largest_share_missed"] for row in figures(tmp_path / "figures.json").values()]
@@ -83,6 +84,7 @@ def test_more_tokens_of_the_teacher_miss_less(tmp_path: Path) -> None:
     assert missed[-1] == 0.0
 
 
+@pytest.mark.weekly
 def test_operations_and_optimizers_are_compared(tmp_path: Path) -> None:
     for group, arm in (("operations", "parts"), ("optimizers", "1 parent")):
         file = tmp_path / f"{group}.json"
@@ -98,6 +100,7 @@ def test_steps_need_no_runs() -> None:
     assert "another member selected" in run("steps").stdout
 
 
+@pytest.mark.weekly
 def test_edits_repair_a_block_and_leave_parts_out(tmp_path: Path) -> None:
     run("edits", "--json", tmp_path / "figures.json")
     results = figures(tmp_path / "figures.json")
@@ -106,6 +109,7 @@ def test_edits_repair_a_block_and_leave_parts_out(tmp_path: Path) -> None:
     assert left <= size
 
 
+@pytest.mark.weekly
 def test_a_front_is_compared_with_random_recipes(tmp_path: Path) -> None:
     run("pareto", "--out", tmp_path / "run", "--json", tmp_path / "figures.json")
     rows = figures(tmp_path / "figures.json")["sizes"]
@@ -113,12 +117,14 @@ def test_a_front_is_compared_with_random_recipes(tmp_path: Path) -> None:
     assert all(set(row["found"]) == set(row["random"]) for row in rows)
 
 
+@pytest.mark.weekly
 def test_lm_eval_and_ours_give_the_same_accuracies(tmp_path: Path) -> None:
     run("tasks", "--json", tmp_path / "figures.json")  # ends with an error where they differ
     report = figures(tmp_path / "figures.json")
     assert set(report["four options"]["arms"]) >= {"simple_evaluate", "loglikelihood", "ours", "racing"}
 
 
+@pytest.mark.weekly
 def test_all_methods_are_compared(tmp_path: Path) -> None:
     done = run("quality", "--json", tmp_path / "figures.json", "--plots", tmp_path / "plots")
     results = figures(tmp_path / "figures.json")
@@ -247,6 +253,7 @@ def test_more_workers_are_reckoned(tmp_path: Path) -> None:
     assert all(arm["speedup"] > 0 and 0 < arm["share_waiting"] < 1 for arm in reckoned.values())
 
 
+@pytest.mark.weekly
 def test_merges_at_full_size_are_compared(tmp_path: Path) -> None:
     run("full_size", "--json", tmp_path / "figures.json")
     arms = figures(tmp_path / "figures.json")
@@ -255,6 +262,7 @@ def test_merges_at_full_size_are_compared(tmp_path: Path) -> None:
     assert arms["our search, not tuned"]["tokens"] > 0
 
 
+@pytest.mark.weekly
 def test_ways_to_heal_are_compared(tmp_path: Path) -> None:
     run("heal", "--json", tmp_path / "figures.json")
     results = figures(tmp_path / "figures.json")
@@ -264,6 +272,7 @@ def test_ways_to_heal_are_compared(tmp_path: Path) -> None:
     assert healed["all weights, 256"]["parameters"] != healed["adapter, 256"]["parameters"]
 
 
+@pytest.mark.weekly
 def test_stock_mergekit_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["architectures", "--tiny", "--json", str(tmp_path / "figures.json")]
     monkeypatch.setattr(sys, "argv", command)
@@ -286,6 +295,7 @@ def texts(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.mark.weekly
 def test_a_family_is_trained_and_its_tasks_are_made(texts: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run("train_family", texts, out)

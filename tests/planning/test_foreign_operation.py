@@ -133,6 +133,7 @@ def test_an_operation_that_cannot_be_imported_is_one_message(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.weekly
 def test_the_contract_that_ships_holds_for_it(package: Path, tmp_path: Path) -> None:
     (tmp_path / "test_blend.py").write_text(CONTRACT)
     pytest_command = [

@@ -155,6 +155,7 @@ def test_what_cannot_be_used_is_a_sentence(config: Path, tmp_path: Path) -> None
     assert REFUSALS["wolk"] in " ".join(answer.stderr.split())
 
 
+@pytest.mark.weekly
 @pytest.mark.usefixtures("installed")
 class TestWalk(OptimizerContract):
     """The package inherits our contract suites."""
@@ -164,6 +165,7 @@ class TestWalk(OptimizerContract):
         return "walk"
 
 
+@pytest.mark.weekly
 @pytest.mark.usefixtures("installed")
 class TestLast(BaselineContract):
     """The package inherits our contract suites."""

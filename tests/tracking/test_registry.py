@@ -121,6 +121,7 @@ def test_an_entry_point_that_cannot_be_used_is_named(
     assert tracker_factories(["tensorboard"])  # a tracker that is not asked for does no harm
 
 
+@pytest.mark.weekly
 def test_a_search_feeds_a_tracker_of_another_package(
     family: dict[str, str], texts: dict[str, str], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from gptailor_merge.host.exporting import RECIPE, export
@@ -28,6 +29,7 @@ sys.meta_path.insert(0, Absent())
 """
 
 
+@pytest.mark.weekly
 def test_the_tuned_merge_is_one_configuration_of_a_mergekit_without_us(tmp_path: Path) -> None:
     settings = config(
         tmp_path,

@@ -117,6 +117,7 @@ def arguments_of(items: TaskItems) -> dict[int, list[Any]]:
 @pytest.mark.usefixtures("hub")
 @pytest.mark.parametrize("few_shot", [None, 2])
 @pytest.mark.parametrize("task", ROWS)
+@pytest.mark.weekly
 def test_tasks_that_come_with_lm_eval_are_put_as_lm_eval_does(
     task: str, few_shot: int | None, tokenizer: Any, member: Path
 ) -> None:
