@@ -113,8 +113,9 @@ def rebuilder(setup: Setup) -> Callable[[Plan], float]:
         composed = composer.compose(plan)
         if fixed is None:
             config = composed.config
-            fixed = AutoModelForCausalLM.from_config(config, dtype=setup.precision.compute)
-            fixed.to(setup.device).eval().requires_grad_(False)
+            with setup.device:
+                fixed = AutoModelForCausalLM.from_config(config, dtype=setup.precision.compute)
+            fixed.eval().requires_grad_(False)
         for parameter, value in zip(fixed.parameters(), composed.parameters(), strict=True):
             parameter.copy_(value)
         return score_whole(fixed, setup)

@@ -64,6 +64,12 @@ class Composer:
         """True if layers are moved to the device one by one, see Bank."""
         return self._bank.on_host
 
+    @property
+    def state_bytes(self) -> int:
+        """The bytes of one token's hidden state."""
+        width = int(self._template.get_input_embeddings().weight.shape[-1])
+        return width * (self._bank.precision.compute or torch.float32).itemsize
+
     def compose(self, plan: Plan, only: Container[int] | None = None) -> PreTrainedModel:
         """Returns the model that a plan describes.
 

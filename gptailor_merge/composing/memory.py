@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from typing import TypeVar
 
+import psutil
 import torch
 
 T = TypeVar("T")
@@ -51,3 +52,11 @@ class BatchSize:
                     raise
             self.size //= 2
             free(device)
+
+
+def left(device: torch.device) -> int:
+    """Returns the bytes that a device has left; those of the host for a CPU."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from gptailor_merge.composing.graphs import LayerGraphs
 from gptailor_merge.models.architecture import body_of
 from gptailor_merge.recipe.plan import Plan
 
@@ -83,6 +84,7 @@ def advance(
     branches: Branches | None = None,
     *,
     gradients: bool = False,
+    graphs: LayerGraphs | None = None,
 ) -> list[State]:
     """Runs consecutive layers of a model and returns the outputs of some of them.
 
@@ -94,6 +96,7 @@ def advance(
             input of layer 0.
         branches: positions and mask of token trees; None if each row is one text.
         gradients: whether the outputs are to be differentiated.
+        graphs: runs the layers, where nothing is differentiated; None runs them as they are.
     """
     arguments = {}
     if branches is not None:
@@ -106,7 +109,8 @@ def advance(
             if index in layers:
                 with_input = index == 0 and -1 in record
                 is_recorded = index in record
-                stand_ins.append(_Record(layer, outputs, with_input=with_input) if is_recorded else layer)
+                runs = layer if graphs is None else _ByGraph(layer, index, graphs)
+                stand_ins.append(_Record(runs, outputs, with_input=with_input) if is_recorded else runs)
             elif index == layers.start - 1:
                 stand_ins.append(_Replay(layer, state))
             else:
@@ -139,8 +143,10 @@ class PrefixWalk:
         layers_run: the number of layers computed so far.
     """
 
-    def __init__(self, ids: torch.Tensor, branches: Branches | None = None) -> None:
-        self._ids, self._branches = ids, branches
+    def __init__(
+        self, ids: torch.Tensor, branches: Branches | None = None, graphs: LayerGraphs | None = None
+    ) -> None:
+        self._ids, self._branches, self._graphs = ids, branches, graphs
         self._steps: list[Hashable] = []
         self._states: list[State] = []
         self.layers_run = 0
@@ -160,7 +166,8 @@ class PrefixWalk:
             return self._states[-1]
         start = self._states[-1] if known else None
         record = {*range(known, keep), depth - 1}
-        states = advance(model, self._ids, start, range(known, depth), record, self._branches)
+        layers = range(known, depth)
+        states = advance(model, self._ids, start, layers, record, self._branches, graphs=self._graphs)
         self.layers_run += depth - known
         shared = max(keep - known, 0)
         self._states += states[:shared]
@@ -253,6 +260,17 @@ class _Replay(StandIn):
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         return self._state
+
+
+class _ByGraph(StandIn):
+    """Runs the layer by a graph."""
+
+    def __init__(self, layer: nn.Module, position: int, graphs: LayerGraphs) -> None:
+        super().__init__(layer)
+        self._position, self._graphs = position, graphs
+
+    def forward(self, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        return self._graphs.run(self._layer, self._position, hidden_states, *arguments, **named)
 
 
 class _Record(StandIn):

@@ -27,7 +27,7 @@ from gptailor_merge.calibration.batches import Segment
 from gptailor_merge.healing.lessons import ALONE, Lesson, Lessons
 from gptailor_merge.healing.processes import Processes
 from gptailor_merge.objectives.kl import Reference, kl_divergence
-from gptailor_merge.objectives.protocols import Prediction
+from gptailor_merge.objectives.protocols import Prediction, log_likelihood
 from gptailor_merge.time_left import time_left
 
 LOOKS = 10
@@ -217,8 +217,7 @@ class Distillation(Trainer):  # type: ignore[misc]
             reference = Reference(inputs["indices"], inputs["log_probabilities"])
             loss = loss + (1 - share) * kl_divergence(reference, prediction).mean()
         if share > 0:
-            chosen = prediction.logits.gather(-1, prediction.next_ids[..., None])[..., 0]
-            loss = loss + share * (prediction.log_normalizer - chosen).mean()
+            loss = loss - share * log_likelihood(prediction).mean()
         return (loss, output) if return_outputs else loss
 
 

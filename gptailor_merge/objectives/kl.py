@@ -167,19 +167,17 @@ def build_kl(
 
 def reference(prediction: Prediction, top_k: int) -> Reference:
     """Returns the top_k likeliest next tokens and their log-probabilities."""
-    logits = prediction.logits
-    best = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-    return Reference(best.indices.to(torch.int32), best.values - prediction.log_normalizer[..., None])
+    vocabulary = prediction.log_probabilities.shape[-1]
+    best = prediction.log_probabilities.topk(min(top_k, vocabulary), dim=-1)
+    return Reference(best.indices.to(torch.int32), best.values)
 
 
 def kl_divergence(reference: Reference, prediction: Prediction) -> torch.Tensor:
     """Returns KL(reference || model), nats [sequences, positions]; see KullbackLeibler for the formula."""
-    logits = prediction.logits
-    # Only the reference's tokens are looked at: a log-softmax would write the whole vocabulary again.
-    log_q = logits.gather(-1, reference.indices.long()) - prediction.log_normalizer[..., None]
+    log_q = prediction.log_probabilities.gather(-1, reference.indices.long())
     log_p = reference.log_probabilities
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-    if reference.indices.shape[-1] < logits.shape[-1]:
+    if reference.indices.shape[-1] < prediction.log_probabilities.shape[-1]:
         log_p_rest, log_q_rest = _log_rest(log_p), _log_rest(log_q)
         divergence = divergence + log_p_rest.exp() * (log_p_rest - log_q_rest)
     return divergence

@@ -29,22 +29,20 @@ class Prediction(NamedTuple):
     Attributes:
         segment: says which rows they are.
         next_ids: the tokens to predict [sequences, positions]; for items the tokens asked for [asked].
-        logits: float32 [sequences, positions, vocabulary]; for items [places, vocabulary].
-        log_normalizer: log Σ exp of the logits [sequences, positions]; for items [places].
+        log_probabilities: of every token at every place, nats, float32 [sequences, positions, vocabulary];
+            for items [places, vocabulary].
         at: for items, index of the place that predicts each token asked for [asked].
     """
 
     segment: Segment
     next_ids: torch.Tensor
-    logits: torch.Tensor
-    log_normalizer: torch.Tensor
+    log_probabilities: torch.Tensor
     at: torch.Tensor | None = None
 
     @staticmethod
     def of(segment: Segment, next_ids: torch.Tensor, logits: torch.Tensor) -> Prediction:
-        """Makes a prediction and computes what all objectives need."""
-        wide = logits.float()
-        return Prediction(segment, next_ids, wide, wide.logsumexp(-1))
+        """Makes a prediction from a model's logits, of any dtype."""
+        return Prediction(segment, next_ids, logits.log_softmax(-1, dtype=torch.float32))
 
 
 Forward = Callable[[Batch], Iterator[Prediction]]
@@ -170,7 +168,5 @@ class PerToken(PerUnit):
 def log_likelihood(prediction: Prediction) -> torch.Tensor:
     """Returns log p of each token to predict, nats, in the shape of `next_ids`."""
     if prediction.at is not None:
-        asked_logits = prediction.logits[prediction.at, prediction.next_ids]
-        return asked_logits - prediction.log_normalizer[prediction.at]
-    next_logits = prediction.logits.gather(-1, prediction.next_ids[..., None])[..., 0]
-    return next_logits - prediction.log_normalizer
+        return prediction.log_probabilities[prediction.at, prediction.next_ids]
+    return prediction.log_probabilities.gather(-1, prediction.next_ids[..., None])[..., 0]

@@ -60,8 +60,10 @@ class Cluster(Protocol):
     def start(self) -> tuple[Hashable, Hashable]:
         """Begins to start a worker; returns it, and the ticket that it answers when it can score."""
 
-    def score(self, worker: Hashable, section: ScoredSection, rung: int, plans: Sequence[Plan]) -> Hashable:
-        """Lets a worker score plans on a rung and returns the ticket for a RungResult of each."""
+    def score(
+        self, worker: Hashable, section: ScoredSection, rungs: range, plans: Sequence[Plan]
+    ) -> Hashable:
+        """Lets a worker score plans on some rungs and returns the ticket for a RungResult of each."""
 
     def first_answered(self, tickets: Sequence[Hashable], seconds: float) -> Hashable | None:
         """Waits for an answer to one of any number of tickets; returns its ticket, or None if none came."""
@@ -159,13 +161,13 @@ class Crew:
             self._cluster.stop(member.worker)
         self._members.clear()
 
-    def score_rung(self, section: ScoredSection, rung: int, plans: Sequence[Plan]) -> list[RungResult]:
-        """Returns what the plans have on the batches of a rung, in their order.
+    def score_rungs(self, section: ScoredSection, rungs: range, plans: Sequence[Plan]) -> list[RungResult]:
+        """Returns what the plans have on the batches of the rungs together, in their order.
 
         Raises:
             ScoringError: no worker is left, and none starts.
         """
-        return _Rung(self, section, rung, plans).run()
+        return _Rung(self, section, rungs, plans).run()
 
     def recruit(self) -> None:
         """Starts workers as long as there should be more."""
@@ -250,10 +252,10 @@ class Crew:
 
 
 class _Rung:
-    """A rung of a generation while the crew scores it."""
+    """Rungs of a generation while the crew scores them together."""
 
-    def __init__(self, crew: Crew, section: ScoredSection, rung: int, plans: Sequence[Plan]) -> None:
-        self.key = (section, rung)
+    def __init__(self, crew: Crew, section: ScoredSection, rungs: range, plans: Sequence[Plan]) -> None:
+        self.key = (section, rungs)
         self._crew, self._plans = crew, plans
         self._paths = [path_of(plan) for plan in plans]
         self._results: dict[int, RungResult] = {}

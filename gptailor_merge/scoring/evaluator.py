@@ -7,28 +7,43 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
-
-import torch
+from typing import NamedTuple
 
 from gptailor_merge.calibration.batches import Batch
 from gptailor_merge.composing.compose import Composer
+from gptailor_merge.composing.graphs import LayerGraphs
 from gptailor_merge.composing.heap import HeapTrimmer
-from gptailor_merge.composing.memory import free, is_out_of_memory
+from gptailor_merge.composing.memory import free, is_out_of_memory, left
 from gptailor_merge.composing.prefixes import PrefixWalk, State, advance, common, levels, path_of, trie_order
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.generation import RungResult, score_generation
 from gptailor_merge.scoring.passes import Measured, Passes, Values, extend, predictions
 from gptailor_merge.scoring.racing import Race
+from gptailor_merge.scoring.stopwatch import Stopwatch
+
+STATES_SHARE = 0.25
+"""The share of the memory left that hidden states between two layers may take, where layers stream in."""
+
+
+_Valued = tuple["_Runner", int, Values]
+"""A plan, a rung, and what the plan has on a batch of it."""
+
+
+class RungBatch(NamedTuple):
+    """A batch, and the rung that it belongs to."""
+
+    rung: int
+    batch: Batch
 
 
 class Evaluator:
     """Scores a generation of plans together, rung by rung.
 
-    In a rung the outer loop runs over batches, the inner one over the plans along the trie of their slots,
-    so that each distinct prefix is computed once per batch. The scores equal those of scoring one plan at a
-    time. A batch that memory does not hold is scored in halves. Objectives that take whole models are
-    measured at the end of a rung, one model after the other.
+    The outer loop runs over batches, the inner one over the plans along the trie of their slots, so that each
+    distinct prefix is computed once per batch. The scores equal those of scoring one plan at a time. A batch
+    that memory does not hold is scored in halves. Objectives that take whole models are measured after the
+    batches, one model after the other.
 
     Attributes:
         composer: makes the models.
@@ -44,7 +59,10 @@ class Evaluator:
         self.layer_tokens = 0
         self.seconds = dict.fromkeys(("composing", "forward", "head", "whole", "bookkeeping"), 0.0)
         self._device = composer.device
+        self._graphs = LayerGraphs() if composer.device.type == "cuda" else None
+        self._stopwatch = Stopwatch(composer.device)
         self._most_sequences: int | None = None
+        self._many_batches = True
         self._heap = HeapTrimmer()
 
     def score(self, plans: Sequence[Plan], race: Race | None = None) -> list[Outcome]:
@@ -55,80 +73,113 @@ class Evaluator:
         """
         return score_generation(self, self.passes, plans, race)
 
-    def score_rung(self, rung: int, plans: Sequence[Plan]) -> list[RungResult]:
-        """Returns what the plans have on the batches of a rung, in their order.
+    def score_rungs(self, rungs: range, plans: Sequence[Plan]) -> list[RungResult]:
+        """Returns what the plans have on the batches of the rungs together, in their order.
 
-        Nothing is kept between rungs, so that another evaluator of the same job may score the next.
+        Nothing is kept between calls, so that another evaluator of the same job may score the next rungs.
         """
-        with self._clock("bookkeeping"):
+        with self._stopwatch.of("bookkeeping"):
             runners = [_Runner(plan, self.passes.nothing_measured()) for plan in plans]
             order = [runners[position] for position in trie_order([runner.path for runner in runners])]
-        values_of: dict[_Runner, Values] = {runner: {} for runner in order}
-        for batch in self.passes.rungs[rung]:
+        values_of: dict[tuple[_Runner, int], Values] = {(runner, r): {} for runner in order for r in rungs}
+        batches = [RungBatch(rung, batch) for rung in rungs for batch in self.passes.rungs[rung]]
+        for together in self._groups(batches, order):
             running = [runner for runner in order if runner.runs]
-            for runner, values in self._score_batch(batch, running):
-                extend(values_of[runner], values)
+            for runner, rung, values in self._score_batches(together, running):
+                extend(values_of[runner, rung], values)
             for runner in running:
-                runner.tokens += batch.ids.numel()
-        with self._clock("bookkeeping"):
-            for runner in order:
-                if runner.runs:
-                    with runner.attempt():
-                        self.passes.finish(rung, values_of[runner], runner.measured)
-        if self.passes.takes_models(rung):
-            for runner in order:
-                if runner.runs:
-                    self._score_model(rung, runner)
-        with self._clock("bookkeeping"):
+                runner.tokens += sum(batch.ids.numel() for _, batch in together)
+        for rung in rungs:
+            with self._stopwatch.of("bookkeeping"):
+                for runner in order:
+                    if runner.runs:
+                        with runner.attempt():
+                            self.passes.finish(rung, values_of[runner, rung], runner.measured)
+            if self.passes.takes_models(rung):
+                for runner in order:
+                    if runner.runs:
+                        self._score_model(rung, runner)
+        with self._stopwatch.of("bookkeeping"):
             self._heap.trim()
+        self._stopwatch.read_into(self.seconds)
         return [runner.result for runner in runners]
+
+    def _groups(
+        self, batches: Sequence[RungBatch], runners: Sequence[_Runner]
+    ) -> Iterator[Sequence[RungBatch]]:
+        """Yields batches that are computed together: where layers arrive from the host, many at once."""
+        most_tokens = 0.0
+        if self.composer.streams and self._many_batches:
+            states = 2 * max(1, len(runners))  # before a layer and after it
+            most_tokens = STATES_SHARE * left(self._device) / (states * self.composer.state_bytes)
+        together: list[RungBatch] = []
+        for batch in batches:
+            if together and sum(b.ids.numel() for _, b in (*together, batch)) > most_tokens:
+                yield together
+                together = []
+            together.append(batch)
+        yield together
 
     def _score_model(self, rung: int, runner: _Runner) -> None:
         with runner.attempt():
-            with self._clock("composing"):
+            with self._stopwatch.of("composing"):
                 model = self.composer.compose(runner.plan)
-            with self._clock("whole"):
+            with self._stopwatch.of("whole"):
                 self.passes.measure_model(rung, model, runner.measured)
         if runner.cause is not None:
             free(self._device)  # the cause may be that memory ran out
 
-    def _score_batch(self, batch: Batch, runners: Sequence[_Runner]) -> list[tuple[_Runner, Values]]:
-        """Returns the values of a batch for each runner that did not fail."""
-        if self._most_sequences is None or len(batch.ids) <= self._most_sequences:
+    def _score_batches(self, batches: Sequence[RungBatch], runners: Sequence[_Runner]) -> list[_Valued]:
+        """Returns the values of each batch for each runner that did not fail."""
+        largest = max(len(batch.ids) for _, batch in batches)
+        if self._most_sequences is None or largest <= self._most_sequences:
             try:
                 walk = self._by_levels if self.composer.streams else self._by_paths
-                return list(walk(batch, runners))
+                return list(walk(batches, runners))
             except _OutOfMemoryError:
-                self._most_sequences = max(1, len(batch.ids) // 2)
+                if len(batches) > 1:
+                    self._many_batches = False
+                else:
+                    self._most_sequences = max(1, largest // 2)
             free(self._device)
-        first, second = batch.halves()
-        scored = self._score_batch(first, runners)
-        return [*scored, *self._score_batch(second, [runner for runner in runners if runner.runs])]
+        smaller = [[batch] for batch in batches]
+        if len(batches) == 1:
+            ((rung, batch),) = batches
+            smaller = [[RungBatch(rung, half)] for half in batch.halves()]
+        valued: list[_Valued] = []
+        for part in smaller:
+            valued += self._score_batches(part, [runner for runner in runners if runner.runs])
+        return valued
 
-    def _by_paths(self, batch: Batch, runners: Sequence[_Runner]) -> Iterator[tuple[_Runner, Values]]:
-        walk = PrefixWalk(batch.ids, batch.branches)
-        for runner, following in zip_longest(runners, runners[1:]):
-            with runner.attempt(batch):
-                with self._clock("composing"):
-                    model = self.composer.compose(runner.plan)
-                with self._clock("forward"):
-                    keep = common(runner.path, following.path) if following else 0
-                    state = walk.run(model, runner.path, keep)
-                with self._clock("head"):
-                    values = self.passes.measure(predictions(model, batch, state))
-                yield runner, values
-        self.layer_tokens += walk.layers_run * batch.ids.numel()
+    def _by_paths(self, batches: Sequence[RungBatch], runners: Sequence[_Runner]) -> Iterator[_Valued]:
+        for rung, batch in batches:
+            walk = PrefixWalk(batch.ids, batch.branches, self._graphs)
+            for runner, following in zip_longest(runners, runners[1:]):
+                with runner.attempt(can_be_less=len(batch.ids) > 1):
+                    with self._stopwatch.of("composing"):
+                        model = self.composer.compose(runner.plan)
+                    with self._stopwatch.of("forward"):
+                        keep = common(runner.path, following.path) if following else 0
+                        state = walk.run(model, runner.path, keep)
+                    with self._stopwatch.of("head"):
+                        values = self.passes.measure(predictions(model, batch, state))
+                    yield runner, rung, values
+            self.layer_tokens += walk.layers_run * batch.ids.numel()
 
-    def _by_levels(self, batch: Batch, runners: Sequence[_Runner]) -> Iterator[tuple[_Runner, Values]]:
+    def _by_levels(self, batches: Sequence[RungBatch], runners: Sequence[_Runner]) -> Iterator[_Valued]:
+        can_be_less = len(batches) > 1 or len(batches[0].batch.ids) > 1
+
         def step(position: int, depth: int, before: State) -> State:
             runner = runners[position]
-            with runner.attempt(batch):
-                with self._clock("composing"):
+            with runner.attempt(can_be_less=can_be_less):
+                with self._stopwatch.of("composing"):
                     model = self.composer.compose(runner.plan, only=(depth,))
-                with self._clock("forward"):
+                after = []
+                with self._stopwatch.of("forward"):
                     layers = range(depth, depth + 1)
-                    (after,) = advance(model, batch.ids, before, layers, {depth}, batch.branches)
-                self.layer_tokens += batch.ids.numel()
+                    for (_, batch), state in zip(batches, before or [None] * len(batches), strict=True):
+                        after += advance(model, batch.ids, state, layers, {depth}, batch.branches)
+                        self.layer_tokens += batch.ids.numel()
                 return after
             for sharer in runners:
                 if sharer.path[: depth + 1] == runner.path[: depth + 1]:
@@ -139,26 +190,16 @@ class Evaluator:
             with suppress(Exception):  # it fails again where the layer is needed, and counts there
                 self.composer.bank.fetch(runners[position].plan.adapted_slots[depth])
 
-        for position, state in levels([runner.path for runner in runners], step, ahead):
+        for position, states in levels([runner.path for runner in runners], step, ahead):
             runner = runners[position]
-            with runner.attempt(batch), self._clock("head"):
+            with runner.attempt(can_be_less=can_be_less), self._stopwatch.of("head"):
                 model = self.composer.compose(runner.plan, only=())
-                values = self.passes.measure(predictions(model, batch, state))
-                yield runner, values
-
-    @contextmanager
-    def _clock(self, part: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            if self._device.type == "cuda":
-                torch.cuda.current_stream(self._device).synchronize()  # the next layer may be on its way
-            self.seconds[part] += time.perf_counter() - begun
+                for (rung, batch), state in zip(batches, states, strict=True):
+                    yield runner, rung, self.passes.measure(predictions(model, batch, state))
 
 
 class _OutOfMemoryError(Exception):
-    """Memory ran out on a batch that can be halved."""
+    """Memory ran out where fewer sequences could go through the models together."""
 
 
 class _Runner:
@@ -183,13 +224,17 @@ class _Runner:
         return RungResult(self.measured, self.cause, self.seconds, self.tokens)
 
     @contextmanager
-    def attempt(self, batch: Batch | None = None) -> Iterator[None]:
-        """Times a step; an error in it fails this plan and not the generation."""
+    def attempt(self, *, can_be_less: bool = False) -> Iterator[None]:
+        """Times a step; an error in it fails this plan and not the generation.
+
+        Args:
+            can_be_less: whether the step can be done with fewer sequences, if memory runs out.
+        """
         begun = time.monotonic()
         try:
             yield
         except Exception as error:  # one bad plan must not end a search of hours
-            if batch is not None and len(batch.ids) > 1 and is_out_of_memory(error):
+            if can_be_less and is_out_of_memory(error):
                 raise _OutOfMemoryError from None
             self.cause = "".join(traceback.format_exception_only(error)).strip()
         self.seconds += time.monotonic() - begun

@@ -20,10 +20,10 @@ from gptailor_merge.scoring.racing import Race, Units
 
 @dataclass(frozen=True)
 class RungResult:
-    """Holds what a plan has on the batches of one rung.
+    """Holds what a plan has on the batches of one rung, or of several that follow each other.
 
     Attributes:
-        measured: the units of this rung.
+        measured: the units of these rungs.
         cause: why the plan could not be scored, or None.
         seconds: time spent on the plan.
         tokens: how many tokens it was scored on.
@@ -36,10 +36,10 @@ class RungResult:
 
 
 class RungScorer(Protocol):
-    """Scores plans on one rung at a time, in this process or elsewhere."""
+    """Scores plans on some rungs at a time, in this process or elsewhere."""
 
-    def score_rung(self, rung: int, plans: Sequence[Plan]) -> Sequence[RungResult]:
-        """Returns what the plans have on the batches of a rung, in their order."""
+    def score_rungs(self, rungs: range, plans: Sequence[Plan]) -> Sequence[RungResult]:
+        """Returns what the plans have on the batches of the rungs together, in their order."""
 
 
 def score_generation(
@@ -52,14 +52,15 @@ def score_generation(
         race: drops plans that cannot win before they are scored on everything; None scores all.
     """
     contestants = [_Contestant(plan, passes.nothing_measured()) for plan in plans]
-    rungs = range(len(passes.rungs))
-    for rung in rungs:
+    count = len(passes.rungs)
+    steps = [range(count)] if race is None else [range(rung, rung + 1) for rung in range(count)]
+    for rungs in steps:
         running = [contestant for contestant in contestants if contestant.runs]
         if running:
-            results = scorer.score_rung(rung, [contestant.plan for contestant in running])
+            results = scorer.score_rungs(rungs, [contestant.plan for contestant in running])
             for contestant, result in zip(running, results, strict=True):
                 contestant.add(result)
-        if race is not None and rung != rungs[-1]:
+        if race is not None and rungs.stop != count:
             _drop_hopeless(contestants, race, passes)
     return _outcomes(contestants, race, passes)
 

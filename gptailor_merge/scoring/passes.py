@@ -60,11 +60,10 @@ def predictions(
             yield from _item_predictions(model, part, part_state, vocabulary, gradients)
             continue
         logits = head(model, part.ids[:, :-1], part_state[:, :-1], gradients=gradients)
-        logits = logits[..., :vocabulary].float()
-        log_normalizer = logits.logsumexp(-1)
+        known = logits[..., :vocabulary].log_softmax(-1, dtype=torch.float32)
         for segment in part.segments:
             at = slice(segment.at.start, segment.at.stop)
-            yield Prediction(segment, part.ids[at, 1:], logits[at], log_normalizer[at])
+            yield Prediction(segment, part.ids[at, 1:], known[at])
 
 
 def _item_predictions(
@@ -73,10 +72,9 @@ def _item_predictions(
     """Yields the predictions at the places that items ask for."""
     places = batch.places
     logits = head(model, batch.ids[places][None], state[places][None], gradients=gradients)
-    logits = logits[0, :, :vocabulary].float()
-    log_normalizer = logits.logsumexp(-1)
+    known = logits[0, :, :vocabulary].log_softmax(-1, dtype=torch.float32)
     for segment, at, asked in batch.questions:
-        yield Prediction(segment, asked, logits, log_normalizer, at)
+        yield Prediction(segment, asked, known, at)
 
 
 def predictions_alone(

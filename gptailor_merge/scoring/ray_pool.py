@@ -83,9 +83,9 @@ class RayExecutor:
         """Returns the outcomes in the order of the plans; races are judged in this process."""
         return score_generation(self, self._passes, plans, race)
 
-    def score_rung(self, rung: int, plans: Sequence[Plan]) -> list[RungResult]:
-        """Returns what the plans have on the batches of a rung, in their order."""
-        return self._crew.score_rung(self._section, rung, plans)
+    def score_rungs(self, rungs: range, plans: Sequence[Plan]) -> list[RungResult]:
+        """Returns what the plans have on the batches of the rungs together, in their order."""
+        return self._crew.score_rungs(self._section, rungs, plans)
 
 
 class RayCluster:
@@ -119,9 +119,9 @@ class RayCluster:
         actor = self._actor_class.remote(self._job, self._measured)
         return actor, actor.is_open.remote()
 
-    def score(self, worker: Any, section: ScoredSection, rung: int, plans: Sequence[Plan]) -> Hashable:
-        """Lets an actor score plans on a rung."""
-        ticket: Hashable = worker.score_rung.remote(section, rung, plans)
+    def score(self, worker: Any, section: ScoredSection, rungs: range, plans: Sequence[Plan]) -> Hashable:
+        """Lets an actor score plans on some rungs."""
+        ticket: Hashable = worker.score_rungs.remote(section, rungs, plans)
         return ticket
 
     def first_answered(self, tickets: Sequence[Hashable], seconds: float) -> Hashable | None:

@@ -46,9 +46,9 @@ class RayWorker:
         """Answers when the family is loaded."""
         return True
 
-    def score_rung(self, section: ScoredSection, rung: int, plans: Sequence[Plan]) -> list[RungResult]:
-        """Returns what the plans have on the batches of a rung, in their order."""
-        return self._evaluators[section].score_rung(rung, plans)
+    def score_rungs(self, section: ScoredSection, rungs: range, plans: Sequence[Plan]) -> list[RungResult]:
+        """Returns what the plans have on the batches of the rungs together, in their order."""
+        return self._evaluators[section].score_rungs(rungs, plans)
 
 
 def own_device(asked: str) -> torch.device:

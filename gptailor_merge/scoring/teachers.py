@@ -104,7 +104,7 @@ def finite(name: str, prediction: Prediction) -> Prediction:
     Raises:
         ScoringError: it holds NaN or infinities.
     """
-    if not bool(torch.isfinite(prediction.log_normalizer).all()):
+    if not bool(torch.isfinite(prediction.log_probabilities.amax(-1)).all()):
         raise ScoringError(
             f"{name} predicts NaN or infinite values, so that nothing can be compared with it; its weights "
             "may be too large for the dtype that it runs in"

@@ -184,9 +184,9 @@ class KindContract(ObjectiveContract):
         """A run whose only member is the model; as a teacher it is surer of itself than as a candidate."""
 
         def surer(batch: Batch) -> Iterator[Prediction]:
-            for segment, next_ids, logits, _, at in predictions_alone(model, batch):
-                doubled = 2 * logits
-                yield Prediction(segment, next_ids, doubled, doubled.logsumexp(-1), at)
+            for prediction in predictions_alone(model, batch):
+                doubled = 2 * prediction.log_probabilities
+                yield prediction._replace(log_probabilities=doubled.log_softmax(-1))
 
         def teacher(name: str) -> tuple[str, Forward]:
             return f"teacher {name}", surer

@@ -53,9 +53,9 @@ def fake(batch: Batch) -> Iterator[Prediction]:
             assert [positions[at] for at in seen] == list(range(len(seen)))
             assert seen[-1] == place
         answers.append(logits_after(tuple(ids[at] for at in seen)))
-    logits = torch.stack(answers)
+    known = torch.stack(answers).log_softmax(-1)
     for segment, at, asked in batch.questions:
-        yield Prediction(segment, asked, logits, logits.logsumexp(-1), at)
+        yield Prediction(segment, asked, known, at)
 
 
 def directly(request: Request) -> list[float]:
@@ -63,8 +63,7 @@ def directly(request: Request) -> list[float]:
     first = len(request.ids) - request.scored
     after = [logits_after(request.ids[:at]) for at in range(first, len(request.ids))]
     return [
-        float(logits[token] - logits.logsumexp(-1))
-        for logits, token in zip(after, request.ids[first:], strict=True)
+        float(logits.log_softmax(-1)[token]) for logits, token in zip(after, request.ids[first:], strict=True)
     ]
 
 

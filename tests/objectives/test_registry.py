@@ -49,7 +49,7 @@ class Entropy(PerToken):
         return digest(["entropy", [(s.name, s.digest) for s in self.sets]])
 
     def values(self, set_name, prediction):
-        log_p = prediction.logits - prediction.log_normalizer[..., None]
+        log_p = prediction.log_probabilities
         return -(log_p.exp() * log_p).sum(-1)
 '''
 

@@ -50,10 +50,10 @@ class FakeCluster:
         self.started.append(worker)
         return worker, self._ticket(worker, (), True)
 
-    def score(self, worker: Any, section: Any, rung: int, plans: Sequence[Plan]) -> Hashable:
+    def score(self, worker: Any, section: Any, rungs: range, plans: Sequence[Plan]) -> Hashable:
         assert worker not in self.stopped
         worker.asked.append(len(plans))
-        results = [RungResult({}, None, float(rung), len(plan.slots)) for plan in plans]
+        results = [RungResult({}, None, float(rungs.start), len(plan.slots)) for plan in plans]
         return self._ticket(worker, tuple(plans), results)
 
     def _ticket(self, worker: FakeWorker, plans: Sequence[Plan], answer: Any) -> object:
@@ -94,7 +94,7 @@ def crew_of(cluster: FakeCluster, notes: list[str] | None = None, **patience: fl
 
 def scored(crew: Crew, plans: Sequence[Plan], rung: int = 0) -> list[str | None]:
     """Scores plans and returns the causes of those that failed; every answer is that of its plan."""
-    results = crew.score_rung("objectives", rung, plans)
+    results = crew.score_rungs("objectives", range(rung, rung + 1), plans)
     for plan, result in zip(plans, results, strict=True):
         assert result.cause or (result.seconds, result.tokens) == (rung, len(plan.slots))
     return [result.cause for result in results]

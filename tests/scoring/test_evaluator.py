@@ -115,7 +115,7 @@ def test_a_failure_is_an_outcome_with_its_cause(parts, monkeypatch: pytest.Monke
     assert (outcome.cause, outcome.scores, outcome.tokens) == ("ZeroDivisionError: division by zero", {}, 0)
     monkeypatch.undo()
     monkeypatch.setattr(
-        Perplexity, "values", lambda _, __, prediction: torch.full_like(prediction.log_normalizer, math.nan)
+        Perplexity, "values", lambda _, __, prediction: torch.full(prediction.next_ids.shape, math.nan)
     )
     (outcome,) = evaluator.score([plan])
     assert outcome.cause == "perplexity on stories is nan, not a finite number"

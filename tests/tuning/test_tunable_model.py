@@ -53,7 +53,9 @@ def test_a_tuned_plan_is_one_model_by_every_way(name: str, tmp_path: Path) -> No
     for ours, theirs in zip(
         model.predictions(batch), predictions_alone(composer.compose(tuned), batch), strict=True
     ):
-        torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(
+            ours.log_probabilities, theirs.log_probabilities, atol=1e-3, rtol=1e-3
+        )
     written = recipe_of(tuned, DEPTH).model_copy(update={"out_dtype": "bfloat16"})
     assert plan(Recipe.from_mapping(written.to_mapping())) == plan(written)
     assert_three_equal(written, tmp_path / "out")
@@ -106,8 +108,9 @@ def test_a_model_that_computes_in_bfloat16_is_tuned_in_it(name: str, tmp_path: P
         for prediction, composed in zip(
             predictions, predictions_alone(composer.compose(resolved), batch), strict=True
         ):
-            torch.testing.assert_close(prediction.logits, composed.logits, atol=0.05, rtol=0.05)
-            prediction.logits.square().sum().backward(retain_graph=True)
+            ours, theirs = prediction.log_probabilities, composed.log_probabilities
+            torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0.05)
+            ours.square().sum().backward(retain_graph=True)
     for parameter in (*model.weights, *model.gains):
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None

@@ -158,12 +158,12 @@ def likelihood_objective(items: Sequence[TaskItems], metric: str | None, *, tree
 
 def is_likeliest(prediction: Prediction) -> torch.Tensor:
     """Tells of each token asked for whether a greedy model would say it, bool [asked]."""
-    logits, at, asked = prediction.logits, prediction.at, prediction.next_ids
+    known, at, asked = prediction.log_probabilities, prediction.at, prediction.next_ids
     assert at is not None
-    # The largest logit is found faster than where it is; among equal ones the first counts.
-    likeliest = logits[at, asked] == logits.amax(-1)[at]
+    # The largest number is found faster than where it is; among equal ones the first counts.
+    likeliest = known[at, asked] == known.amax(-1)[at]
     (equal,) = likeliest.nonzero(as_tuple=True)
-    likeliest[equal] = logits[at[equal]].argmax(-1) == asked[equal]
+    likeliest[equal] = known[at[equal]].argmax(-1) == asked[equal]
     return likeliest
 
 

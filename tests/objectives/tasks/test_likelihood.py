@@ -269,6 +269,6 @@ def test_a_metric_that_is_better_the_lower_is_minimised(tokenizer: Any, member: 
 def test_of_tokens_that_are_equally_likely_a_greedy_model_says_the_first() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 0.0, 1.0]])
     at, asked = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([0, 1, 2, 0, 2])
-    prediction = Prediction(Segment("d", (0,), range(1)), asked, logits, logits.logsumexp(-1), at)
+    prediction = Prediction(Segment("d", (0,), range(1)), asked, logits.log_softmax(-1), at)
     assert is_likeliest(prediction).tolist() == (logits.argmax(-1)[at] == asked).tolist()
     assert is_likeliest(prediction).tolist() == [False, True, False, True, False]
