@@ -116,8 +116,9 @@ def rebuilder(setup: Setup) -> Callable[[Plan], float]:
             with setup.device:
                 fixed = AutoModelForCausalLM.from_config(config, dtype=setup.precision.compute)
             fixed.eval().requires_grad_(False)
-        for parameter, value in zip(fixed.parameters(), composed.parameters(), strict=True):
-            parameter.copy_(value)
+        mine, theirs = ([*model.parameters(), *model.buffers()] for model in (fixed, composed))
+        for tensor, value in zip(mine, theirs, strict=True):
+            tensor.copy_(value)
         return score_whole(fixed, setup)
 
     return score

@@ -7,15 +7,16 @@ A replay runs the kernels that the layer itself would run, on the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from gptailor_merge.models.architecture import INDEX_NAMES
 
@@ -46,7 +47,9 @@ class LayerGraphs:
 
     def __init__(self, record: Recorder | None = None) -> None:
         self._record = record or CudaRecorder()
+        self._numbers: dict[Hashable, int] = {}
         self._known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+        self._inputs = _Inputs((), {}, self._numbers)
         self._graphs: dict[Hashable, _Graph | None] = {}
         self._agrees: dict[Hashable, bool] = {}
 
@@ -58,37 +61,41 @@ class LayerGraphs:
         Args:
             hidden: its input [sequences, length, width].
         """
-        known = self._known.get(layer) or self._known.setdefault(layer, _Known.of(layer))
-        leaves, spec = tree_flatten(((hidden, *arguments), named))
+        known = self._known.get(layer)
+        if known is None:
+            known = self._known[layer] = _Known.of(layer, self._numbers)
+        if not self._inputs.are(arguments, named):  # all layers of a pass have the same
+            self._inputs = _Inputs(arguments, named, self._numbers)
+        inputs = self._inputs
         is_small = known.weights * hidden.shape[:-1].numel() <= SMALL_WORK
-        if not is_small or not all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in leaves):
+        if not is_small or inputs.kinds is None:
             return layer(hidden, *arguments, **named)
-        key = (known.structure, spec, tuple(map(_kind, leaves)))
+        key = (known.structure, hidden.shape, hidden.dtype, hidden.stride(), inputs.kinds)
         agrees = self._agrees.get((key, position))
         graph = self._graphs.get(key)
         if agrees and graph is not None:
-            return graph.replay(known, leaves)
+            return graph.replay(known, hidden, inputs)
         output = layer(hidden, *arguments, **named)
         if agrees is None:
-            self._agrees[key, position] = self._replays(output, key, known, layer, leaves, spec)
+            self._agrees[key, position] = self._replays(output, key, layer, known, hidden, inputs)
         return output
 
     def _replays(
         self,
         output: Any,
         key: Hashable,
-        known: _Known,
         layer: nn.Module,
-        leaves: Sequence[Any],
-        spec: TreeSpec,
+        known: _Known,
+        hidden: torch.Tensor,
+        inputs: _Inputs,
     ) -> bool:
         """Tells whether a graph, which is recorded if there is none, returns the same output."""
         try:
             if key not in self._graphs:
                 self._graphs[key] = None
-                self._graphs[key] = _Graph(layer, known, leaves, spec, self._record)
+                self._graphs[key] = _Graph(layer, known, hidden, inputs, self._record)
             graph = self._graphs[key]
-            replayed = None if graph is None else graph.replay(known, leaves)
+            replayed = None if graph is None else graph.replay(known, hidden, inputs)
         except Exception:  # a layer that asks the host something cannot be recorded
             return False
         ours, theirs = tree_flatten(replayed)[0], tree_flatten(output)[0]
@@ -100,44 +107,80 @@ class _Known:
     """What is asked of a layer again and again.
 
     Attributes:
-        structure: all that decides what a layer computes, besides its tensors' values and its position.
+        structure: stands for all that decides what a layer computes, besides its tensors' values and its
+            position.
         tensors: parameters and buffers.
         weights: their number.
     """
 
-    structure: Hashable
+    structure: int
     tensors: list[torch.Tensor]
     weights: int
 
     @classmethod
-    def of(cls, layer: nn.Module) -> _Known:
+    def of(cls, layer: nn.Module, numbers: dict[Hashable, int]) -> _Known:
         modules = tuple((name, type(module), _settings(module)) for name, module in layer.named_modules())
         tensors = _tensors(layer)
         kinds = tuple((name, _kind(tensor)) for name, tensor in tensors.items())
         weights = sum(tensor.numel() for tensor in tensors.values())
-        return cls((modules, kinds), list(tensors.values()), weights)
+        structure = numbers.setdefault((modules, kinds), len(numbers))
+        return cls(structure, list(tensors.values()), weights)
+
+
+class _Inputs:
+    """What a layer is given besides hidden states: masks, positions, rotary embeddings.
+
+    Attributes:
+        leaves: of the tree that they are.
+        tensors: those of them that are tensors.
+        kinds: stands for what other inputs must have in common with these for a graph to stand for both;
+            None where that cannot be told.
+    """
+
+    def __init__(
+        self, arguments: tuple[Any, ...], named: dict[str, Any], numbers: dict[Hashable, int]
+    ) -> None:
+        self._arguments, self._named = arguments, named
+        self.leaves, self.spec = tree_flatten((arguments, named))
+        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
+        self.kinds: int | None = None
+        if all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in self.leaves):
+            kinds = (self.spec, tuple(map(_kind, self.leaves)))
+            self.kinds = numbers.setdefault(kinds, len(numbers))
+
+    def are(self, arguments: tuple[Any, ...], named: dict[str, Any]) -> bool:
+        """Tells whether these are the same objects."""
+        mine = (*self._arguments, *self._named.values())
+        theirs = (*arguments, *named.values())
+        return self._named.keys() == named.keys() and len(mine) == len(theirs) and all(map(is_, mine, theirs))
 
 
 class _Graph:
     """A recorded layer with places for its tensors and its inputs."""
 
     def __init__(
-        self, layer: nn.Module, known: _Known, leaves: Sequence[Any], spec: TreeSpec, record: Recorder
+        self, layer: nn.Module, known: _Known, hidden: torch.Tensor, inputs: _Inputs, record: Recorder
     ) -> None:
         tensors = {name: tensor.clone() for name, tensor in _tensors(layer).items()}
-        places = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        arguments, named = tree_unflatten(places, spec)
-        self._tensors, self._holds = list(tensors.values()), ref(known)
-        self._inputs = _of_tensors(places)
-        self._replay, output = record(lambda: functional_call(layer, tensors, arguments, named))
+        places = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in inputs.leaves]
+        arguments, named = tree_unflatten(places, inputs.spec)
+        self._hidden, self._tensors = hidden.clone(), list(tensors.values())
+        self._places = [place for place in places if isinstance(place, torch.Tensor)]
+        self._holds: tuple[Any, _Inputs] = (ref(known), inputs)
+        self._replay, output = record(
+            lambda: functional_call(layer, tensors, (self._hidden, *arguments), named)
+        )
         self._outputs, self._spec = tree_flatten(output)
 
-    def replay(self, known: _Known, leaves: Sequence[Any]) -> Any:
+    def replay(self, known: _Known, hidden: torch.Tensor, inputs: _Inputs) -> Any:
         """Returns what the layer returns, in tensors of its own."""
-        if self._holds() is not known:
+        held, held_inputs = self._holds
+        if held() is not known:
             torch._foreach_copy_(self._tensors, known.tensors)
-            self._holds = ref(known)
-        torch._foreach_copy_(self._inputs, _of_tensors(leaves))
+        if held_inputs is not inputs:
+            torch._foreach_copy_(self._places, inputs.tensors)
+        self._holds = (ref(known), inputs)
+        self._hidden.copy_(hidden)
         self._replay()
         outputs = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in self._outputs]
         return tree_unflatten(outputs, self._spec)
@@ -171,10 +214,6 @@ _PLAIN = (bool, int, float, str, type(None))
 
 def _tensors(layer: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
-
-
-def _of_tensors(leaves: Sequence[Any]) -> list[torch.Tensor]:
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _settings(module: nn.Module) -> tuple[tuple[str, str], ...]:

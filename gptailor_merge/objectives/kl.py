@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -82,11 +83,25 @@ class Reference:
 
     indices: torch.Tensor
     log_probabilities: torch.Tensor
+    _rows: dict[tuple[int, int], Reference] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def probabilities(self) -> torch.Tensor:
+        """The probabilities of these tokens."""
+        return self.log_probabilities.exp()
+
+    @cached_property
+    def log_rest(self) -> torch.Tensor:
+        """The logarithm of the mass of all other tokens [sequences, length - 1]."""
+        return _log_rest(self.log_probabilities)
 
     def rows(self, rows: Sequence[int]) -> Reference:
-        """Returns the reference for sequences that are neighbours."""
-        wanted = slice(rows[0], rows[-1] + 1)
-        return Reference(self.indices[wanted], self.log_probabilities[wanted])
+        """Returns the reference for sequences that are neighbours; it is remembered."""
+        first, stop = rows[0], rows[-1] + 1
+        if (first, stop) not in self._rows:
+            part = Reference(self.indices[first:stop], self.log_probabilities[first:stop])
+            self._rows[first, stop] = part
+        return self._rows[first, stop]
 
     @staticmethod
     def concatenate(parts: Sequence[Reference]) -> Reference:
@@ -175,11 +190,9 @@ def reference(prediction: Prediction, top_k: int) -> Reference:
 def kl_divergence(reference: Reference, prediction: Prediction) -> torch.Tensor:
     """Returns KL(reference || model), nats [sequences, positions]; see KullbackLeibler for the formula."""
     log_q = prediction.log_probabilities.gather(-1, reference.indices.long())
-    log_p = reference.log_probabilities
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+    divergence = (reference.probabilities * (reference.log_probabilities - log_q)).sum(-1)
     if reference.indices.shape[-1] < prediction.log_probabilities.shape[-1]:
-        log_p_rest, log_q_rest = _log_rest(log_p), _log_rest(log_q)
-        divergence = divergence + log_p_rest.exp() * (log_p_rest - log_q_rest)
+        divergence = divergence + reference.log_rest.exp() * (reference.log_rest - _log_rest(log_q))
     return divergence
 
 
