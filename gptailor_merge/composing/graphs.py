@@ -28,9 +28,9 @@ WARM_UPS = 2
 """Runs before a recording, in which libraries choose their kernels."""
 
 
-Run = Callable[[], Any]
+Computation = Callable[[], Any]
 
-Recorder = Callable[[Run], tuple[Callable[[], None], Any]]
+Recorder = Callable[[Computation], tuple[Callable[[], None], Any]]
 """Records a run; returns what runs it again, and its output, which each run overwrites."""
 
 
@@ -104,7 +104,7 @@ class LayerGraphs:
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """What is asked of a layer again and again.
+    """Holds what is asked of a layer again and again.
 
     Attributes:
         structure: stands for all that decides what a layer computes, besides its tensors' values and its
@@ -128,7 +128,7 @@ class _Known:
 
 
 class _Inputs:
-    """What a layer is given besides hidden states: masks, positions, rotary embeddings.
+    """Holds what a layer is given besides hidden states: masks, positions, rotary embeddings.
 
     Attributes:
         leaves: of the tree that they are.
@@ -192,7 +192,7 @@ class CudaRecorder:
     def __init__(self) -> None:
         self._pool: Any = None
 
-    def __call__(self, run: Run) -> tuple[Callable[[], None], Any]:
+    def __call__(self, run: Computation) -> tuple[Callable[[], None], Any]:
         """Records a run on the current device."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()

@@ -42,14 +42,7 @@ class Prediction(NamedTuple):
     @staticmethod
     def of(segment: Segment, next_ids: torch.Tensor, logits: torch.Tensor) -> Prediction:
         """Makes a prediction from a model's logits, of any dtype."""
-        return Prediction(segment, next_ids, log_softmax(logits))
-
-
-def log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Returns the logarithm of the softmax over the last dimension, float32."""
-    if logits.is_cuda and logits.dtype in (torch.float16, torch.bfloat16):
-        return torch._log_softmax(logits, -1, half_to_float=True)  # without logits in float32 before
-    return logits.log_softmax(-1, dtype=torch.float32)
+        return Prediction(segment, next_ids, logits.log_softmax(-1, dtype=torch.float32))
 
 
 Forward = Callable[[Batch], Iterator[Prediction]]

@@ -118,7 +118,8 @@ class Evaluator:
                 yield together
                 together = []
             together.append(batch)
-        yield together
+        if together:
+            yield together
 
     def _score_model(self, rung: int, runner: _Runner) -> None:
         with runner.attempt():

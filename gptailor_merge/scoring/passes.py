@@ -13,13 +13,7 @@ from transformers import PreTrainedModel
 from gptailor_merge.calibration.batches import RUNGS, Batch
 from gptailor_merge.composing.prefixes import State, advance, head
 from gptailor_merge.models.architecture import layers_of
-from gptailor_merge.objectives.protocols import (
-    Forward,
-    ModelObjective,
-    Objective,
-    Prediction,
-    log_softmax,
-)
+from gptailor_merge.objectives.protocols import Forward, ModelObjective, Objective, Prediction
 from gptailor_merge.objectives.scores import Scores, Weights
 from gptailor_merge.scoring.racing import Totals, Units
 
@@ -66,7 +60,7 @@ def predictions(
             yield from _item_predictions(model, part, part_state, vocabulary, gradients)
             continue
         logits = head(model, part.ids[:, :-1], part_state[:, :-1], gradients=gradients)
-        known = log_softmax(logits[..., :vocabulary])
+        known = logits[..., :vocabulary].log_softmax(-1, dtype=torch.float32)
         for segment in part.segments:
             at = slice(segment.at.start, segment.at.stop)
             yield Prediction(segment, part.ids[at, 1:], known[at])
@@ -78,7 +72,7 @@ def _item_predictions(
     """Yields the predictions at the places that items ask for."""
     places = batch.places
     logits = head(model, batch.ids[places][None], state[places][None], gradients=gradients)
-    known = log_softmax(logits[0, :, :vocabulary])
+    known = logits[0, :, :vocabulary].log_softmax(-1, dtype=torch.float32)
     for segment, at, asked in batch.questions:
         yield Prediction(segment, asked, known, at)
 

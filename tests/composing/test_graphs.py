@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, PreTrainedConfig
 
 from gptailor_merge.composing import graphs as graphs_module
-from gptailor_merge.composing.graphs import LayerGraphs, Run
+from gptailor_merge.composing.graphs import Computation, LayerGraphs
 from gptailor_merge.composing.prefixes import advance
 
 IDS = torch.randint(0, 64, (3, 11), generator=torch.Generator().manual_seed(0))
@@ -24,7 +24,7 @@ class Recorded:
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
 
-    def __call__(self, run: Run) -> tuple[Callable[[], None], Any]:
+    def __call__(self, run: Computation) -> tuple[Callable[[], None], Any]:
         self.recorded += 1
         output = tree_map(torch.clone, run())
 
@@ -98,7 +98,7 @@ def test_a_graph_stands_for_the_positions_only_where_it_gives_the_same() -> None
 
 
 def test_what_cannot_be_recorded_or_is_large_runs_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(run: Run) -> Any:
+    def refuse(run: Computation) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     layer, hidden = Positioned(3), torch.ones(1, 4, 2)

@@ -53,9 +53,7 @@ def test_a_tuned_plan_is_one_model_by_every_way(name: str, tmp_path: Path) -> No
     for ours, theirs in zip(
         model.predictions(batch), predictions_alone(composer.compose(tuned), batch), strict=True
     ):
-        torch.testing.assert_close(
-            ours.log_probabilities, theirs.log_probabilities, atol=1e-3, rtol=1e-3
-        )
+        torch.testing.assert_close(ours.log_probabilities, theirs.log_probabilities, atol=1e-3, rtol=1e-3)
     written = recipe_of(tuned, DEPTH).model_copy(update={"out_dtype": "bfloat16"})
     assert plan(Recipe.from_mapping(written.to_mapping())) == plan(written)
     assert_three_equal(written, tmp_path / "out")
