@@ -11,7 +11,8 @@ import pytest
 
 from gptailor_merge.errors import ScoringError
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.scoring.crew import FAILED_STARTS, STARTING_AT_ONCE, Crew, Patience, WorkerLostError
+from gptailor_merge.scoring.cluster import WorkerLostError
+from gptailor_merge.scoring.crew import FAILED_STARTS, STARTING_AT_ONCE, Crew, Patience
 from gptailor_merge.scoring.generation import RungResult
 from gptailor_merge.testing.executors import tiny_job, tiny_plans
 
@@ -173,7 +174,7 @@ def test_a_worker_that_hangs_is_replaced(plans: list[Plan]) -> None:
     assert scored(crew, plans) == [None] * len(plans)
     assert 20 <= cluster.now - begun < 40
     assert [worker.number for worker in cluster.stopped] == [1]
-    assert "it took more than 20 seconds for its part of a generation" in notes[0]
+    assert "it took more than 20 seconds for its part of the work" in notes[0]
 
 
 def test_workers_that_join_are_used_and_those_that_are_gone_are_not_missed(plans: list[Plan]) -> None:
