@@ -43,7 +43,7 @@ def _received(
     tasks: Sequence[FitTask], sent: Sequence[SentFit], progress: Progress
 ) -> Iterator[Sequence[Fitted]]:
     """Yields what has become of tasks up to the first that raised something, which is raised then."""
-    fitted = []
+    fitted: list[Fitted] = []
     for task, fit in zip(tasks, sent, strict=True):
         for step in fit.steps:
             progress(f"{task.name}: {without_time_left(step)}")
