@@ -162,10 +162,10 @@ class _Stage:
         except DataError as error:
             raise ConfigError(Problem(("repair", "data"), str(error))) from None
         clock, where = StepClock(0, len(left)), "everywhere" if everywhere else "at its cuts"
-        workplace = self.workplace
+        workplace, recorded = self.workplace, 0
 
         def begins(position: int) -> None:
-            workplace.progress(f"repairing {left[position].name} {where}{clock.left(position)}")
+            workplace.progress(f"repairing {left[position].name} {where}{clock.left(recorded)}")
 
         repaired = refine(
             self.fitter,
@@ -182,6 +182,7 @@ class _Stage:
             # What the base takes is counted once, also where another process does the rest.
             of_base = sum(token_set.tokens for token_set in texts) if finalist is chosen[0] else 0
             self.log.record_repair(finalist.key, replace(candidate, tokens=candidate.tokens + of_base))
+            recorded += 1
 
 
 @dataclass(frozen=True)

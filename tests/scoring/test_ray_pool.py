@@ -77,11 +77,13 @@ class TestRay(ExecutorContract):
         """Three finalists are repaired and two are tuned, each by a worker."""
         document = tiny_search.document() | {"tune": {"finalists": 2, "steps": 2, "tokens": 256}}
         # YAML breaks lines by their length, so all directories have names of one length.
-        runs = [(workers, Run(tmp_path / f"run-{workers or 0}")) for workers in (None, 1, 2)]
-        for workers, run in runs:
-            run_with(document, workers, run)
-        alone, *others = [(contents(run), files(run)) for _, run in runs]
+        runs = {workers: Run(tmp_path / f"run-{workers or 0}") for workers in (None, 1, 2)}
+        told: dict[int | None, list[str]] = {workers: [] for workers in runs}
+        for workers, run in runs.items():
+            run_with(document, workers, run, on_step=told[workers].append)
+        alone, *others = [(contents(run), files(run)) for run in runs.values()]
         assert others == [alone, alone]
+        assert ["loading the family" in steps for steps in told.values()] == [True, False, False]
         assert {Path(name).name for name in alone[1]} == {"best.yml", "repair-2.safetensors", GAINS_FILE}
 
 
@@ -94,10 +96,10 @@ def test_what_cannot_be_sent_is_a_sentence(tmp_path: Path, monkeypatch: pytest.M
         RayPool(job, workplace)
 
 
-def run_with(document: Any, workers: int | None, run: Run, address: str | None = None) -> None:
+def run_with(document: Any, workers: int | None, run: Run, **options: Any) -> None:
     """Runs a search, or goes on with it."""
     config = SearchConfig.model_validate(document).override(workers=workers)
-    execute(config, run, CPU, resume=True, address=address)
+    execute(config, run, CPU, resume=True, **options)
 
 
 def contents(run: Run) -> tuple[str, Any]:
