@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 
@@ -29,3 +30,12 @@ def time_left(seconds: float) -> str:
     (', about 99 s left', ', about 2 min left')
     """
     return f", about {f'{seconds:.0f} s' if seconds < 100 else f'{seconds / 60:.0f} min'} left"
+
+
+def without_time_left(sentence: str) -> str:
+    """Returns a sentence that is told later without what it says of the time left.
+
+    >>> without_time_left("step 3 of 9" + time_left(99) + ": loss 2.1")
+    'step 3 of 9: loss 2.1'
+    """
+    return re.sub(r", about \d+ (s|min) left", "", sentence)

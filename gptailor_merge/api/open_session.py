@@ -34,13 +34,15 @@ from gptailor_merge.objectives.scores import Score, Scores, Weights
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair.finalists import FinalistJudge, repair_finalists
+from gptailor_merge.repair.finalists import repair_finalists
+from gptailor_merge.repair.refining import FinalistJudge
 from gptailor_merge.runs.directory import Directory
 from gptailor_merge.runs.held_out import measure_members
 from gptailor_merge.runs.journal import Journal
 from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.executor import Executor, Outcome
+from gptailor_merge.scoring.finalist_fits import LocalFitter
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.scoring.workplace import BankMode, Workplace, open_workplace
 from gptailor_merge.search import driver
@@ -242,9 +244,9 @@ class Session:
             if finalists:
                 workplace = self.workplace
                 gates = workplace.gates(workplace.evaluator("gates")) if self.config.gates else None
-                judge = FinalistJudge(self.executor, gates, self.settings)
-                repair_finalists(workplace, judge, journal, directory)
-                tune_finalists(workplace, judge, journal, directory)
+                judge, fitter = FinalistJudge(self.executor, gates, self.settings), LocalFitter(workplace)
+                repair_finalists(workplace, fitter, judge, journal, directory)
+                tune_finalists(workplace, fitter, judge, journal, directory)
                 heal_finalists(workplace, judge, journal, directory)
 
         return self._traced(work, tokens, on_candidate)

@@ -25,12 +25,12 @@ from gptailor_merge.recipe.plan import LORA, Edit
 from gptailor_merge.repair.finalists import (
     HEALED_FILES,
     SHORT,
-    FinalistJudge,
     Finished,
     best_by_layers,
     best_of,
     has_files,
 )
+from gptailor_merge.repair.refining import FinalistJudge
 from gptailor_merge.scoring.workplace import Workplace
 from gptailor_merge.search.candidates import Candidate, Status
 

@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Protocol
 
-from gptailor_merge.calibration.held_back import has_enough, shortened
+from gptailor_merge.calibration.held_back import divided, has_enough, shortened
 from gptailor_merge.calibration.texts import TokenSet
+from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.editing import GAINS_FILE
 from gptailor_merge.errors import ConfigError, DataError, Problem
-from gptailor_merge.files import make_directory
-from gptailor_merge.planning.slot_replacement import with_plan
 from gptailor_merge.recipe.edits import edit_files
-from gptailor_merge.recipe.plan import Edit, Plan
+from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.repair.fitting import MAP_PATTERN, Repairer
-from gptailor_merge.scoring.executor import Executor, Outcome
-from gptailor_merge.scoring.gates import Gates
+from gptailor_merge.repair.refining import FinalistJudge, numbered, refine
+from gptailor_merge.scoring.finalist_fits import Fitter, Progress, Refine
 from gptailor_merge.scoring.workplace import Workplace
 from gptailor_merge.search.candidates import REFINED, Candidate, Status
 from gptailor_merge.search.front import front
-from gptailor_merge.search.judging import verdicts
-from gptailor_merge.search.outcomes import Judgement, candidate_of
-from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.time_left import StepClock
 
 FIRST_TOKENS = 8192
@@ -71,62 +66,6 @@ class RepairLog(Finished, Protocol):
         """Writes what became of the repair of a candidate."""
 
 
-@dataclass(frozen=True)
-class FinalistJudge:
-    """Judges and scores recipes that are repaired or tuned as the search did its candidates.
-
-    Attributes:
-        executor: scores plans on the calibration set.
-        gates: None where the config has none.
-        settings: those of the search.
-    """
-
-    executor: Executor
-    gates: Gates | None
-    settings: SearchSettings
-
-    def judge(
-        self, original: Candidate, refined: Plan, directory: Path, status: Status = Status.REPAIRED
-    ) -> Candidate:
-        """Returns what becomes of a refined plan: it is scored if it has changed and no gate is against it.
-
-        Args:
-            directory: of all maps and gains; the recipe names them from the directory that it is in.
-            status: says how the plan was refined.
-        """
-        recipe = with_plan(original.parsed, _with_relative_files(refined, directory))
-        judgement = self._judgement(original, refined, status)
-        return candidate_of(original.number, refined, recipe, judgement, self.settings, status)
-
-    def _judgement(self, original: Candidate, repaired: Plan, status: Status) -> Judgement:
-        if repaired.digest == original.digest:
-            return Judgement(outcome=Outcome.failure(_USELESS[status]))
-        judgement = Judgement() if self.gates is None else verdicts(self.gates, [repaired])[0]
-        if not judgement.passes:
-            return judgement
-        (outcome,) = self.executor.score([repaired])
-        return replace(judgement, outcome=outcome)
-
-
-_USELESS = {
-    Status.REPAIRED: "no map helps",
-    Status.TUNED: "tuning does not help",
-    Status.HEALED: "healing does not help",
-}
-"""Says of each way to refine a plan that it left the plan as it was."""
-
-
-def _with_relative_files(plan: Plan, directory: Path) -> Plan:
-    """Returns a plan whose edits name their files from the directory that `directory` is in."""
-
-    def relative(edit: Edit) -> Edit:
-        if edit.digest is None:
-            return edit
-        return replace(edit, file=Path(edit.file).relative_to(directory.parent).as_posix())
-
-    return plan.with_edits(relative)
-
-
 def finalists(log: RepairLog, axes: Sequence[str], count: int) -> list[Candidate]:
     """Returns the best candidate of each choice of layers, the best choices first.
 
@@ -158,7 +97,9 @@ def has_files(candidate: Candidate) -> bool:
     return has_adapter and all(Path(file).is_file() for file in edit_files(candidate.parsed))
 
 
-def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog, directory: Path) -> None:
+def repair_finalists(
+    workplace: Workplace, fitter: Fitter, judge: FinalistJudge, log: RepairLog, directory: Path
+) -> None:
     """Repairs the finalists that are not repaired yet, and writes what became of them into the log.
 
     With `everywhere: best` they are repaired at their cuts, on some of the tokens; then the best of them, or
@@ -166,7 +107,8 @@ def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog,
     the recipe that was repaired first.
 
     Args:
-        workplace: the family, the texts and what composes models in this process.
+        workplace: the texts.
+        fitter: fits maps, in this process or elsewhere.
         directory: where the maps of each finalist are, in a directory of its own.
 
     Raises:
@@ -176,7 +118,7 @@ def repair_finalists(workplace: Workplace, judge: FinalistJudge, log: RepairLog,
     if not texts or (config.data is None and not has_enough(texts)):
         return
     axes = judge.settings.axes
-    stage = _Stage(workplace, judge, log, directory)
+    stage = _Stage(workplace, fitter, judge, log, directory)
     chosen = finalists(log, axes, config.finalists)
     originals = {candidate.digest: candidate for candidate in chosen}
     if config.everywhere != "best":
@@ -194,6 +136,7 @@ class _Stage:
     """The parts of a run that its repairs need; see `repair_finalists`."""
 
     workplace: Workplace
+    fitter: Fitter
     judge: FinalistJudge
     log: RepairLog
     directory: Path
@@ -210,26 +153,59 @@ class _Stage:
         best |= {original for original, tuned in self.log.tunings().items() if tuned.digest in best}
         known = self.log.repairs()
         done = {key for key, repaired in known.items() if repaired.digest not in best or has_files(repaired)}
-        left = {key: candidate for key, candidate in originals.items() if key not in done}
+        chosen = numbered(originals)
+        left = [finalist for finalist in chosen if finalist.key not in done]
         if not left:
             return
-        plans, workplace = [candidate.plan for candidate in left.values()], self.workplace
         try:
-            repairer = Repairer(workplace.composer, workplace.family, texts, plans, everywhere=everywhere)
+            divided(texts)
         except DataError as error:
             raise ConfigError(Problem(("repair", "data"), str(error))) from None
         clock, where = StepClock(0, len(left)), "everywhere" if everywhere else "at its cuts"
-        for number, (key, candidate) in enumerate(originals.items(), start=1):
-            if key in left:
-                time_left = clock.left(list(left).index(key))
-                workplace.progress(f"repairing recipe {number} of {len(originals)} {where}{time_left}")
-                maps = self.directory / key
-                # A repair everywhere takes long enough to be followed from cut to cut.
-                follow = workplace.progress if everywhere else (lambda step: None)
-                repaired = _repair(repairer, self.judge, candidate, maps, follow)
-                # What the base takes is counted once, also where another process does the rest.
-                of_base = repairer.tokens if number == 1 else 0
-                self.log.record_repair(key, replace(repaired, tokens=repaired.tokens + of_base))
+        workplace, recorded = self.workplace, 0
+
+        def begins(position: int) -> None:
+            workplace.progress(f"repairing {left[position].name} {where}{clock.left(recorded)}")
+
+        repaired = refine(
+            self.fitter,
+            MapFitting(tuple(texts), everywhere),
+            left,
+            self.judge,
+            self.directory,
+            Status.REPAIRED,
+            begins=begins,
+            # A repair everywhere takes long enough to be followed from cut to cut.
+            progress=workplace.progress if everywhere else lambda step: None,
+        )
+        for finalist, candidate in zip(left, repaired, strict=True):
+            # What the base takes is counted once, also where another process does the rest.
+            of_base = sum(token_set.tokens for token_set in texts) if finalist is chosen[0] else 0
+            self.log.record_repair(finalist.key, replace(candidate, tokens=candidate.tokens + of_base))
+            recorded += 1
+
+
+@dataclass(frozen=True)
+class MapFitting:
+    """Fits maps to texts, see Repairer.
+
+    Attributes:
+        everywhere: fits them also where no layer is missing.
+    """
+
+    texts: tuple[TokenSet, ...]
+    everywhere: bool
+
+    def open(self, composer: Composer, plans: Sequence[Plan]) -> Refine:
+        """Returns what repairs any of the plans."""
+        repairer = Repairer(composer, composer.bank.family, self.texts, plans, everywhere=self.everywhere)
+
+        def repair(plan: Plan, directory: Path, progress: Progress) -> tuple[Plan, int]:
+            spent_before = repairer.spent
+            repaired, _ = repairer.repair(plan, directory, progress)
+            return repaired, repairer.spent - spent_before
+
+        return repair
 
 
 def best_refined(refined: Sequence[Candidate], log: Finished, axes: Sequence[str]) -> list[str]:
@@ -239,23 +215,6 @@ def best_refined(refined: Sequence[Candidate], log: Finished, axes: Sequence[str
     searched = [candidate for candidate in log.finished() if candidate.status not in REFINED]
     points = front([*searched, *refined], axes)
     return [point.candidate.digest for point in points if point.candidate.status in REFINED]
-
-
-def _repair(
-    repairer: Repairer,
-    judge: FinalistJudge,
-    original: Candidate,
-    maps: Path,
-    progress: Callable[[str], None],
-) -> Candidate:
-    """Repairs a finalist, whose maps get a directory, and counts what that took."""
-    spent_before, begun = repairer.spent, time.perf_counter()
-    make_directory(maps)
-    repaired, _ = repairer.repair(original.plan, maps, progress)
-    seconds = time.perf_counter() - begun
-    candidate = judge.judge(original, repaired, maps.parent)
-    spent = repairer.spent - spent_before
-    return replace(candidate, tokens=candidate.tokens + spent, seconds=candidate.seconds + seconds)
 
 
 def best_of(log: Finished, axes: Sequence[str]) -> list[Candidate]:

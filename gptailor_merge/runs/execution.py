@@ -17,7 +17,8 @@ from gptailor_merge.models.contents import contents_of
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.stored_values import differences_told
 from gptailor_merge.planning.resolve import plan
-from gptailor_merge.repair.finalists import FinalistJudge, drop_files, repair_finalists
+from gptailor_merge.repair.finalists import drop_files, repair_finalists
+from gptailor_merge.repair.refining import FinalistJudge
 from gptailor_merge.runs.claim import as_begun, claim, describe, threads_before, versions_at_begin
 from gptailor_merge.runs.continuations import continuations
 from gptailor_merge.runs.directory import Directory
@@ -30,7 +31,7 @@ from gptailor_merge.runs.provenance import inputs_of
 from gptailor_merge.runs.record import FOUND
 from gptailor_merge.runs.run import Run
 from gptailor_merge.runs.stages import stages_in
-from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL, RAY
+from gptailor_merge.scoring.executor_pools import EXECUTORS, LOCAL, RAY, fitter_of
 from gptailor_merge.scoring.threads import choose_threads, computing_with
 from gptailor_merge.scoring.workplace import BankMode, Job, open_workplace
 from gptailor_merge.search.baselines.choice import Choice
@@ -131,8 +132,9 @@ def execute(
                 )
                 # An absolute path, so that workers in other directories find the maps.
                 maps, judge = run.repairs.absolute(), FinalistJudge(scoring, gates, settings)
-                repair_finalists(workplace, judge, journal, maps)
-                tune_finalists(workplace, judge, journal, maps)
+                fitter = fitter_of(pool, workplace)
+                repair_finalists(workplace, fitter, judge, journal, maps)
+                tune_finalists(workplace, fitter, judge, journal, maps)
                 heal_finalists(workplace, judge, journal, maps)
                 best = journal.best() or best
             else:

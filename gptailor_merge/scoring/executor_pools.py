@@ -1,4 +1,4 @@
-"""Chooses where plans are scored: in this process, on Ray, or by the workers of another package.
+"""Chooses where plans are scored and refined: in this process, on Ray, or by another package's workers.
 
 An executor is handed plans and a race and returns outcomes; nothing else crosses, and all three can be
 pickled. The journal is the same whoever computed. A package adds an executor by an entry point of the
@@ -8,17 +8,18 @@ group `gptailor_merge.executors`: a name, and a factory that is called once for 
 
 A worker in another process calls `job.open()` once, which gives it a Workplace, and scores plans with
 `workplace.evaluator(section).score(plans, race)`. gptailor_merge.testing.executors holds the tests that an
-executor must pass.
+executor must pass. A pool may refine finalists, too, see FittingPool; this process does so for other pools.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.extensions import Registry
 from gptailor_merge.scoring.executor import Executor
+from gptailor_merge.scoring.finalist_fits import Fitter, LocalFitter
 from gptailor_merge.scoring.workplace import Job, ScoredSection, Workplace
 
 
@@ -30,6 +31,19 @@ class Pool(Protocol):
 
     def close(self) -> None:
         """Ends the workers; called once, when the run is over or has failed."""
+
+
+@runtime_checkable
+class FittingPool(Pool, Protocol):
+    """A pool whose workers repair and tune finalists as well."""
+
+    def fitter(self) -> Fitter:
+        """Returns what refines finalists."""
+
+
+def fitter_of(pool: Pool, workplace: Workplace) -> Fitter:
+    """Returns what refines the finalists of a run: its workers, or this process."""
+    return pool.fitter() if isinstance(pool, FittingPool) else LocalFitter(workplace)
 
 
 PoolFactory = Callable[[Job, Workplace], Pool]

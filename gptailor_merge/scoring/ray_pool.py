@@ -1,16 +1,16 @@
-"""Scores on Ray: one actor for each GPU, or for some CPUs, on this machine or on a cluster.
+"""Scores and refines on Ray: one actor for each GPU, or for some CPUs, on this machine or on a cluster.
 
-Plans and results travel, and once what is measured; weights do not. Where no address is given, Ray runs for
-this process only and listens on the loopback address; its dashboard is off, and it reports no usage.
+Plans and results travel, and once what is measured or fitted to; weights do not. Where no address is given,
+Ray runs for this process only and listens on the loopback address; its dashboard is off, and it reports no
+usage.
 """
 
 from __future__ import annotations
 
 import importlib
-import io
 import logging
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,9 @@ import torch
 
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.scoring.crew import Crew, WorkerLostError
+from gptailor_merge.scoring.cluster import WorkerLostError, first_line, sendable
+from gptailor_merge.scoring.crew import Crew
+from gptailor_merge.scoring.crew_fitter import CrewFitter
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.generation import RungResult, score_generation
 from gptailor_merge.scoring.passes import Passes
@@ -58,7 +60,7 @@ class RayPool:
                 that is measured cannot be sent.
         """
         self._workplace = workplace
-        measured = _bytes_of({section: workplace.passes(section) for section in SECTIONS})
+        measured = sendable({section: workplace.passes(section) for section in SECTIONS}, "measured")
         self._cluster = RayCluster(job, measured)
         self._crew = Crew(self._cluster, progress=workplace.progress)
         self._crew.recruit()  # they start while this process goes on
@@ -66,6 +68,10 @@ class RayPool:
     def executor(self, section: ScoredSection) -> RayExecutor:
         """Returns what scores plans on a section."""
         return RayExecutor(self._crew, section, self._workplace.passes(section))
+
+    def fitter(self) -> CrewFitter:
+        """Returns what refines finalists."""
+        return CrewFitter(self._crew)
 
     def close(self) -> None:
         """Ends the actors, and Ray if it was started here."""
@@ -122,6 +128,15 @@ class RayCluster:
     def score(self, worker: Any, section: ScoredSection, rungs: range, plans: Sequence[Plan]) -> Hashable:
         """Lets an actor score plans on some rungs."""
         ticket: Hashable = worker.score_rungs.remote(section, rungs, plans)
+        return ticket
+
+    def share(self, content: bytes) -> Any:
+        """Puts bytes where all actors find them."""
+        return self._ray.put(content)
+
+    def fit(self, worker: Any, fitting: Any, plans: Sequence[Plan]) -> Hashable:
+        """Lets an actor refine plans."""
+        ticket: Hashable = worker.fit.remote(fitting, plans)
         return ticket
 
     def first_answered(self, tickets: Sequence[Hashable], seconds: float) -> Hashable | None:
@@ -221,23 +236,6 @@ def _of_this_machine(job: Job) -> dict[str, Any]:
     return options
 
 
-def _bytes_of(measured: Mapping[ScoredSection, Passes]) -> bytes:
-    """Returns what is measured as torch.save writes it.
-
-    Raises:
-        ConfigError: something cannot be sent.
-    """
-    buffer = io.BytesIO()
-    try:
-        torch.save(measured, buffer)
-    except Exception as error:  # what another package measures may raise anything
-        raise ConfigError(
-            f"what is measured cannot be sent to workers: {first_line(error)}; expected objectives that can "
-            "be pickled, or no --workers"
-        ) from None
-    return buffer.getvalue()
-
-
 def _reason(error: Exception) -> str:
     """Returns why an actor is gone, without the names of machines and files that Ray gives."""
     if getattr(error, "actor_init_failed", False):
@@ -246,8 +244,3 @@ def _reason(error: Exception) -> str:
     if "OutOfMemory" in type(error).__name__ or "out of memory" in str(error).lower():
         return "memory ran out"
     return "its process died"
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or the name of its kind."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Scores in an actor of Ray: it has a GPU or some CPUs to itself, and the family from its own disk."""
+"""Scores and refines in an actor of Ray: it has a GPU or some CPUs, and the family from its own disk."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gptailor_merge.models.devices import compute_dtype, stored_dtype
 from gptailor_merge.models.family import Family
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.evaluator import Evaluator
+from gptailor_merge.scoring.finalist_fits import SentFit, fit_on_worker
 from gptailor_merge.scoring.generation import RungResult
 from gptailor_merge.scoring.threads import threads
 from gptailor_merge.scoring.workplace import Job, ScoredSection, composer
@@ -24,7 +25,7 @@ KEEPS_VISIBLE = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 
 
 class RayWorker:
-    """Scores plans on the rungs of a run's sections."""
+    """Scores plans on the rungs of a run's sections, and refines finalists."""
 
     def __init__(self, job: Job, passes: bytes) -> None:
         """Loads the family.
@@ -37,10 +38,10 @@ class RayWorker:
         config = SearchConfig.model_validate(job.config)
         family = Family.load(config.family.base, config.family.variants)
         compute = compute_dtype(device, config.out_dtype or stored_dtype(family.base))
-        composes = composer(config, family, device, bank=job.bank, compute=compute)
+        self._composer = composer(config, family, device, bank=job.bank, compute=compute)
         # The bytes come from the process that has started this one.
         measured = torch.load(io.BytesIO(passes), map_location=device, weights_only=False)
-        self._evaluators = {section: Evaluator(composes, part) for section, part in measured.items()}
+        self._evaluators = {section: Evaluator(self._composer, part) for section, part in measured.items()}
 
     def is_open(self) -> bool:
         """Answers when the family is loaded."""
@@ -49,6 +50,10 @@ class RayWorker:
     def score_rungs(self, section: ScoredSection, rungs: range, plans: Sequence[Plan]) -> list[RungResult]:
         """Returns what the plans have on the batches of the rungs together, in their order."""
         return self._evaluators[section].score_rungs(rungs, plans)
+
+    def fit(self, fitting: bytes, plans: Sequence[Plan]) -> list[SentFit]:
+        """Returns what becomes of plans that are refined, in their order."""
+        return [fit_on_worker(self._composer, fitting, plan) for plan in plans]
 
 
 def own_device(asked: str) -> torch.device:

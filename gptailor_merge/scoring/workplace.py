@@ -40,8 +40,9 @@ ScoredSection = Literal["objectives", "gates", "held_out"]
 class Workplace:
     """The live parts of this process: a family, what is measured, and what composes its models.
 
-    The family's weights are loaded when the composer is first asked for. Where plans are scored elsewhere
-    and nothing is repaired, they never are.
+    The family's weights are loaded when the composer is first asked for. Where plans are scored and refined
+    elsewhere and no layer's influence is measured, nothing is healed and no prompt is continued, they never
+    are.
 
     Attributes:
         config: the search config, with the size of batches that was found on this device.

@@ -22,13 +22,16 @@ import numpy as np
 import pytest
 import torch
 
+from gptailor_merge.composing.editing import load_map
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.resolve import plan as resolve
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.repair.finalists import MapFitting
 from gptailor_merge.scoring.executor import Executor, Outcome
-from gptailor_merge.scoring.executor_pools import Pool, PoolFactory
+from gptailor_merge.scoring.executor_pools import Pool, PoolFactory, fitter_of
+from gptailor_merge.scoring.finalist_fits import FitTask, LocalFitter
 from gptailor_merge.scoring.racing import Race
 from gptailor_merge.scoring.workplace import Job, Workplace
 from gptailor_merge.testing.tiny_models import DEPTH, write_member
@@ -147,6 +150,27 @@ class ExecutorContract:
         race = Race(1, WEIGHTS, incumbents=(best.units,), certainty=1.0)
         for outcome in executor.score(plans, pickle.loads(pickle.dumps(race))):
             assert outcome.estimate is None or outcome.estimate >= loss_of(best) - 1e-12
+
+    def test_finalists_are_refined_as_in_this_process(
+        self, pool: Pool, workplace: Workplace, plans: Sequence[Plan], tmp_path: Path
+    ) -> None:
+        """Maps are the same to the last bit, and lie where they are asked for."""
+        fitting = MapFitting(workplace.measures.texts, everywhere=False)
+        refined = []
+        for place, fitter in (
+            (tmp_path / "here", LocalFitter(workplace)),
+            (tmp_path / "there", fitter_of(pool, workplace)),
+        ):
+            tasks = [FitTask(plan, place / str(at), f"recipe {at}") for at, plan in enumerate(plans)]
+            parts = fitter.fit(fitting, tasks, lambda position: None, lambda step: None)
+            fits = [fitted for part in parts for fitted in part]
+            refined.append([(fitted.plan, fitted.tokens, fitted.cause) for fitted in fits])
+            for at, fitted in enumerate(fits):
+                edits = [edit for slot in fitted.plan.slots for edit in slot.edits]
+                assert all(load_map(edit.file, str(edit.digest)).isfinite().all() for edit in edits)
+                assert {Path(edit.file).parent for edit in edits} <= {place / str(at)}
+        assert refined[0] == refined[1]
+        assert any(plan.repaired for plan, _, _ in refined[0])
 
     def test_plans_and_outcomes_can_be_pickled(self, executor: Executor, plans: Sequence[Plan]) -> None:
         copies = pickle.loads(pickle.dumps(list(plans)))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gptailor_merge.composing.compose import Composer
 from gptailor_merge.composing.editing import GAINS_FILE
 from gptailor_merge.composing.memory import is_out_of_memory
 from gptailor_merge.errors import ConfigError, DataError, InputError, Problem, ScoringError
-from gptailor_merge.files import make_directory
-from gptailor_merge.repair.finalists import FinalistJudge, Finished, best_by_layers, best_of, has_files
+from gptailor_merge.recipe.plan import Plan
+from gptailor_merge.repair.finalists import Finished, best_by_layers, best_of, has_files
+from gptailor_merge.repair.refining import FinalistJudge, numbered, refine
+from gptailor_merge.scoring.finalist_fits import Fitter, Progress, Refine
 from gptailor_merge.scoring.workplace import Workplace
 from gptailor_merge.search.candidates import Candidate, Status
 from gptailor_merge.search.front import front
@@ -53,11 +55,14 @@ def to_tune(log: TuneLog, axes: Sequence[str], count: int) -> list[Candidate]:
     return best_by_layers(known, count)
 
 
-def tune_finalists(workplace: Workplace, judge: FinalistJudge, log: TuneLog, directory: Path) -> None:
+def tune_finalists(
+    workplace: Workplace, fitter: Fitter, judge: FinalistJudge, log: TuneLog, directory: Path
+) -> None:
     """Tunes the finalists that are not tuned yet, and writes what became of them into the log.
 
     Args:
-        workplace: the family, the objectives and what composes models in this process.
+        workplace: the objectives and their teachers.
+        fitter: tunes, in this process or elsewhere.
         directory: where the gains of each finalist are, in a directory of its own.
 
     Raises:
@@ -71,16 +76,24 @@ def tune_finalists(workplace: Workplace, judge: FinalistJudge, log: TuneLog, dir
         original for original, tuned in log.tunings().items() if tuned.digest not in best or has_files(tuned)
     }
     # What a search has dropped of a candidate that it did not choose then is gone.
-    left = [candidate for candidate in chosen if candidate.digest not in done and has_files(candidate)]
+    of_all = numbered({candidate.digest: candidate for candidate in chosen})
+    left = [each for each in of_all if each.key not in done and has_files(each.candidate)]
     if not left:
         return
     try:
-        tuner = _tuner(workplace)
-        for candidate in left:
-            workplace.progress(f"tuning recipe {chosen.index(candidate) + 1} of {len(chosen)}")
-            tuned = _tune(tuner, candidate, directory, judge, workplace.progress)
-            log.record_tuning(candidate.digest, tuned)
-            (directory / candidate.digest / STATE_FILE).unlink(missing_ok=True)
+        tuned = refine(
+            fitter,
+            NumberFitting(_tuner(workplace)),
+            left,
+            judge,
+            directory,
+            Status.TUNED,
+            begins=lambda position: workplace.progress(f"tuning {left[position].name}"),
+            progress=workplace.progress,
+        )
+        for finalist, candidate in zip(left, tuned, strict=True):
+            log.record_tuning(finalist.key, candidate)
+            (directory / finalist.key / STATE_FILE).unlink(missing_ok=True)
     except Exception as error:
         if not (isinstance(error, InputError) or is_out_of_memory(error)):
             raise
@@ -90,22 +103,21 @@ def tune_finalists(workplace: Workplace, judge: FinalistJudge, log: TuneLog, dir
         workplace.progress(f"note: no recipe is tuned: {reason}")
 
 
-def _tune(
-    tuner: Tuner,
-    original: Candidate,
-    directory: Path,
-    judge: FinalistJudge,
-    progress: Callable[[str], None],
-) -> Candidate:
-    """Tunes a finalist and counts what that took."""
-    gains = directory / original.digest
-    make_directory(gains)
-    begun = time.perf_counter()
-    state = gains / STATE_FILE
-    tuned, tuning = tuner.tune(original.plan, gains, GAINS_FILE, progress, state)
-    seconds = time.perf_counter() - begun
-    judged = judge.judge(original, tuned, directory, Status.TUNED)
-    return replace(judged, tokens=judged.tokens + tuning.fit.tokens, seconds=judged.seconds + seconds)
+@dataclass(frozen=True)
+class NumberFitting:
+    """Fits merge weights and gains, see Tuner."""
+
+    tuner: Tuner
+
+    def open(self, composer: Composer, plans: Sequence[Plan]) -> Refine:
+        """Returns what tunes any of the plans, and keeps its state beside the gains until it is done."""
+
+        def tune(plan: Plan, directory: Path, progress: Progress) -> tuple[Plan, int]:
+            state = directory / STATE_FILE
+            tuned, tuning = self.tuner.tune(composer, plan, directory, GAINS_FILE, progress, state)
+            return tuned, tuning.fit.tokens
+
+        return tune
 
 
 def _tuner(workplace: Workplace) -> Tuner:
@@ -124,6 +136,6 @@ def _tuner(workplace: Workplace) -> Tuner:
     ]
     workplace.progress("running the teachers on the texts to tune on")
     try:
-        return Tuner(workplace.composer, aims, measures.context, options)
+        return Tuner(aims, measures.context, options)
     except (ConfigError, DataError) as error:
         raise ConfigError(Problem(("tune",), str(error))) from None

@@ -114,9 +114,10 @@ def tune_recipe(
     check_ids(sets, family.by_model(plan.tokenizer).vocabulary_size, plan.tokenizer)
     progress("running the teachers")
     aims = [Aim(objective, 1.0, sets)]
-    tuner = Tuner(composer_of(recipe, family, device), aims, context, options)
+    tuner = Tuner(aims, context, options)
     runner.release()
-    tuned, tuning = tuner.tune(plan, staged or out, GAINS_FILE, progress, state)
+    composer = composer_of(recipe, family, device)
+    tuned, tuning = tuner.tune(composer, plan, staged or out, GAINS_FILE, progress, state)
     if tuning.helps:
         recipe = with_plan(recipe, _moved(tuned, out))
     return TunedRecipe(recipe, tuning, tuner.tokens)

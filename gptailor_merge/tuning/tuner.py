@@ -87,7 +87,7 @@ class Aim:
 
 
 class Tuner:
-    """Tunes plans of one family on the same texts.
+    """Tunes plans of one family on the same texts. It holds no weights, and can be pickled.
 
     Args:
         aims: the objectives; their weighted sum is minimised.
@@ -103,12 +103,11 @@ class Tuner:
 
     def __init__(
         self,
-        composer: Composer,
         aims: Sequence[Aim],
         context: Context,
         options: TuneOptions,
     ) -> None:
-        self._composer, self._options = composer, options
+        self._options = options
         divided = [aim.config.divided(context, aim.sets) for aim in aims]
         names = [f"{aim.config.kind} {number}" for number, aim in enumerate(aims)]
         self._weights: Weights = {name: aim.weight for name, aim in zip(names, aims, strict=True)}
@@ -121,6 +120,7 @@ class Tuner:
 
     def tune(
         self,
+        composer: Composer,
         plan: Plan,
         directory: Path,
         name: str,
@@ -130,6 +130,7 @@ class Tuner:
         """Returns the tuned plan, or the plan itself where tuning does not help, and what it came to.
 
         Args:
+            composer: has the weights of the family, on the device that the tuner's texts are on.
             directory, name: where the gains of norms are written.
             progress: told of each look at the texts that are held back.
             state: the file in which the fit keeps its state, from which it goes on after it was killed; the
@@ -137,7 +138,7 @@ class Tuner:
         """
         options = self._options
         outer = _has_own_ends(plan) if options.outer is None else options.outer
-        model = TunableModel(self._composer, plan, options.sharing, norms=options.norms, outer=outer)
+        model = TunableModel(composer, plan, options.sharing, norms=options.norms, outer=outer)
         fitted = fit(
             model,
             self._fitted,
@@ -146,25 +147,25 @@ class Tuner:
             steps=options.steps,
             rate=options.rate,
             progress=progress,
-            checkpoint=None if state is None else Checkpoint(state, self._key(plan)),
+            checkpoint=None if state is None else Checkpoint(state, self._key(composer, plan)),
         )
         tuned = model.plan(directory, name)
-        tuning = Tuning(fitted, self._loss(plan), self._loss(tuned))
+        tuning = Tuning(fitted, self._loss(composer, plan), self._loss(composer, tuned))
         return (tuned if tuning.helps else plan), tuning
 
-    def _key(self, plan: Plan) -> str:
+    def _key(self, composer: Composer, plan: Plan) -> str:
         """Returns a digest of all that a fit depends on, besides the members' weights."""
         data = [
             [o.fingerprint, *(s.digest for s in o.sets)]
             for passes in (self._fitted, self._held_back)
             for o in passes.objectives
         ]
-        options = [asdict(self._options), self._weights, str(self._composer.device)]
+        options = [asdict(self._options), self._weights, str(composer.device)]
         return digest([plan.digest, data, options, environment()])
 
-    def _loss(self, plan: Plan) -> float:
+    def _loss(self, composer: Composer, plan: Plan) -> float:
         """Returns the loss of a plan's model, as it will be written, on the texts that are held back."""
-        return loss(self._held_back.score(self._composer.compose(plan)), self._weights)
+        return loss(self._held_back.score(composer.compose(plan)), self._weights)
 
 
 def _has_own_ends(plan: Plan) -> bool:

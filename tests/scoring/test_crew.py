@@ -11,7 +11,9 @@ import pytest
 
 from gptailor_merge.errors import ScoringError
 from gptailor_merge.recipe.plan import Plan
-from gptailor_merge.scoring.crew import FAILED_STARTS, STARTING_AT_ONCE, Crew, Patience, WorkerLostError
+from gptailor_merge.scoring.cluster import WorkerLostError
+from gptailor_merge.scoring.crew import FAILED_STARTS, STARTING_AT_ONCE, Crew, Patience
+from gptailor_merge.scoring.finalist_fits import Fitted, SentFit
 from gptailor_merge.scoring.generation import RungResult
 from gptailor_merge.testing.executors import tiny_job, tiny_plans
 
@@ -32,10 +34,12 @@ class FakeCluster:
         size: workers that there should be.
         trouble: worker's number, plans (empty for a start) -> what happens: an error, or seconds until the
             answer.
+        trouble_in_fits: the same for plans that are refined.
     """
 
     size: int
     trouble: Any = lambda worker, plans: 1.0
+    trouble_in_fits: Any = lambda worker, plans: 1.0
     now: float = 0.0
     started: list[FakeWorker] = field(default_factory=list)
     stopped: list[FakeWorker] = field(default_factory=list)
@@ -53,11 +57,26 @@ class FakeCluster:
     def score(self, worker: Any, section: Any, rungs: range, plans: Sequence[Plan]) -> Hashable:
         assert worker not in self.stopped
         worker.asked.append(len(plans))
-        results = [RungResult({}, None, float(rungs.start), len(plan.slots)) for plan in plans]
-        return self._ticket(worker, tuple(plans), results)
+        return self._ticket(worker, tuple(plans), self.scored(section, rungs, plans))
 
-    def _ticket(self, worker: FakeWorker, plans: Sequence[Plan], answer: Any) -> object:
-        ticket, happens = object(), self.trouble(worker.number, plans)
+    def share(self, content: bytes) -> Any:
+        return content
+
+    def fit(self, worker: Any, fitting: Any, plans: Sequence[Plan]) -> Hashable:
+        assert worker not in self.stopped
+        worker.asked.append(len(plans))
+        happens = self.trouble_in_fits(worker.number, plans)
+        return self._ticket(worker, tuple(plans), [self.fitted(fitting, plan) for plan in plans], happens)
+
+    def scored(self, section: Any, rungs: range, plans: Sequence[Plan]) -> list[RungResult]:
+        return [RungResult({}, None, float(rungs.start), len(plan.slots)) for plan in plans]
+
+    def fitted(self, fitting: Any, plan: Plan) -> SentFit:
+        return SentFit(Fitted(plan, tokens=len(plan.slots)))
+
+    def _ticket(self, worker: FakeWorker, plans: Sequence[Plan], answer: Any, happens: Any = None) -> object:
+        ticket = object()
+        happens = self.trouble(worker.number, plans) if happens is None else happens
         if isinstance(happens, Exception):
             happens, answer = 0.5, happens
         self.answers[ticket] = self.now + happens, answer
@@ -173,7 +192,7 @@ def test_a_worker_that_hangs_is_replaced(plans: list[Plan]) -> None:
     assert scored(crew, plans) == [None] * len(plans)
     assert 20 <= cluster.now - begun < 40
     assert [worker.number for worker in cluster.stopped] == [1]
-    assert "it took more than 20 seconds for its part of a generation" in notes[0]
+    assert "it took more than 20 seconds for its part of the work" in notes[0]
 
 
 def test_workers_that_join_are_used_and_those_that_are_gone_are_not_missed(plans: list[Plan]) -> None:
@@ -201,3 +220,33 @@ def test_one_sentence_when_all_are_gone_and_nothing_answers(plans: list[Plan]) -
     cluster = FakeCluster(1, lambda worker, part: 1.0 if worker == 0 and not part else 1e9)
     with pytest.raises(ScoringError, match="all workers are lost"):
         scored(crew_of(cluster, first=50.0, start=100.0), plans)
+
+
+def test_a_fit_whose_worker_is_lost_is_done_again(plans: list[Plan]) -> None:
+    """The first worker dies while it fits, and the third hangs for much longer than the others took."""
+
+    def trouble(worker: int, part: Sequence[Plan]) -> Any:
+        return {0: WorkerLostError("memory ran out"), 2: 1e9}.get(worker, 1.0)
+
+    cluster = FakeCluster(3, trouble_in_fits=trouble)
+    notes: list[str] = []
+    crew = Crew(cluster, fit_patience=Patience(least=20.0), progress=notes.append, clock=lambda: cluster.now)
+    fits = crew.fit("stage", b"", plans)
+    assert [fit.fitted for fit in fits] == [Fitted(plan, tokens=len(plan.slots)) for plan in plans]
+    assert notes == [
+        "note: a worker was lost (memory ran out); what it was fitting is fitted again",
+        "note: a worker was lost (it took more than 20 seconds for its part of the work); "
+        "what it was fitting is fitted again",
+    ]
+    assert all(asked == 1 for worker in cluster.started for asked in worker.asked)
+
+
+def test_a_fit_that_no_worker_survives_fails_and_the_others_do_not(plans: list[Plan]) -> None:
+    deadly = plans[2]
+    cluster = FakeCluster(
+        2, trouble_in_fits=lambda worker, part: WorkerLostError("died") if deadly in part else 1.0
+    )
+    fits = [fit.fitted for fit in crew_of(cluster).fit("stage", b"", plans)]
+    assert fits.pop(2) == Fitted(deadly, cause="2 workers were lost while they fitted it; the last: died")
+    assert [fit.cause for fit in fits] == [None] * (len(plans) - 1)
+    assert len(cluster.stopped) == 2

@@ -25,6 +25,7 @@ from gptailor_merge.objectives.scores import Score
 from gptailor_merge.planning.check import check_with_family
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
+from gptailor_merge.scoring import evaluator as evaluator_module
 from gptailor_merge.scoring.evaluator import Evaluator
 from gptailor_merge.scoring.executor import Outcome
 from gptailor_merge.scoring.passes import Passes, predictions_alone
@@ -153,6 +154,25 @@ def test_layers_streamed_from_the_host_give_the_same_scores(
         assert scores_of(streaming.score(plans)) == expected
         bank = streaming.composer._bank
         assert (len(bank._made) == 1) == (cache_bytes == 1)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.0])
+def test_a_streamed_layer_arrives_once_for_all_batches_that_memory_holds(
+    generation: tuple[Family, list[Plan]],
+    sets: tuple[Any, ...],
+    share: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded, plans = generation
+    streaming = evaluator_of(loaded, sets, on_host=True, cache_bytes=1)
+    monkeypatch.setattr(evaluator_module, "STATES_SHARE", share)
+    built: list[Any] = []
+    build = streaming.composer.bank._build
+    monkeypatch.setattr(streaming.composer.bank, "_build", lambda slot: built.append(slot) or build(slot))
+    streaming.score(plans)
+    layers = {(depth, slot) for plan in plans for depth, slot in enumerate(plan.adapted_slots)}
+    times = 1 if share else len(streaming.passes.batches)
+    assert len(built) == times * len(layers)
 
 
 def test_a_failure_while_streaming_concerns_those_that_share_it(

@@ -33,7 +33,7 @@ def run_on(address: str, environment: Mapping[str, str], document: Any, run: Run
     """Goes on with a search on a cluster of this machine, in a process that knew nothing of it."""
     os.environ.update(environment)
     importlib.import_module("ray._private.ray_constants").ENABLE_RAY_CLUSTER = False  # type: ignore[attr-defined]
-    run_with(document, 2, run, address)
+    run_with(document, 2, run, address=address)
 
 
 @pytest.fixture

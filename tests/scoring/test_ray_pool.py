@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from gptailor_merge.composing.editing import GAINS_FILE
 from gptailor_merge.config import SearchConfig
 from gptailor_merge.errors import ConfigError
 from gptailor_merge.runs.execution import execute
@@ -70,15 +71,20 @@ class TestRay(ExecutorContract):
         ]
         assert set(listening) == {"127.0.0.1"}
 
-    def test_the_journal_is_the_same_for_any_number_of_workers(
+    def test_journal_maps_and_gains_are_the_same_for_any_number_of_workers(
         self, tiny_search: SearchConfig, tmp_path: Path
     ) -> None:
+        """Three finalists are repaired and two are tuned, each by a worker."""
+        document = tiny_search.document() | {"tune": {"finalists": 2, "steps": 2, "tokens": 256}}
         # YAML breaks lines by their length, so all directories have names of one length.
-        runs = [(workers, Run(tmp_path / f"run-{workers or 0}")) for workers in (None, 1, 3)]
-        for workers, run in runs:
-            run_with(tiny_search.document(), workers, run)
-        alone, *others = [contents(run) for _, run in runs]
+        runs = {workers: Run(tmp_path / f"run-{workers or 0}") for workers in (None, 1, 2)}
+        told: dict[int | None, list[str]] = {workers: [] for workers in runs}
+        for workers, run in runs.items():
+            run_with(document, workers, run, on_step=told[workers].append)
+        alone, *others = [(contents(run), files(run)) for run in runs.values()]
         assert others == [alone, alone]
+        assert ["loading the family" in steps for steps in told.values()] == [True, False, False]
+        assert {Path(name).name for name in alone[1]} == {"best.yml", "repair-2.safetensors", GAINS_FILE}
 
 
 def test_what_cannot_be_sent_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,14 +96,21 @@ def test_what_cannot_be_sent_is_a_sentence(tmp_path: Path, monkeypatch: pytest.M
         RayPool(job, workplace)
 
 
-def run_with(document: Any, workers: int | None, run: Run, address: str | None = None) -> None:
+def run_with(document: Any, workers: int | None, run: Run, **options: Any) -> None:
     """Runs a search, or goes on with it."""
     config = SearchConfig.model_validate(document).override(workers=workers)
-    execute(config, run, CPU, resume=True, address=address)
+    execute(config, run, CPU, resume=True, **options)
 
 
 def contents(run: Run) -> tuple[str, Any]:
     """What a run has come to, but for its seconds and the names of its directory."""
     with Journal(run.journal) as journal:
-        rows = [replace(c, seconds=0.0) for c in (*journal.candidates(), *journal.repairs().values())]
+        refined = (*journal.repairs().values(), *journal.tunings().values())
+        rows = [replace(c, seconds=0.0) for c in (*journal.candidates(), *refined)]
         return repr(rows).replace(str(run.path), ""), journal.held_out()
+
+
+def files(run: Run) -> dict[str, bytes]:
+    """The best recipe, and all maps and gains."""
+    names = [run.best, *(file for file in run.repairs.rglob("*") if file.is_file())]
+    return {str(file.relative_to(run.path)): file.read_bytes() for file in names}

@@ -129,7 +129,8 @@ def test_what_cannot_be_tuned_ends_the_run_only_where_tuning_was_asked_for(
     def tuned(**section: int) -> None:
         tune = {"steps": 1, **section}
         workplace = SimpleNamespace(config=config(tmp_path, tune=tune), progress=told.append)
-        finalists.tune_finalists(workplace, judge, log, tmp_path)  # type: ignore[arg-type]
+        fitter: Any = SimpleNamespace()
+        finalists.tune_finalists(workplace, fitter, judge, log, tmp_path)  # type: ignore[arg-type]
 
     tuned()
     (note,) = told

@@ -68,7 +68,7 @@ def test_gradients_are_those_of_the_mean_over_items_and_over_tokens(
     sets = token_sets(texts, context.tokenizer, 128, 16)
     language = PerplexityConfig(kind="perplexity", data=texts)
     aims = [Aim(choice(tasks, metric), 2.0, ()), Aim(language, 0.5, sets)]
-    tuner = Tuner(composer, aims, context, TuneOptions(step_tokens=10**6))
+    tuner = Tuner(aims, context, TuneOptions(step_tokens=10**6))
     start = plan(Recipe.from_mapping(recipe_of(members)))
     model = TunableModel(composer, start, "tensor", norms=True, outer=True)
     (batches,) = tuner._fitted.rungs
@@ -92,7 +92,7 @@ def test_items_that_are_held_back_tell_what_helps(
     tasks: Path, members: dict[str, str], composer: Composer, context: Context, tmp_path: Path
 ) -> None:
     options = TuneOptions(steps=6, rate=0.1, norms=False, step_tokens=100)
-    tuner = Tuner(composer, [Aim(choice(tasks, "choice_loss"), 1.0, ())], context, options)
+    tuner = Tuner([Aim(choice(tasks, "choice_loss"), 1.0, ())], context, options)
     fitted, held_back = (
         {text for o in passes.objectives for s in o.sets for text in s.documents}
         for passes in (tuner._fitted, tuner._held_back)
@@ -100,7 +100,7 @@ def test_items_that_are_held_back_tell_what_helps(
     assert fitted
     assert held_back - fitted == held_back != set()
     start = plan(Recipe.from_mapping(recipe_of(members)))
-    tuned, tuning = tuner.tune(start, tmp_path, "gains.safetensors")
+    tuned, tuning = tuner.tune(composer, start, tmp_path, "gains.safetensors")
     assert tuning.fit.before == pytest.approx(tuning.before, abs=1e-5)
     assert (tuned != start) == tuning.helps == (tuning.after < tuning.before)
 
@@ -122,4 +122,4 @@ def test_an_objective_that_nothing_can_be_fitted_to_is_one_sentence(
         "repetition": RepetitionConfig(kind="repetition", data=texts),
     }[objective]
     with pytest.raises((ConfigError, DataError), match=message):
-        Tuner(composer, [Aim(config, 1.0, ())], context, TuneOptions())
+        Tuner([Aim(config, 1.0, ())], context, TuneOptions())
