@@ -21,7 +21,7 @@ These are run where --part names them; each takes at most 90 s:
 arms, the share of the matmul rate of the same run, composing, peak memory.
 `host-bank`: layers of 7B's shape on the device against the host, and whether the scores are the same.
 `search-135m`: the family of --family at two batch sizes, whole and racing, and a search of it.
-`equal`: how far apart the scores of a generation are, computed in seven ways.
+`equal`: how far apart the scores of a generation are, computed in eight ways.
 """
 
 from __future__ import annotations

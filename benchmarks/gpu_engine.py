@@ -116,7 +116,12 @@ def equal(subject: Subject, note: Note) -> None:
         outcomes = session.score(plans, Race(len(plans), session.weights))
         return [session.loss(outcome.scores) for outcome in outcomes]
 
+    def without_graphs() -> Sequence[float]:
+        evaluator = Evaluator(session.composer, session.evaluator.passes, by_graphs=False)
+        return [session.loss(outcome.scores) for outcome in evaluator.score(plans)]
+
     ways: dict[str, Callable[[], Sequence[float]]] = {
+        "without graphs": without_graphs,
         "again": lambda: session.losses(plans),
         "one by one": lambda: [session.losses([plan])[0] for plan in plans],
         "in another order": lambda: session.losses(plans[::-1])[::-1],

@@ -53,13 +53,17 @@ class Evaluator:
             and bookkeeping.
     """
 
-    def __init__(self, composer: Composer, passes: Passes) -> None:
+    def __init__(self, composer: Composer, passes: Passes, *, by_graphs: bool = True) -> None:
+        """
+        Args:
+            by_graphs: whether small layers run as CUDA graphs, on a GPU.
+        """
         self.composer = composer
         self.passes = passes
         self.layer_tokens = 0
         self.seconds = dict.fromkeys(("composing", "forward", "head", "whole", "bookkeeping"), 0.0)
         self._device = composer.device
-        self._graphs = LayerGraphs() if composer.device.type == "cuda" else None
+        self._graphs = LayerGraphs() if by_graphs and composer.device.type == "cuda" else None
         self._stopwatch = Stopwatch(composer.device)
         self._most_sequences: int | None = None
         self._many_batches = True
