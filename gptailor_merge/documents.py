@@ -32,22 +32,27 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
+class _FastDumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # chosen at run time
+    """Writes as libyaml does, which leaves no choice of indentation."""
+
+
 def _is_flat(value: Any) -> bool:
     return not isinstance(value, (list, tuple, dict))
 
 
-def _represent_list(dumper: _Dumper, data: Any) -> yaml.Node:
+def _represent_list(dumper: yaml.SafeDumper, data: Any) -> yaml.Node:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=all(map(_is_flat, data)))
 
 
-def _represent_dict(dumper: _Dumper, data: Mapping[str, Any]) -> yaml.Node:
+def _represent_dict(dumper: yaml.SafeDumper, data: Mapping[str, Any]) -> yaml.Node:
     flow = "layer_range" in data or all(map(_is_flat, data.values()))
     return dumper.represent_mapping("tag:yaml.org,2002:map", data.items(), flow_style=flow)
 
 
-_Dumper.add_representer(list, _represent_list)
-_Dumper.add_representer(tuple, _represent_list)
-_Dumper.add_representer(dict, _represent_dict)
+for _dumper in (_Dumper, _FastDumper):
+    _dumper.add_representer(list, _represent_list)
+    _dumper.add_representer(tuple, _represent_list)
+    _dumper.add_representer(dict, _represent_dict)
 
 
 def write_yaml(*documents: Mapping[str, Any]) -> str:
@@ -59,6 +64,12 @@ def write_yaml(*documents: Mapping[str, Any]) -> str:
       - {model: base, layer_range: [0, 2]}
     """
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=160)
+
+
+def write_yaml_fast(document: Mapping[str, Any]) -> str:
+    """Returns a document as YAML text that reads less well than that of `write_yaml`, five times as fast."""
+    text: str = yaml.dump(document, Dumper=_FastDumper, sort_keys=False, allow_unicode=True, width=160)
+    return text
 
 
 def refuse_excess(file: Path, error: type[InputError]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gptailor_merge import documents
 from gptailor_merge.config import SearchConfig
@@ -126,6 +128,24 @@ def test_layers_of_the_papers_configurations_are_bounded(document: dict[str, Any
     file.write_text(documents.write_yaml(document))
     with pytest.raises(RecipeError, match=r"remove_idx_0|layer_99999"):
         import_file(file, base="base", candidates=["base"])
+
+
+PLAIN = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**9), 10**9)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=9)
+)
+TREES = st.recursive(
+    PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner)
+)
+
+
+@given(st.dictionaries(st.text(max_size=5), TREES, max_size=3))
+def test_a_document_that_is_written_fast_reads_as_one_that_is_written_well(document: dict[str, Any]) -> None:
+    for write in (documents.write_yaml, documents.write_yaml_fast):
+        assert documents.parse_yaml(write(document), RecipeError) == document
 
 
 def test_values_that_mergekit_has_read_are_bounded() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from gptailor_merge.scoring.workplace import BankMode, Job, open_workplace
 from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import OnCandidate, prune, search
-from gptailor_merge.search.front import front, pick
+from gptailor_merge.search.front import NAMED_DIGITS, front, pick
 from gptailor_merge.search.settings import settings_for
 from gptailor_merge.tuning.finalists import tune_finalists
 
@@ -171,25 +171,29 @@ def _write_chosen(
     if axes:
         points = front(journal.finished(), axes)
         chosen = {point.name: point.candidate for point in points}
-        _write_front(run.pareto, chosen, {c.recipe.encode() for c in journal.finished()})
+        _write_front(run.pareto, chosen, journal.finished())
         best = pick(points, config.search.pick, axes).candidate
-    write_beside(run.best, best.recipe)
+    write_beside(run.best, best.text)
     chosen[FOUND] = best
     return chosen
 
 
-def _write_front(directory: Path, recipes: Mapping[str, Candidate], known: Collection[bytes]) -> None:
+def _write_front(directory: Path, recipes: Mapping[str, Candidate], known: Iterable[Candidate]) -> None:
     """Writes the recipes of the front, and removes those that are no longer on it.
 
     Args:
-        known: the texts of all recipes that the run has found; files with other texts stay.
+        known: all that the run has found; files with other recipes stay.
     """
     make_directory(directory)
     for name, candidate in recipes.items():
-        write_beside(directory / f"{name}.yml", candidate.recipe)
-    for file in directory.glob("*.yml"):
-        if file.stem not in recipes and file.is_file() and file.read_bytes() in known:
-            file.unlink()
+        write_beside(directory / f"{name}.yml", candidate.text)
+    left = {
+        file.stem: file for file in directory.glob("*.yml") if file.stem not in recipes and file.is_file()
+    }
+    for candidate in known if left else ():
+        for stem in [stem for stem in left if candidate.digest.startswith(stem[-NAMED_DIGITS:])]:
+            if left[stem].read_bytes() == candidate.text.encode():
+                left.pop(stem).unlink()
 
 
 def _sizes(family: Family, chosen: Mapping[str, Candidate]) -> dict[str, Dimensions]:

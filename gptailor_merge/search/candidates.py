@@ -85,8 +85,16 @@ class Candidate:
         Raises:
             RecipeError: the journal holds no recipe here.
         """
-        recipe = Recipe.from_mapping(parse_yaml(self.recipe, RecipeError))
+        recipe = self._as_stored()
         return recipe if self.directory is None else with_whole_paths(recipe, self.directory)
+
+    @property
+    def text(self) -> str:
+        """The recipe as people read it."""
+        return self._as_stored().to_yaml()
+
+    def _as_stored(self) -> Recipe:
+        return Recipe.from_mapping(parse_yaml(self.recipe, RecipeError))
 
     @cached_property
     def plan(self) -> Plan:

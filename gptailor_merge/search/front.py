@@ -13,6 +13,9 @@ from gptailor_merge.objectives.scores import Score, Scores
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search_section import KNEE, RULE, RULES
 
+NAMED_DIGITS = 8
+"""Digits of a digest in the name of a file."""
+
 
 def losses(scores: Scores, axes: Sequence[str]) -> tuple[float, ...]:
     """Returns what is minimised, objective by objective."""
@@ -47,7 +50,7 @@ class FrontCandidate:
     @property
     def name(self) -> str:
         """The name of its file, without the ending."""
-        return f"{self.layers:02d}-layers-{self.candidate.digest[:8]}"
+        return f"{self.layers:02d}-layers-{self.candidate.digest[:NAMED_DIGITS]}"
 
 
 def front(candidates: Iterable[Candidate], axes: Sequence[str]) -> list[FrontCandidate]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from gptailor_merge.documents import write_yaml_fast
 from gptailor_merge.objectives.scores import Score, Scores, Weights
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.recipe.recipe import Recipe
@@ -68,7 +69,7 @@ def candidate_of(
     return Candidate(
         number=number,
         digest=plan.digest,
-        recipe=recipe.to_yaml(),
+        recipe=write_yaml_fast(recipe.to_mapping()),
         status=status,
         loss=value,
         scores=scores,
@@ -97,7 +98,7 @@ def measured(number: int, plan: Plan, recipe: Recipe, outcome: Outcome, fingerpr
     return Candidate(
         number=number,
         digest=plan.digest,
-        recipe=recipe.to_yaml(),
+        recipe=write_yaml_fast(recipe.to_mapping()),
         status=Status.PROBE,
         loss=None,
         scores=outcome.scores,
