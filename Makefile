@@ -43,13 +43,14 @@ weekly: .venv/.installed
 demo: .venv/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/demo.py --out $(RUN)
 
-# The source distribution carries llama.cpp with its converter, which the wheel would lack.
+# The source distribution carries llama.cpp with its converter, which the wheel would lack. pip keeps what it built.
 .venv/.interop: .venv/.installed
 	mkdir -p runs/interop
-	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest runs/interop \
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python --dest runs/interop \
 	  llama-cpp-python==$(LLAMA_VERSION)
 	tar xzf runs/interop/llama_cpp_python-$(LLAMA_VERSION).tar.gz -C runs/interop
-	CMAKE_ARGS='-DLLAVA_BUILD=OFF' $(BIN)/pip install --quiet --disable-pip-version-check $(LLAMA)/
+	CMAKE_ARGS='-DLLAVA_BUILD=OFF' $(BIN)/pip install --quiet --disable-pip-version-check \
+	  --no-binary llama-cpp-python llama-cpp-python==$(LLAMA_VERSION)
 	touch $@
 
 interop: .venv/.interop

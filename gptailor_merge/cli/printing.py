@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     )
 
 TOTAL = "total"
+SHOWN_DIFFERENCES = 10
+"""Lines of a comparison; the others are counted."""
 
 
 def numbers(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float]]) -> None:
@@ -89,9 +91,9 @@ def summary(summary: Summary) -> None:
     counts = summary.counts
     if summary.baseline is not None:
         terminal.line(f"baseline  {summary.baseline}")
-    loss = "" if summary.front else f"  loss {summary.loss:.4f}"
+    chosen, loss = ("picked", "") if summary.front else ("best", f"  loss {summary.loss:.4f}")
     terminal.line(
-        f"{'picked' if summary.front else 'best  '}  {summary.digest}{loss}  "
+        f"{chosen:6}  {summary.digest}{loss}  "
         f"({counts.candidates} candidates, {counts.failures} failed, {counts.gated} kept out, "
         f"{counts.duplicates} duplicates, {counts.dropped} dropped early, {counts.repaired} repaired, "
         f"{f'{counts.tuned} tuned, ' if counts.tuned else ''}"
@@ -99,13 +101,13 @@ def summary(summary: Summary) -> None:
         f"{counts.tokens:,} tokens scored in {counts.seconds:.0f} s)"
     )
     for objective, values in summary.scores.items():
-        numbers(f"calibration set: {objective}", list(values), {"found": list(values.values())})
+        numbers(f"calibration set: {objective}", list(values), {chosen: list(values.values())})
     on_front = {row.recipe.stem for row in summary.front}
     held_out = {model: scores for model, scores in summary.held_out.items() if model not in on_front}
     objectives = {name: list(by_set) for scores in held_out.values() for name, by_set in scores.items()}
     for objective, columns in objectives.items():
         rows = {
-            _with_size(model, summary.sizes): [scores[objective][column] for column in columns]
+            _with_size(model, summary.sizes, chosen): [scores[objective][column] for column in columns]
             for model, scores in held_out.items()
         }
         numbers(f"held-out set: {objective}", columns, rows)
@@ -244,12 +246,15 @@ def files(directory: Path) -> None:
 
 def comparison(repo: str, comparison: Comparison) -> None:
     """Prints how a published model and the one built again differ."""
-    for difference in comparison.differences:
+    for difference in comparison.differences[:SHOWN_DIFFERENCES]:
         terminal.line(difference)
+    if (more := len(comparison.differences) - SHOWN_DIFFERENCES) > 0:
+        terminal.line(f"and {more} more")
     if comparison.equal:
         terminal.line(f"{repo}: equal, {comparison.tensors} tensors and the config")
     else:
         terminal.line(f"{repo}: not equal, {len(comparison.differences)} differences")
+        terminal.line("a member may be another one, or a library of another version than the card says")
 
 
 def _gaps(summary: Summary) -> None:
@@ -297,7 +302,14 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.4f}"
 
 
-def _with_size(model: str, sizes: Mapping[str, tuple[int, int]]) -> str:
-    """Writes a model's name with its layers and parameters, where they are known."""
+def _with_size(model: str, sizes: Mapping[str, tuple[int, int]], chosen: str) -> str:
+    """Writes a model's name with its layers and parameters, where they are known.
+
+    Args:
+        chosen: the name of the recipe that the run has come to; "found" is a stage.
+    """
+    from gptailor_merge.runs.record import FOUND
+
     size = sizes.get(model, sizes.get("base"))
-    return f"{model} ({size[0]} layers, {size[1] / 1e6:,.2f}M)" if size else model
+    name = chosen if model == FOUND else model
+    return f"{name} ({size[0]} layers, {size[1] / 1e6:,.2f}M)" if size else name

@@ -63,8 +63,10 @@ class Tally:
         return 60 * self.scored / max(elapsed, 1e-9)
 
     def left(self, candidates: int) -> str:
-        """Says about how long further candidates take, as the end of a clause."""
-        return time_left(60 * candidates / self.per_minute) if self.scored and candidates else ""
+        """Says about how long further candidates take, as the end of a clause; repairs and tuning follow."""
+        if not (self.scored and candidates):
+            return ""
+        return f"{time_left(60 * candidates / self.per_minute)} of the search"
 
     def __str__(self) -> str:
         failed = f", {self.failures} failed" if self.failures else ""

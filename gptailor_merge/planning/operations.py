@@ -102,13 +102,14 @@ class MergeOperation:
             return
         spec = method_spec(method)
         assert spec is not None
-        yield from base_problems(recipe, part, spec)
+        of_base = list(base_problems(recipe, part, spec))
+        yield from of_base
         sources, base = with_base(recipe, part, spec)
         wrong = list(parameter_problems(spec, part))
         yield from wrong or missing_problems(recipe, part, spec, base)
         if len({(source.model, source.layer_range) for source in sources}) < len(sources):
             yield Problem(("sources",), "a layer appears twice; give it once, with the weight of both")
-        elif len(part.sources) > 1 or base is not None:
+        elif not of_base and (len(part.sources) > 1 or base is not None):
             position = None if base is None else position_of(base, sources)
             if (text := spec.input_problem(len(sources), position)) is not None:
                 yield Problem(("sources",), text)

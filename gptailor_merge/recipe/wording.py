@@ -19,14 +19,14 @@ def range_text(first: int, past: int) -> str:
 def value_text(value: Scalar | Filtered) -> str:
     """Words the value of a setting; numbers have four significant digits.
 
-    >>> value_text((("mlp", 0.25), ("norm", 0.25), (None, 1.0)))
+    >>> value_text((("mlp.", 0.25), ("norm", 0.25), (None, 1.0)))
     '(0.25 in mlp and norm, else 1)'
     """
     if isinstance(value, tuple):
         of_value: dict[str, list[str]] = {}
         for name, scalar in value:
             if name is not None:
-                of_value.setdefault(value_text(scalar), []).append(name)
+                of_value.setdefault(value_text(scalar), []).append(name.rstrip("."))
         parts = [f"{text} in {' and '.join(names)}" for text, names in of_value.items()]
         parts += [f"else {value_text(scalar)}" for name, scalar in value if name is None]
         return f"({', '.join(parts)})"
@@ -42,9 +42,10 @@ def operation_text(operation: Operation, edits: Iterable[Edit] = ()) -> str:
     """Words a method with its shared settings, and the edits that follow it.
 
     >>> operation_text(Operation("slerp", ((), ()), (("t", 0.5),)), [Edit("mlp")])
-    'slerp t=0.5 without mlp'
+    'slerp t=0.5, without mlp'
     """
-    return " ".join([method_text(operation), *_texts(operation.shared), *map(edit_text, edits)])
+    method = " ".join([method_text(operation), *_texts(operation.shared)])
+    return ", ".join([method, *map(edit_text, edits)])
 
 
 def edit_text(edit: Edit) -> str:
@@ -81,7 +82,7 @@ def component_text(
     )
     is_merge = component.operation.method != SELECT
     text = f"{operation_text(component.operation)} of {sources}" if is_merge else sources
-    return " ".join([text, *map(edit_text, edits)])
+    return ", ".join([text, *map(edit_text, edits)])
 
 
 def _texts(settings: Settings) -> list[str]:

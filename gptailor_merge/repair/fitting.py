@@ -136,9 +136,7 @@ class Repairer:
             if note is not None:
                 repairs.append(CutRepair.impossible(cut, note))
                 continue
-            missing = f"{len(cut.removed)} layers are" if len(cut.removed) != 1 else "1 layer is"
-            time_left = clock.left(number)
-            progress(f"repairing behind slot {cut.slot}, where {missing} missing{time_left}")
+            progress(f"repairing behind slot {cut.slot}{_missing(cut)}{clock.left(number)}")
             moments, check = fitted.moments(plan, cut), held_back.moments(plan, cut)
             if loss is None:
                 self.spent += self.tokens
@@ -189,6 +187,13 @@ class Repairer:
 
 def _tokens(sets: Sequence[TokenSet]) -> int:
     return sum(token_set.tokens for token_set in sets)
+
+
+def _missing(cut: Cut) -> str:
+    """Says how many layers are missing behind a slot, as the end of a clause; nothing where none is."""
+    count = len(cut.removed)
+    layers = f"{count} layers are" if count > 1 else "1 layer is"
+    return f", where {layers} missing" if count else ""
 
 
 def _obstacle(plan: Plan, cut: Cut, config: Mapping[str, Any]) -> str | None:

@@ -149,6 +149,8 @@ def test_a_search_leaves_a_run_that_mergekit_and_transformers_read(
     model = AutoModelForCausalLM.from_pretrained(out / "model")
     assert model.config.num_hidden_layers == 3
 
+    assert re.search(r"calibration set: kl\n.*\n  best +\d", printed, re.DOTALL)
+    assert re.search(r"  base \(5 layers, 0.0\dM\) .*\n  best \(3 layers, 0.0\dM\) ", printed, re.DOTALL)
     code, printed, _ = run("show", out, "--json")
     shown = json.loads(printed)
     assert code == 0

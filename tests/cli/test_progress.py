@@ -31,7 +31,7 @@ def test_lines_of_a_resumed_search_tell_its_own_speed_and_the_time_left(clock: l
         clock[0] += 0.0 if number < 8 else 2.0
     shown = stream.getvalue().splitlines()
     assert shown[3] == "8/20: best 0.5000, from the journal"
-    assert shown[5] == "12/20: best 0.5000, 30 candidates/min, about 16 s left"
+    assert shown[5] == "12/20: best 0.5000, 30 candidates/min, about 16 s left of the search"
 
 
 def test_a_bar_forgets_the_speed_of_what_the_journal_knew() -> None:

@@ -208,7 +208,7 @@ def test_a_repaired_layer_may_go_without_attention(family: dict[str, str], tmp_p
     part["parameters"]["without"] = "attention"
     made = whole(family, 5, part)
     assert_three_equal(made, tmp_path / "out")
-    assert rows(made)[2].how == "select without attention repaired"
+    assert rows(made)[2].how == "select, without attention, repaired"
 
 
 def test_edits_are_drawn_and_compared() -> None:
@@ -216,7 +216,7 @@ def test_edits_are_drawn_and_compared() -> None:
         Recipe.from_mapping(recipe_of(NAMES, merged(NAMES, **own))) for own in ({}, {"without": "mlp"})
     )
     assert [(row.label, row.how) for row in rows(second)[3:5]] == [
-        ("1-2", "task_arithmetic without mlp"),
+        ("1-2", "task_arithmetic, without mlp"),
         ("3", "select"),
     ]
     assert [row.mark for row in comparison(first, second)] == [" ", "-", "+", " "]

@@ -206,6 +206,13 @@ def test_all_mistakes_are_told_at_once() -> None:
     ]
 
 
+def test_a_base_that_is_absent_is_one_mistake() -> None:
+    """The base that would be added is no third source of the user's."""
+    with pytest.raises(RecipeError) as caught:
+        check(recipe(part(source("a", 0, 1), source("b", 0, 1), op="merge", method="slerp", t=0.5)))
+    assert [p.where for p in caught.value.problems] == ["slices[0].base_model"]
+
+
 def test_layers_out_of_range_are_found_where_the_depth_is_known() -> None:
     found = depth_problems(recipe(part(source("m", 3, 9), op="select"), SELECT), {"m": 8}.get)
     assert [p.where for p in found] == ["slices[0].sources[0].layer_range"]

@@ -25,13 +25,13 @@ def test_ranges(first: int, past: int, text: str) -> None:
 def test_numbers_have_four_digits_and_filters_their_names() -> None:
     assert value_text(0.123456) == "0.1235"
     assert value_text(True) == "True"
-    assert value_text((("mlp", 0.5), (None, 1.0))) == "(0.5 in mlp, else 1)"
+    assert value_text((("mlp.", 0.5), (None, 1.0))) == "(0.5 in mlp, else 1)"
 
 
 def test_an_operation_is_its_method_its_settings_and_its_edits() -> None:
     assert operation_text(Operation(SELECT, ((),))) == "select"
     assert operation_text(MERGE) == "ties normalize=False"
-    assert operation_text(MERGE, [Edit("mlp")]) == "ties normalize=False without mlp"
+    assert operation_text(MERGE, [Edit("mlp")]) == "ties normalize=False, without mlp"
     assert edit_text(Edit("mlp", "0123")) == "repaired"
     assert edit_text(Edit("norms", "0123")) == "with fitted norms"
 
@@ -48,4 +48,4 @@ def test_a_component_names_its_members() -> None:
     merged = "ties normalize=False of a as base, b × 0.6"
     assert component_text(Component(("a", "b"), MERGE)) == merged
     edits = [Edit("norms", "0123")]
-    assert component_text(Component(("a", "b"), MERGE), str, edits) == f"{merged} with fitted norms"
+    assert component_text(Component(("a", "b"), MERGE), str, edits) == f"{merged}, with fitted norms"

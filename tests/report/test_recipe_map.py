@@ -53,7 +53,7 @@ def test_embeddings_head_and_tokenizer_are_told_by_the_members_names() -> None:
     }
     assert outer(Recipe.from_mapping(recipe_of(FAMILY, parameters=parameters)), NAMES) == {
         "embeddings": "linear of base × 0.25, math × 0.75",
-        "head": "base with fitted norms",
+        "head": "base, with fitted norms",
         "tokenizer": "code",
     }
 
