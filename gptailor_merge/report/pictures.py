@@ -141,7 +141,7 @@ def _map(run_view: RunView) -> Figure:
     for column, place in enumerate(run_view.places):
         for row, name in enumerate(names, 1):
             takes = [take for take in place.takes if take.member == name]
-            share = max((take.share for take in takes), default=0.0)
+            share = max((take.shade for take in takes), default=0.0)
             shade = PALEST + (1 - PALEST) * share if takes else 0.0
             colour = mixed(THEME.tile, colours[name], shade)
             axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, facecolor=colour, linewidth=0))

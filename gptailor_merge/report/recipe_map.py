@@ -26,7 +26,8 @@ class Take:
     """A layer that a slot takes from a member.
 
     Attributes:
-        share: the weight of the layer in the slot, from 0 to 1; 1 where it is taken as it is.
+        share: the weight of the layer in the slot, below 0 where the others have more than all of it; 1
+            where it is taken as it is.
         weight: the weight that the recipe states; None where it states none.
     """
 
@@ -34,6 +35,11 @@ class Take:
     layer: int
     share: float
     weight: float | None = None
+
+    @property
+    def shade(self) -> float:
+        """How strongly the cell is coloured, from 0 to 1."""
+        return min(1.0, abs(self.share))
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,14 @@ def cell(place: Place, takes: Sequence[Take]) -> str:
 
     >>> cell(Place(2, 1), [Take("math", 3, 0.5, 0.5)])
     '↕3 .5'
+    >>> cell(Place(2, 1), [Take("base", 2, -0.07)])
+    '−.07'
     """
     parts = []
     for take in takes:
         layer = "" if take.layer == place.layer else f"↕{take.layer}"
-        weight = "" if take.share == 1 else f"{take.share:.2g}".removeprefix("0")
+        is_whole = take.weight is None and take.share == 1
+        weight = "" if is_whole else _number(take.share)
         parts.append(" ".join(part for part in (layer, weight) if part))
     return " ".join(parts)
 
@@ -155,6 +164,13 @@ def agreement(recipes: Sequence[Recipe], names: Mapping[str, str], depth: int) -
     return Agreement(len(recipes), tuple(n / count for n in kept), shares)
 
 
+def _number(share: float) -> str:
+    """Writes a share with two digits and without the zero before its point."""
+    text = f"{round(abs(share), 3):.2g}"
+    sign = "−" if share < 0 and text != "0" else ""
+    return sign + (text[1:] if text.startswith("0.") else text)
+
+
 def _place(number: int, slot: Slot, names: Mapping[str, str]) -> Place:
     operation = slot.operation
     weights = [_weight(operation, position) for position in range(len(slot.layers))]
@@ -180,12 +196,12 @@ def _weight(operation: Operation, position: int) -> float | None:
 
 
 def _shares(operation: Operation, weights: Sequence[float | None]) -> list[float]:
-    """Turns the weights of a slot's sources into shades from 0 to 1."""
+    """Returns how much of a slot each of its sources makes up."""
     known = [weight for weight in weights if weight is not None]
     if not known:
         return [1 / len(weights)] * len(weights)
     left = 1 - sum(known) if operation.method == TASK_ARITHMETIC else 1 / len(weights)
-    return [min(1.0, max(0.0, left if weight is None else abs(weight))) for weight in weights]
+    return [left if weight is None else weight for weight in weights]
 
 
 def _mean(value: Scalar | Filtered) -> float | None:

@@ -171,7 +171,7 @@ def _map(columns: Sequence[Place], models: Sequence[str]) -> str:
         cells = []
         for column in columns:
             takes = [take for take in column.takes if take.member == model]
-            share = max((take.share for take in takes), default=0.0)
+            share = max((take.shade for take in takes), default=0.0)
             colour = mixed(LIGHT.tile, colours[model], PALEST + (1 - PALEST) * share if takes else 0.0)
             text = "×" if column.slot is None else cell(column, takes)
             cells.append((str(column.layer), text, colour))

@@ -42,6 +42,15 @@ def test_a_cell_says_weights_and_layers_that_are_not_its_own() -> None:
     assert cell(place, [Take("a", 2, 1.0)]) == ""
     assert cell(place, [Take("a", 2, 0.05, 0.05)]) == ".05"
     assert cell(place, [Take("a", 3, 0.5, 0.5)]) == "↕3 .5"
+    assert cell(place, [Take("a", 2, 1.0, 1.0)]) == "1"
+    assert cell(place, [Take("a", 2, 10.54, 10.54)]) == "11"
+
+
+def test_a_base_that_the_others_outweigh_has_a_negative_number() -> None:
+    """An empty cell would look as if the base were not there."""
+    assert cell(Place(2, 1), [Take("base", 2, -0.0731)]) == "−.073"
+    assert cell(Place(2, 1), [Take("base", 2, -0.0001)]) == "0"
+    assert (Take("base", 2, -0.25).shade, Take("a", 2, 1.5, 1.5).shade) == (0.25, 1.0)
 
 
 def test_embeddings_head_and_tokenizer_are_told_by_the_members_names() -> None:

@@ -42,7 +42,7 @@ def recipe_heatmap(view: RunView, theme: Theme) -> go.Figure:
     for row, name in enumerate(names, 1):
         by_place = [[take for take in place.takes if take.member == name] for place in places]
         shades = [
-            PALEST + (1 - PALEST) * max(take.share for take in takes) if takes else 0.0 for takes in by_place
+            PALEST + (1 - PALEST) * max(take.shade for take in takes) if takes else 0.0 for takes in by_place
         ]
         hover = [_hover(place, name, takes) for place, takes in zip(places, by_place, strict=True)]
         figure.add_trace(
