@@ -111,6 +111,8 @@ def _value(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if value == []:
+        return "none"
     text = f"[{', '.join(map(str, value))}]" if isinstance(value, list) else str(value)
     return f"`{text}`" if len(text) <= LONGEST else f"{len(value)} of our own"
 
@@ -177,7 +179,8 @@ def commands_page() -> str:
         arguments = [p for p in command.params if isinstance(p, TyperArgument)]
         required = [f"{o.opts[0]} {o.metavar or o.name.upper()}" for o in options_of(command) if o.required]
         taken = [a.metavar or a.name.upper() for a in arguments]
-        usage = " ".join([name, *taken, *required, "[OPTIONS]"])
+        shown = [_repeated(text, a) for text, a in zip(taken, arguments, strict=True)]
+        usage = " ".join([name, *shown, *required, "[OPTIONS]"])
         lines += ["", f"## {name}", "", *_help(command.help), "", "```", usage, "```", ""]
         rows = [
             (f"`{name}`", "required" if argument.required else "", _plain(argument.help))
@@ -186,6 +189,10 @@ def commands_page() -> str:
         rows += [(_option(option), _default(option), _plain(option.help)) for option in options_of(command)]
         lines += _table(("", "default", "what it is"), rows)
     return "\n".join(lines) + "\n"
+
+
+def _repeated(name: str, argument: TyperArgument) -> str:
+    return name if argument.nargs == 1 else f"[{name}...]"
 
 
 def _help(text: str | None) -> list[str]:

@@ -16,7 +16,8 @@ from gptailor_merge.cli.recipes import recipe_app
 from gptailor_merge.errors import RunError, TailorError
 
 app = typer.Typer(
-    help="Prune a family of language models by removing, selecting and merging their layers.",
+    help="Prune a family of language models by removing, selecting and merging their layers. "
+    "A search itself is run by gptailor-evolve.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -116,9 +116,10 @@ class GlobalParameters(Frozen):
     """The top-level `parameters`: the recipe's own, and defaults for the methods' parameters.
 
     Attributes:
-        embeddings: the origin of the embeddings.
-        head: the origin of the final norm and the head.
-        rest: the origin of what is no part of the language model: vision tower and projector.
+        embeddings: the origin of the embeddings; the base by default.
+        head: the origin of the final norm and the head; the base by default.
+        rest: the origin of what is no part of the language model, vision tower and projector; the base by
+            default.
         tokenizer: the member whose tokenizer, chat template and generation config are written.
         gains: a safetensors file with the gains of norms outside the layers.
         gains_digest: the digest of that file.

@@ -20,7 +20,7 @@ def value_text(value: Scalar | Filtered) -> str:
     """Words the value of a setting; numbers have four significant digits.
 
     >>> value_text((("mlp.", 0.25), ("norm", 0.25), (None, 1.0)))
-    '(0.25 in mlp and norm, else 1)'
+    '1 (0.25 in mlp and norm)'
     """
     if isinstance(value, tuple):
         of_value: dict[str, list[str]] = {}
@@ -28,8 +28,8 @@ def value_text(value: Scalar | Filtered) -> str:
             if name is not None:
                 of_value.setdefault(value_text(scalar), []).append(name.rstrip("."))
         parts = [f"{text} in {' and '.join(names)}" for text, names in of_value.items()]
-        parts += [f"else {value_text(scalar)}" for name, scalar in value if name is None]
-        return f"({', '.join(parts)})"
+        elsewhere = [value_text(scalar) for name, scalar in value if name is None]
+        return " ".join([*elsewhere, *([f"({', '.join(parts)})"] if parts else [])])
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

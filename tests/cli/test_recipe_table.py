@@ -68,7 +68,7 @@ def test_filters_and_shared_parameters_are_told() -> None:
     merged = rows(Recipe.from_mapping(recipe_of(NAMES, merge)))[3]
     assert merged.label == "1-2"
     assert merged.how == "ties normalize=True"
-    assert "density=(0.6 in mlp, else 0.4)" in merged.cells["org/math"]
+    assert "density=0.4 (0.6 in mlp)" in merged.cells["org/math"]
 
 
 def test_columns_are_told_apart_and_fit_a_terminal() -> None:
@@ -104,7 +104,7 @@ def test_a_narrow_terminal_breaks_text_and_never_cuts_it() -> None:
         narrow, wide = drawn(shown), drawn(shown, width=300)
         assert max(map(len, narrow)) <= 80
         assert characters(narrow) == characters(wide)
-        assert "density=(0.6 in [/self_attn.q_proj], else 0.4)" in "\n".join(wide)  # no markup of rich
+        assert "density=0.4 (0.6 in [/self_attn.q_proj])" in "\n".join(wide)  # no markup of rich
     published = Recipe.load(RECIPES / "llama-2-13b-gptailor-2.yml")
     lines = drawn(table(rows(published), published.models, published.base_model))
     assert max(map(len, lines)) <= 80

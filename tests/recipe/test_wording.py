@@ -25,7 +25,7 @@ def test_ranges(first: int, past: int, text: str) -> None:
 def test_numbers_have_four_digits_and_filters_their_names() -> None:
     assert value_text(0.123456) == "0.1235"
     assert value_text(True) == "True"
-    assert value_text((("mlp.", 0.5), (None, 1.0))) == "(0.5 in mlp, else 1)"
+    assert value_text((("mlp.", 0.5), (None, 1.0))) == "1 (0.5 in mlp)"
 
 
 def test_an_operation_is_its_method_its_settings_and_its_edits() -> None:
