@@ -60,5 +60,5 @@ def init(
         bank=bank,
     )
     printing.forecast(drafted.expected)
-    terminal.line(f"{drafted.file} is written; look at it (--dry-run says how long it takes), and search with")
+    terminal.line(f"{drafted.file} is written; look at it (--dry-run tells the time), and search with")
     terminal.line(f"  {drafted.command}")

@@ -163,6 +163,7 @@ class Repairer:
         removed = (cut.removed.start, cut.removed.stop)
         after = self._loss(_with_map(plan, cut, maps[best], directory), held_back)
         if not after < loss:
+            _map_file(cut, directory).unlink()
             return plan, CutRepair(cut.slot, removed, None, loss, loss)
         # The map that is kept has the chosen strength and is fitted to all sequences.
         final = _with_map(plan, cut, (moments + check).solve(best), directory)
@@ -207,6 +208,10 @@ def _obstacle(plan: Plan, cut: Cut, config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _map_file(cut: Cut, directory: Path) -> Path:
+    return directory / MAP_PATTERN.replace("*", str(cut.slot))
+
+
 def _with_map(plan: Plan, cut: Cut, matrix: torch.Tensor, directory: Path) -> Plan:
-    file, digest = save_map(matrix, directory, MAP_PATTERN.replace("*", str(cut.slot)))
+    file, digest = save_map(matrix, directory, _map_file(cut, directory).name)
     return with_edit(plan, cut.slot, Edit(MLP, digest, str(file)))

@@ -20,6 +20,9 @@ PALEST = 0.25
 TASK_ARITHMETIC = "task_arithmetic"
 """The method in which the base's share is known: it is what the weights of the variants leave."""
 
+LEAST_SHARE = 0.0005
+"""A share below it is none: the weights of a slot do not add up to the last digit."""
+
 
 @dataclass(frozen=True)
 class Take:
@@ -165,10 +168,11 @@ def agreement(recipes: Sequence[Recipe], names: Mapping[str, str], depth: int) -
 
 
 def _number(share: float) -> str:
-    """Writes a share with two digits and without the zero before its point."""
-    text = f"{round(abs(share), 3):.2g}"
-    sign = "−" if share < 0 and text != "0" else ""
-    return sign + (text[1:] if text.startswith("0.") else text)
+    """Writes a share with two digits and without the zero before its point; 0 where rounding left it."""
+    if abs(share) < LEAST_SHARE:
+        return "0"
+    text = f"{abs(share):.2g}"
+    return ("−" if share < 0 else "") + text.removeprefix("0")
 
 
 def _place(number: int, slot: Slot, names: Mapping[str, str]) -> Place:

@@ -115,7 +115,10 @@ def test_a_drafted_search_is_one_command_away(
     assert (code, error) == (0, "")
     assert re.search(r"search +240 candidates of \d+,\d+; races end many", printed)
     command = f"gptailor-evolve {out} --out runs/new --device cpu"
-    assert printed.splitlines()[-2:] == [f"{out} is written; look at it (--dry-run says how long it takes), and search with", f"  {command}"]
+    assert printed.splitlines()[-2:] == [
+        f"{out} is written; look at it (--dry-run tells the time), and search with",
+        f"  {command}",
+    ]
     document = yaml.safe_load(out.read_text())
     assert document["objectives"][0]["teacher"] == {"stories": "py", "sums": "math"}
     code, _, error = run("init", *models, "--out", out)

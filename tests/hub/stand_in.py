@@ -482,7 +482,10 @@ def serving() -> Iterator[StandIn]:
 def main() -> None:
     """Serves an empty stand-in until it is interrupted, and prints how clients find it."""
     with serving() as hub:
-        print(f"export HF_ENDPOINT={hub.endpoint} HF_TOKEN={TOKEN} HF_HUB_DISABLE_XET=1", flush=True)
+        print(  # noqa: T201 - for the shell
+            f"export HF_ENDPOINT={hub.endpoint} HF_TOKEN={TOKEN} HF_HUB_DISABLE_XET=1",
+            flush=True,
+        )
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gptailor_merge.errors import ConfigError, DataError, RecipeError
 from gptailor_merge.planning.check import check
 from gptailor_merge.planning.resolve import plan
 from gptailor_merge.recipe.recipe import Recipe
-from gptailor_merge.repair.fitting import LEAST_GAIN, RIDGES
+from gptailor_merge.repair.fitting import LEAST_GAIN, RIDGES, Repairer
 from gptailor_merge.repair.repaired_recipe import RECIPE, RepairedRecipe, repair_recipe
 from gptailor_merge.space.space import Space
 from gptailor_merge.testing.three_models import assert_three_equal
@@ -90,6 +91,17 @@ def test_everywhere_tries_every_slot_after_the_cut_while_maps_help(block: Recipe
     assert at_cuts.cuts[-1].after is not None
     assert repaired.cuts[-1].after < at_cuts.cuts[-1].after
     assert_three_equal(repaired.recipe, tmp_path / "out")
+
+
+def test_a_map_that_does_not_help_leaves_no_file(
+    block: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = count(1.0)
+    monkeypatch.setattr(Repairer, "_loss", lambda *_: next(losses))
+    repaired = run(block, TEXTS, tmp_path / "maps", tokens=1024)
+    assert [(cut.slot, cut.ridge, cut.before, cut.after) for cut in repaired.cuts] == [(2, None, 1.0, 1.0)]
+    assert list((tmp_path / "maps").iterdir()) == []
+    assert plan(repaired.recipe).digest == plan(block).digest
 
 
 def test_gradients_of_a_slice_that_is_split_stay_what_they_were(tmp_path: Path) -> None:

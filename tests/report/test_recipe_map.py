@@ -43,6 +43,7 @@ def test_a_cell_says_weights_and_layers_that_are_not_its_own() -> None:
     assert cell(place, [Take("a", 2, 0.05, 0.05)]) == ".05"
     assert cell(place, [Take("a", 3, 0.5, 0.5)]) == "↕3 .5"
     assert cell(place, [Take("a", 2, 1.0, 1.0)]) == "1"
+    assert cell(place, [Take("a", 2, 0.3051, 0.3051)]) == ".31"
     assert cell(place, [Take("a", 2, 10.54, 10.54)]) == "11"
 
 
