@@ -145,6 +145,9 @@ class SearchConfig(Section):
         document = read_yaml(file, ConfigError)
         if not isinstance(document, Mapping):
             raise ConfigError(f"expected a mapping, found {type(document).__name__}", file=file)
+        if "merge_method" in document and "family" not in document:
+            text = "this is a recipe, which gptailor merge reads; expected a search config, with a family"
+            raise ConfigError([Problem(("merge_method",), text)], file=file)
         try:
             config = cls.model_validate(without_versions(document))
         except ValidationError as error:

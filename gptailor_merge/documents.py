@@ -258,6 +258,7 @@ _EXPECTED = {
     "tuple_type": "expected a list",
     "too_short": "expected at least one entry",
     "model_type": "expected a mapping",
+    "dict_type": "expected a mapping",
     "string_too_short": "expected a name, not an empty text",
 }
 """Finding type -> our sentence, for findings that pydantic words in terms of Python."""

@@ -132,9 +132,21 @@ def test_a_run_of_a_version_that_did_not_tune_goes_on_without(write: Any, tmp_pa
     assert as_begun(SearchConfig.load(write(tune={"steps": 9})), run).tuned == 1
 
 
+def test_a_recipe_is_told_from_a_search_config(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yml"
+    file.write_text("merge_method: tailor\nbase_model: m\nslices: []\n")
+    with pytest.raises(ConfigError) as caught:
+        SearchConfig.load(file)
+    assert str(caught.value) == (
+        f"{file}:1: merge_method: this is a recipe, which gptailor merge reads; "
+        "expected a search config, with a family"
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"family": {"base": "m", "variants": ["a"]}}, "family.variants: expected a mapping, found ['a']"),
         ({"famly": {}}, "famly: unknown key; did you mean 'family'?"),
         ({"[one]": {}}, "[one]: unknown key; known are allow_test_split, batch_tokens"),
         ({"target": {"layers": 9, "remove": 3}}, "target: expected one of layers, remove, parameters, found"),

@@ -15,6 +15,7 @@ from gptailor_merge.hub.publication import Publication
 from gptailor_merge.models.devices import pick_device
 from gptailor_merge.recipe.recipe import Recipe
 from gptailor_merge.report.page import write_report
+from gptailor_merge.runs.claim import refuse_other_runs
 from gptailor_merge.runs.execution import execute
 from gptailor_merge.runs.preparation import prepare
 from gptailor_merge.runs.run import Run
@@ -104,6 +105,7 @@ def search(
         tune=tune,
     )
     run, torch_device = Run(path_of(out)), pick_device(device)
+    refuse_other_runs(run, resume=resume)
     if publication is not None:
         publication.check(settings)
     on_begin(settings.search.budget)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, ValidationError
 
 from gptailor_merge.documents import Frozen, excess, explain, read_yaml, write_yaml
-from gptailor_merge.errors import RecipeError
+from gptailor_merge.errors import Problem, RecipeError
 from gptailor_merge.recipe.fields import (
     ModelName,
     Origin,
@@ -21,6 +21,7 @@ from gptailor_merge.recipe.fields import (
     TextField,
     as_tuple,
 )
+from gptailor_merge.visible_text import shortened
 
 TAILOR = "tailor"
 """The merge method of every recipe."""
@@ -218,6 +219,8 @@ class Recipe(Frozen):
             raise RecipeError(f"expected a mapping, found {type(document).__name__}", file=file)
         if (text := excess(document)) is not None:
             raise RecipeError(text, file=file)
+        if (problem := _other_kind(document)) is not None:
+            raise RecipeError([problem], file=file)
         try:
             return cls.model_validate(document)
         except ValidationError as error:
@@ -236,3 +239,16 @@ class Recipe(Frozen):
     def to_yaml(self) -> str:
         """Returns the recipe as mergekit YAML."""
         return write_yaml(self.to_mapping())
+
+
+def _other_kind(document: Mapping[str, Any]) -> Problem | None:
+    """Returns what is wrong with a document of another kind, of which every key would be a mistake."""
+    if "family" in document and "slices" not in document:
+        text = "this is a search config, which gptailor-evolve reads; expected a recipe, with slices"
+        return Problem(("family",), text)
+    method = document.get("merge_method", TAILOR)
+    if method != TAILOR and isinstance(method, str):
+        shown = shortened(repr(method), 100)
+        text = f"expected {TAILOR}, found {shown}; gptailor recipe import makes a recipe of another merge"
+        return Problem(("merge_method",), text)
+    return None

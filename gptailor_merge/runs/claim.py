@@ -19,6 +19,18 @@ from gptailor_merge.search.baselines.choice import Choice
 from gptailor_merge.versions import environment
 
 
+def refuse_other_runs(directory: Directory, *, resume: bool) -> None:
+    """Refuses a directory that holds a run which is not to be continued.
+
+    Raises:
+        ConfigError: it holds one.
+    """
+    if directory.journal.exists() and not resume:
+        raise ConfigError(
+            f"{directory.path} already holds a run; continue it with --resume or choose another --out"
+        )
+
+
 def claim(config: SearchConfig, directory: Directory, contents: Inputs, *, resume: bool) -> bool:
     """Checks that a locked directory belongs to this config and these members; tells whether the run is new.
 
@@ -28,11 +40,8 @@ def claim(config: SearchConfig, directory: Directory, contents: Inputs, *, resum
     Raises:
         ConfigError: the directory holds a run and `resume` is not asked for, or holds another one.
     """
+    refuse_other_runs(directory, resume=resume)
     is_new = not directory.journal.exists()
-    if not is_new and not resume:
-        raise ConfigError(
-            f"{directory.path} already holds a run; continue it with --resume or choose another --out"
-        )
     if directory.config.exists() and not is_new:
         changed = SearchConfig.load(directory.config).differences(config)
         if changed:

@@ -170,7 +170,8 @@ def test_a_search_leaves_a_run_that_mergekit_and_transformers_read(
     code, printed, _ = run("recipe", "lint", out / "best.yml")
     assert (code, printed.strip()) == (0, f"{out / 'best.yml'}: sound; 3 layers, digest {shown['digest']}")
     code, _, error = run(config, "--out", out, evolve=True)
-    assert (code, "already holds a run; continue it with --resume" in error) == (2, True)
+    already = f"Error: {out} already holds a run; continue it with --resume or choose another --out\n"
+    assert (code, error) == (2, already)  # before anything is measured
     code, _, error = run(config, "--out", out, "--seed", 5, "--resume", evolve=True)
     assert (code, "was begun with another config; seed differ" in error) == (2, True)
     code, _, _ = run(config, "--out", out, "--resume", "--budget", 14, evolve=True)
@@ -284,7 +285,7 @@ def test_bad_arguments_exit_with_2(run: Run, config: Path, family: dict[str, str
         (["show", tmp_path], False, "no such journal; expected a run directory"),
         (["score", family["base"], "--data", tmp_path / "none.txt"], False, "none.txt: no such file"),
         (["score", tmp_path / "none", "--data", "x.txt"], False, "none: no such file"),
-        (["recipe", "lint", config], False, "merge_method"),
+        (["recipe", "lint", config], False, "this is a search config"),
         (["check", tmp_path], False, "no config.json; expected a transformers model directory"),
         ([config, "--out", config], True, "cannot be made a directory: File exists"),
     ]
@@ -444,7 +445,7 @@ def test_a_search_starts_from_given_recipes_and_resumes_with_them(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"merge_method": "slerp"}, "merge_method: input should be 'tailor', found 'slerp'"),
+        ({"merge_method": "slerp"}, "merge_method: expected tailor, found 'slerp'; gptailor recipe import"),
         ({"parameters": {"density": 0.5}}, "methods or parameters that this space does not have"),
         ({"slices": []}, "start.yml"),
     ],

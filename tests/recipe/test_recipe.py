@@ -87,7 +87,8 @@ def test_the_digest_is_stable_across_versions_of_this_package() -> None:
     [
         ({"slicse": []}, "slicse: unknown key; did you mean 'slices'?"),
         ({"base_model": 3}, "base_model: input should be a valid string, found 3"),
-        ({"merge_method": "tailer"}, "merge_method: input should be 'tailor', found 'tailer'"),
+        ({"merge_method": "tailer"}, "merge_method: expected tailor, found 'tailer'; gptailor recipe import"),
+        ({"merge_method": 3}, "merge_method: input should be 'tailor', found 3"),
         ({"tokenizer_source": "union"}, "tokenizer_source: unknown key"),
         (
             {"parameters": {"head": {"method": "linear"}}},
@@ -129,6 +130,15 @@ def test_wrong_shapes_name_the_key(change: dict[str, Any], message: str) -> None
     with pytest.raises(RecipeError) as caught:
         Recipe.from_mapping({**recipe_of(NAMES), **change})
     assert message in str(caught.value)
+
+
+def test_a_search_config_is_told_from_a_recipe() -> None:
+    """Else every key of it would be a mistake of its own."""
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_mapping({"family": {"base": "m"}, "target": {"layers": 3}, "seed": 0})
+    assert str(caught.value) == (
+        "family: this is a search config, which gptailor-evolve reads; expected a recipe, with slices"
+    )
 
 
 def test_a_missing_key_is_named() -> None:
