@@ -60,5 +60,10 @@ def init(
         bank=bank,
     )
     printing.forecast(drafted.expected)
+    if not drafted.config.held_out:
+        printing.warning(
+            "nothing is held out: the result will have no score on texts that it was not searched on; "
+            "a directory of texts called held-out, beside calibration, is reported on"
+        )
     terminal.line(f"{drafted.file} is written; look at it (--dry-run tells the time), and search with")
     terminal.line(f"  {drafted.command}")

@@ -114,6 +114,7 @@ def test_a_drafted_search_is_one_command_away(
     code, printed, error = run("init", *models, *options, "--device", "cpu")
     assert (code, error) == (0, "")
     assert re.search(r"search +240 candidates of \d+,\d+; races end many", printed)
+    assert "warning: nothing is held out: the result will have no score on texts" in printed
     command = f"gptailor-evolve {out} --out runs/new --device cpu"
     assert printed.splitlines()[-2:] == [
         f"{out} is written; look at it (--dry-run tells the time), and search with",
