@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     )
 
 TOTAL = "total"
+FOUND = "found"
+"""The best recipe, in the scores and sizes of a summary."""
+
 SHOWN_DIFFERENCES = 10
 """Lines of a comparison; the others are counted."""
 
@@ -308,8 +311,6 @@ def _with_size(model: str, sizes: Mapping[str, tuple[int, int]], chosen: str) ->
     Args:
         chosen: the name of the recipe that the run has come to; "found" is a stage.
     """
-    from gptailor_merge.runs.record import FOUND
-
     size = sizes.get(model, sizes.get("base"))
     name = chosen if model == FOUND else model
     return f"{name} ({size[0]} layers, {size[1] / 1e6:,.2f}M)" if size else name
