@@ -86,7 +86,7 @@ def _score_cell(score: Score) -> NumberCell:
 
 def _stage_table(stages: StageTable) -> NumberTable:
     return NumberTable(
-        f"Held-out {plain(stages.objective)} by stage",
+        f"Held-out {plain(stages.objective)} by stage; found is by the search alone",
         ("", *stages.columns, "tokens of the stage", "seconds"),
         tuple(
             NumberRow(
