@@ -28,7 +28,7 @@ def test_a_model_whose_layers_wait_on_the_disk_predicts_the_same(monkeypatch: py
     streamed = loading.load_model(BASE, torch.float32, CPU)
     assert [next(layer.parameters()).is_meta for layer in streamed.model.layers] == [False, True] * 6
     ((one,), (other,)) = (list(predictions_alone(model, batch)) for model in (whole, streamed))
-    assert torch.equal(one.logits, other.logits)
+    assert torch.equal(one.log_probabilities, other.log_probabilities)
 
 
 def test_a_model_that_does_not_fit_its_gpu_waits_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,8 @@ def test_a_generation_is_scored_as_its_members_are_alone(
         assert sum(units.sum() for units in raced[n].units.values()) == pytest.approx(loss(raced[n]))
     kept = sorted(loss(raced[n]) for n in survivors)[min(keep, len(survivors)) - 1]
     for outcome in raced:
-        assert outcome.estimate is None or outcome.estimate >= kept
+        # The two are sums of the same numbers in another order.
+        assert outcome.estimate is None or outcome.estimate >= kept - 1e-12 * abs(kept)
 
 
 def test_each_objective_has_all_its_units(loaded: Family, evaluator: Evaluator) -> None:
