@@ -68,6 +68,7 @@ def test_composing_is_faster_than_writing(tmp_path: Path) -> None:
     assert figures(tmp_path / "figures.json")["ratio"] > 1
 
 
+@pytest.mark.weekly
 def test_all_arms_of_the_evaluator_give_the_same_losses(tmp_path: Path) -> None:
     run("evaluator", "--json", tmp_path / "figures.json")
     report = figures(tmp_path / "figures.json")
@@ -171,6 +172,7 @@ def test_a_family_of_adapters_is_measured_on_texts_beside_it(tmp_path: Path) -> 
     assert held_out["data"]["sums"] == {"file": str(tmp_path / "sums.jsonl"), "column": "question"}
 
 
+@pytest.mark.weekly
 def test_what_one_gpu_measures_is_tried_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part has a bound; one that reaches it, or fails, leaves what it has to the file."""
     gpu = importlib.import_module("gpu")

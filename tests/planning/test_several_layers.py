@@ -104,6 +104,7 @@ def test_stock_mergekit_yaml_writes_it(family: dict[str, str], tmp_path: Path) -
     assert_same_weights(tmp_path / "stock", tmp_path / "ours")
 
 
+@pytest.mark.weekly
 def test_mergekit_multi_takes_several_layers_of_a_model_that_it_has_just_made(
     family: dict[str, str], tmp_path: Path
 ) -> None:

@@ -206,7 +206,7 @@ def overlap(first: Box, second: Box) -> bool:
     return wide > 1 and high > 1
 
 
-@pytest.mark.parametrize("depth", [40, 80])
+@pytest.mark.parametrize("depth", [40, pytest.param(80, marks=pytest.mark.weekly)])
 def test_a_map_that_is_too_wide_is_scrolled_and_the_page_is_not(
     chromium: Any, tmp_path: Path, depth: int
 ) -> None:
