@@ -20,11 +20,7 @@ from gptailor_merge.errors import ConfigError
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.scoring.cluster import WorkerLostError, first_line, sendable
 from gptailor_merge.scoring.crew import Crew
-from gptailor_merge.scoring.crew_fitter import CrewFitter
-from gptailor_merge.scoring.executor import Outcome
-from gptailor_merge.scoring.generation import RungResult, score_generation
-from gptailor_merge.scoring.passes import Passes
-from gptailor_merge.scoring.racing import Race
+from gptailor_merge.scoring.crew_pool import CrewPool
 from gptailor_merge.scoring.threads import threads
 from gptailor_merge.scoring.workplace import Job, ScoredSection, Workplace
 
@@ -49,7 +45,7 @@ OBJECT_STORE_BYTES = 128 * 1024**2
 SECTIONS: tuple[ScoredSection, ...] = ("objectives", "gates", "held_out")
 
 
-class RayPool:
+class RayPool(CrewPool):
     """The actors of a run."""
 
     def __init__(self, job: Job, workplace: Workplace) -> None:
@@ -59,39 +55,15 @@ class RayPool:
             ConfigError: Ray is not installed, or cannot be reached, or too few GPUs are here; or something
                 that is measured cannot be sent.
         """
-        self._workplace = workplace
         measured = sendable({section: workplace.passes(section) for section in SECTIONS}, "measured")
         self._cluster = RayCluster(job, measured)
-        self._crew = Crew(self._cluster, progress=workplace.progress)
+        super().__init__(Crew(self._cluster, progress=workplace.progress), workplace)
         self._crew.recruit()  # they start while this process goes on
-
-    def executor(self, section: ScoredSection) -> RayExecutor:
-        """Returns what scores plans on a section."""
-        return RayExecutor(self._crew, section, self._workplace.passes(section))
-
-    def fitter(self) -> CrewFitter:
-        """Returns what refines finalists."""
-        return CrewFitter(self._crew)
 
     def close(self) -> None:
         """Ends the actors, and Ray if it was started here."""
-        self._crew.close()
+        super().close()
         self._cluster.close()
-
-
-class RayExecutor:
-    """Scores plans on one section."""
-
-    def __init__(self, crew: Crew, section: ScoredSection, passes: Passes) -> None:
-        self._crew, self._section, self._passes = crew, section, passes
-
-    def score(self, plans: Sequence[Plan], race: Race | None = None) -> Sequence[Outcome]:
-        """Returns the outcomes in the order of the plans; races are judged in this process."""
-        return score_generation(self, self._passes, plans, race)
-
-    def score_rungs(self, rungs: range, plans: Sequence[Plan]) -> list[RungResult]:
-        """Returns what the plans have on the batches of the rungs together, in their order."""
-        return self._crew.score_rungs(self._section, rungs, plans)
 
 
 class RayCluster:

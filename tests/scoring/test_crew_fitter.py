@@ -24,6 +24,7 @@ from gptailor_merge.runs.run import Run
 from gptailor_merge.scoring.cluster import WorkerLostError
 from gptailor_merge.scoring.crew import Crew
 from gptailor_merge.scoring.crew_fitter import CrewFitter
+from gptailor_merge.scoring.crew_pool import CrewPool
 from gptailor_merge.scoring.executor_pools import LOCAL, PoolFactory
 from gptailor_merge.scoring.finalist_fits import (
     FitTask,
@@ -34,8 +35,7 @@ from gptailor_merge.scoring.finalist_fits import (
     Refine,
     fit_on_worker,
 )
-from gptailor_merge.scoring.ray_pool import RayExecutor
-from gptailor_merge.scoring.workplace import ScoredSection, Workplace
+from gptailor_merge.scoring.workplace import Workplace
 from gptailor_merge.testing.executors import tiny_job, tiny_plans
 from tests.scoring.test_crew import FakeCluster
 from tests.scoring.test_ray_pool import contents, files, run_with
@@ -160,23 +160,13 @@ def test_what_cannot_be_sent_is_a_sentence(plans: list[Plan], tmp_path: Path) ->
     assert told[0].startswith('ConfigError("what is fitted to cannot be sent to workers: ')
 
 
-class HerePool:
+class HerePool(CrewPool):
     """Scores and refines on a made-up cluster whose workers are this process."""
 
     def __init__(self, trouble_in_fits: Any, workplace: Workplace) -> None:
         cluster = Here(2, trouble_in_fits=trouble_in_fits)
         cluster.composer, cluster.evaluator = workplace.composer, cache(workplace.evaluator)
-        self._crew = Crew(cluster, clock=lambda: cluster.now)
-        self._workplace = workplace
-
-    def executor(self, section: ScoredSection) -> RayExecutor:
-        return RayExecutor(self._crew, section, self._workplace.passes(section))
-
-    def fitter(self) -> CrewFitter:
-        return CrewFitter(self._crew)
-
-    def close(self) -> None:
-        self._crew.close()
+        super().__init__(Crew(cluster, clock=lambda: cluster.now), workplace)
 
 
 class TestSearch:
