@@ -30,6 +30,8 @@ class HealSection(Section):
         lora: rank of the adapter.
         rate: the highest learning rate; default that of `gptailor heal`.
         cross_entropy: the share of plain cross-entropy in the loss; 1 asks no teacher.
+        hidden_states: the weight of the distance of a few layers' inputs from the teacher's in the loss; 0
+            compares predictions alone.
         sequence_length: tokens that the model sees at once.
         generate: tasks of lm-eval whose answers are generated, before and after; the shares that match
             exactly are reported, and choose nothing.
@@ -44,6 +46,7 @@ class HealSection(Section):
     lora: Annotated[int, Field(ge=1)] = 32
     rate: Annotated[float, Field(gt=0)] | None = None
     cross_entropy: Annotated[float, Field(ge=0, le=1)] = 0.0
+    hidden_states: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     sequence_length: Annotated[int, Field(ge=2)] = 512
     generate: Annotated[tuple[str, ...], Field(strict=False)] = ()
     limit: Positive = 50

@@ -56,7 +56,7 @@ class SearchSection(Section):
         pick: which recipe of the front is the run's best: knee, best:OBJECTIVE or layers=N.
         start: recipe files that the first generation begins with.
         warm_start: baselines whose recipes the first generation begins with; default best_merge, where it
-            takes no more than two fifths of the budget.
+            takes no more than three fifths of the budget.
         workers: how many processes score candidates, by Ray; auto is one for each GPU, or for each CPU
             where there is none. Default: this process alone.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ def heal(
     minutes: float | None = None,
     rate: float | None = None,
     cross_entropy: float = 0.0,
+    hidden_states: float = HealOptions.hidden_states,
     top_k: int = 128,
     column: str = "text",
     members: Mapping[str, str] | Iterable[str] = (),
@@ -76,6 +78,8 @@ def heal(
         minutes: training ends after these, if not before.
         rate: the highest learning rate of AdamW; default 2e-3 for an adapter and 2e-4 for all weights.
         cross_entropy: the share of plain cross-entropy on the texts in the loss, 0 to 1; 1 asks no teacher.
+        hidden_states: the weight of the distance of a few layers' inputs from the teacher's in the loss; 0
+            compares predictions alone.
         top_k: how many of a teacher's likeliest tokens count one by one; the others count as one.
         column: field or column that holds the text or messages; see score.
         members: name -> model, of teachers that the recipe does not name; or texts NAME=MODEL.
@@ -97,6 +101,8 @@ def heal(
     """
     if not 0 <= cross_entropy <= 1:
         raise ConfigError(f"--cross-entropy: expected a share from 0 to 1, found {cross_entropy}")
+    if not 0 <= hidden_states < math.inf:
+        raise ConfigError(f"--hidden-states: expected a weight of at least 0, found {hidden_states}")
     if rate is not None and not rate > 0:
         raise ConfigError(f"--rate: expected a number above 0, found {rate}")
     trackers = tracker_factories(report_to)
@@ -106,6 +112,7 @@ def heal(
         minutes=minutes,
         rate=rate,
         cross_entropy=cross_entropy,
+        hidden_states=hidden_states,
         top_k=top_k,
         step_tokens=step_tokens,
         sequence_length=sequence_length,

@@ -47,6 +47,7 @@ from gptailor_merge.scoring.racing import Race
 from gptailor_merge.scoring.workplace import BankMode, Workplace, open_workplace
 from gptailor_merge.search import driver
 from gptailor_merge.search.baselines.choice import Choice
+from gptailor_merge.search.baselines.protocol import Baseline
 from gptailor_merge.search.candidates import Candidate
 from gptailor_merge.search.driver import OnCandidate
 from gptailor_merge.search.optimizers.protocol import OptimizerFactory
@@ -102,6 +103,7 @@ class Session:
         workplace: what is measured, and what composes models.
         settings: those that a run would search with.
         executor: scores plans on the calibration set.
+        warm: the baselines that searches start from, where the config names them.
     """
 
     config: SearchConfig
@@ -111,6 +113,7 @@ class Session:
     workplace: Workplace
     settings: SearchSettings
     executor: Executor
+    warm: Sequence[Baseline] | None = None
 
     @property
     def weights(self) -> Weights:
@@ -238,6 +241,7 @@ class Session:
                 journal,
                 settings,
                 make_optimizer=make_optimizer,
+                warm=self.warm,
                 hidden=self.workplace.hidden,
                 on_candidate=listen,
             )
@@ -352,7 +356,7 @@ def open_session(
         workplace = open_workplace(whole, family, torch_device, bank=bank, progress=on_step)
         settings = settings_for(workplace, space.sizes)
         executor = workplace.evaluator("objectives")
-    return Session(whole, torch_device, family, space, workplace, settings, executor)
+    return Session(whole, torch_device, family, space, workplace, settings, executor, prepared.warm)
 
 
 def space_of(config: AnyPath | SearchConfig) -> Space:

@@ -220,13 +220,19 @@ def heal(
         float,
         typer.Option(min=0.0, max=1.0, help="Share of plain cross-entropy in the loss; 1 asks no teacher."),
     ] = 0.0,
+    hidden_states: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Weight of the distance from the teacher's hidden states in the loss; 0 is none."
+        ),
+    ] = 10.0,
     top_k: Annotated[
         int, typer.Option(min=1, help="How many of a teacher's likeliest tokens count one by one.")
     ] = 128,
     column: Column = "text",
     step_tokens: Annotated[
         int, typer.Option(min=2, help="Tokens of a step, approximately; fewer make more steps.")
-    ] = 2048,
+    ] = 1024,
     sequence_length: SequenceLength = 512,
     seed: Annotated[int, typer.Option(help="Of the order of the texts.")] = 0,
     report_to: Annotated[
@@ -255,6 +261,7 @@ def heal(
         minutes=minutes,
         rate=rate,
         cross_entropy=cross_entropy,
+        hidden_states=hidden_states,
         top_k=top_k,
         column=column,
         members=member or (),

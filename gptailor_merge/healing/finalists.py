@@ -121,12 +121,13 @@ def _heal(
     if done is not None and (done.digest not in best or has_files(done)):
         shutil.rmtree(checkpoints, ignore_errors=True)  # a process that was killed may have left them
         return
-    config, section, measures = workplace.config, workplace.config.heal, workplace.measures
+    config, section = workplace.config, workplace.config.heal
     options = HealOptions(
         rank=section.lora,
         tokens=tokens,
         rate=section.rate,
         cross_entropy=section.cross_entropy,
+        hidden_states=section.hidden_states,
         sequence_length=section.sequence_length,
         seed=config.seed,
     )
@@ -139,7 +140,8 @@ def _heal(
         sets,
         out,
         taught={token_set.name: _teacher(config, token_set.name) for token_set in sets},
-        teacher=measures.context.teacher,
+        teacher=workplace.teachers.get,
+        release=workplace.teachers.release,
         checkpoints=checkpoints,
         options=options,
         progress=workplace.progress,

@@ -25,9 +25,10 @@ from gptailor_merge.errors import ConfigError, ScoringError
 from gptailor_merge.healing.facts import HealingFacts
 from gptailor_merge.healing.lessons import ALONE, Lessons, lessons
 from gptailor_merge.healing.processes import Processes
+from gptailor_merge.healing.states import NOWHERE, places_of
 from gptailor_merge.healing.training import Course, Report, Trained, linear_maps, train, unreported
 from gptailor_merge.models.architecture import body_of
-from gptailor_merge.objectives.protocols import Forward
+from gptailor_merge.objectives.protocols import TeacherForward
 from gptailor_merge.recipe.plan import Plan
 from gptailor_merge.versions import environment
 
@@ -61,6 +62,8 @@ class HealOptions:
         minutes: training ends after these, if not before.
         rate: the highest learning rate; None takes that of RATES.
         cross_entropy: the share of plain cross-entropy in the loss; 1 asks no teacher.
+        hidden_states: the weight of the distance of a few layers' inputs from the teacher's, which is added
+            to the divergence; 0 compares predictions alone.
         top_k: how many of a teacher's likeliest tokens count one by one.
         step_tokens: tokens of a step, approximately.
         sequence_length: tokens that the model sees at once.
@@ -72,8 +75,9 @@ class HealOptions:
     minutes: float | None = None
     rate: float | None = None
     cross_entropy: float = 0.0
+    hidden_states: float = 10.0
     top_k: int = 128
-    step_tokens: int = 2048
+    step_tokens: int = 1024
     sequence_length: int = 512
     teachers_in_8bit: bool = False
     seed: int = 0
@@ -98,6 +102,7 @@ class HealOptions:
             rate=self.highest_rate,
             minutes=self.minutes,
             cross_entropy=self.cross_entropy,
+            hidden_states=self.hidden_states,
             seed=self.seed,
         )
 
@@ -131,7 +136,7 @@ def heal_plan(
     out: Path,
     *,
     taught: Mapping[str, str],
-    teacher: Callable[[str], tuple[str, Forward]],
+    teacher: Callable[[str], tuple[str, TeacherForward]],
     release: Callable[[], None] = lambda: None,
     checkpoints: Path,
     options: HealOptions,
@@ -173,8 +178,15 @@ def heal_plan(
     if processes.is_main:
         _prepare(checkpoints, digest(key if processes.count == 1 else [*key, processes.count]))
     processes.wait()
+    base = composer.bank.family.base
     course_lessons = lessons(
-        sets, by_text, top_k=options.top_k, device=device, processes=processes, shared=checkpoints
+        sets,
+        by_text,
+        top_k=options.top_k,
+        places=places_of(plan.kept, base.text_config) if options.hidden_states else NOWHERE,
+        device=device,
+        processes=processes,
+        directory=checkpoints,
     )
     release()
     trained = _trained(plan, composer, course_lessons, checkpoints, options, progress, report, processes)

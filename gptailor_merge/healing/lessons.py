@@ -13,12 +13,14 @@ from gptailor_merge.calibration.batches import layout
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.errors import DataError
 from gptailor_merge.healing.processes import Processes
+from gptailor_merge.healing.states import NOWHERE, Places, TeacherStates, watched
 from gptailor_merge.objectives.kl import Reference, build_kl
-from gptailor_merge.objectives.protocols import Forward
+from gptailor_merge.objectives.protocols import TeacherForward
 
 Lesson = Mapping[str, torch.Tensor]
-"""`input_ids` int64 [length], and of the teacher's likeliest next tokens `indices` int32 and
-`log_probabilities` float32, [length - 1, k] each; a lesson without a teacher has ids alone."""
+"""`input_ids` int64 [length]; of the teacher's likeliest next tokens `indices` int32 and `log_probabilities`
+float32, [length - 1, k] each; and of what the teacher's layers are given `states` uint8 [layers, length,
+width] and `scales` float32 [layers, length], see states. A lesson without a teacher has ids alone."""
 
 
 BATCH_TOKENS = 8192
@@ -39,21 +41,24 @@ class Lessons:
 
     Attributes:
         taught: lessons that are trained on, texts in turn.
-        apart: lessons that are not.
+        apart: lessons that are not; they have no states.
+        layers: of the model, whose inputs the states are.
     """
 
     taught: Sequence[Lesson]
     apart: Sequence[Lesson]
+    layers: Sequence[int] = ()
 
 
 def lessons(
     sets: Sequence[TokenSet],
-    teachers: Mapping[str, tuple[str, Forward]],
+    teachers: Mapping[str, tuple[str, TeacherForward]],
     *,
     top_k: int,
+    places: Places = NOWHERE,
     device: torch.device,
     processes: Processes = ALONE,
-    shared: Path = Path(),
+    directory: Path = Path(),
 ) -> Lessons:
     """Runs each teacher over its texts once, one teacher after the other.
 
@@ -62,7 +67,8 @@ def lessons(
     Args:
         teachers: name of a text -> (digest, forward pass) of its teacher; empty for plain fine-tuning.
         top_k: how many of a teacher's likeliest tokens are kept of each position, see kl.KullbackLeibler.
-        shared: the directory in which several processes put what they have predicted.
+        places: where the teachers' states are kept, too.
+        directory: of files with states, and with what several processes have predicted.
 
     Raises:
         DataError: a text has a single sequence.
@@ -76,7 +82,8 @@ def lessons(
     predicted: Sequence[Mapping[str, Lesson]] = [{}]
     if teachers:
         turns = [turn for token_set in sets if (turn := _turn(token_set, processes)).sequences]
-        predicted = _exchanged(_predicted(turns, teachers, top_k, device), processes, shared)
+        own = directory / f"states-{processes.index}"
+        predicted = _exchanged(_predicted(turns, teachers, top_k, places, own, device), processes, directory)
     taught: list[list[Lesson]] = []
     apart: list[Lesson] = []
     for token_set in sets:
@@ -86,11 +93,11 @@ def lessons(
             teaching = predicted[process].get(token_set.name, {})
             of_set.append({"input_ids": ids, **{key: tensor[row] for key, tensor in teaching.items()}})
         held = range(min(APART, len(of_set)) - 1, len(of_set), APART)
-        apart += [of_set[number] for number in held]
+        apart += [_without_states(of_set[number]) for number in held]
         taught.append([lesson for number, lesson in enumerate(of_set) if number not in held])
     longest = max(map(len, taught))
     in_turn = [of_set[n] for n in range(longest) for of_set in taught if n < len(of_set)]
-    return Lessons(in_turn, apart)
+    return Lessons(in_turn, apart, places.layers if teachers else ())
 
 
 def _turn(token_set: TokenSet, processes: Processes) -> TokenSet:
@@ -102,14 +109,36 @@ def _turn(token_set: TokenSet, processes: Processes) -> TokenSet:
 
 
 def _predicted(
-    sets: Sequence[TokenSet], teachers: Mapping[str, tuple[str, Forward]], top_k: int, device: torch.device
+    sets: Sequence[TokenSet],
+    teachers: Mapping[str, tuple[str, TeacherForward]],
+    top_k: int,
+    places: Places,
+    directory: Path,
+    device: torch.device,
 ) -> dict[str, Lesson]:
-    """Returns name of a text -> what its teacher predicts of all sequences."""
+    """Returns name of a text -> what its teacher predicts of all sequences, and its states.
+
+    Args:
+        directory: where the states are kept.
+    """
     if not sets:
         return {}
     ((*batches,),) = layout(sets, BATCH_TOKENS, device=device, rungs=(1.0,))
+    states: Mapping[str, TeacherStates] = {}
+    if places.layers:
+        teachers, states = watched(teachers, sets, places, directory)
     references = build_kl("kl", sets, teachers=teachers, top_k=top_k, batches=batches).references
-    return {name: _on_host(reference) for name, reference in references.items()}
+    return {
+        token_set.name: {
+            **_on_host(references[token_set.name]),
+            **(states[token_set.name].of(token_set) if states else {}),
+        }
+        for token_set in sets
+    }
+
+
+def _without_states(lesson: Lesson) -> Lesson:
+    return {key: tensor for key, tensor in lesson.items() if key not in ("states", "scales")}
 
 
 def _on_host(reference: Reference) -> Lesson:

@@ -26,6 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from gptailor_merge.calibration.batches import Segment
 from gptailor_merge.healing.lessons import ALONE, Lesson, Lessons
 from gptailor_merge.healing.processes import Processes
+from gptailor_merge.healing.states import distance
 from gptailor_merge.objectives.kl import Reference, kl_divergence
 from gptailor_merge.objectives.protocols import Prediction, log_likelihood
 from gptailor_merge.time_left import time_left
@@ -60,6 +61,7 @@ class Course:
         rate: the highest learning rate of AdamW, which falls to zero along half a cosine.
         minutes: training ends after these; the rate then stays where it is after its rise.
         cross_entropy: the share of plain cross-entropy on the texts in the loss.
+        hidden_states: the weight of the distance from the teacher's states, beside the divergence.
         seed: of the order of the lessons, and of an adapter's first weights.
     """
 
@@ -68,6 +70,7 @@ class Course:
     rate: float
     minutes: float | None = None
     cross_entropy: float = 0.0
+    hidden_states: float = 0.0
     seed: int = 0
 
 
@@ -163,7 +166,8 @@ def train(
         eval_dataset=lessons.apart,
         data_collator=_stacked,
         callbacks=[observer],
-        cross_entropy=course.cross_entropy,
+        course=course,
+        layers=lessons.layers,
         vocabulary=vocabulary,
     )
     trainer.remove_callback(PrinterCallback)  # the observer says it
@@ -191,13 +195,17 @@ class OneDeviceArguments(TrainingArguments):  # type: ignore[misc]
 class Distillation(Trainer):  # type: ignore[misc]
     """A Trainer whose loss is KL(teacher ‖ model) of the next token, mean over positions, in nats.
 
-    The teacher's top k with the remaining mass, as kl.KullbackLeibler scores it; lessons without a teacher
-    have the cross-entropy of the text.
+    The teacher's top k with the remaining mass, as kl.KullbackLeibler scores it; what is trained on adds the
+    distance of hidden states. Lessons without a teacher have the cross-entropy of the text.
     """
 
-    def __init__(self, *, cross_entropy: float, vocabulary: int, **settings: Any) -> None:
+    def __init__(self, *, course: Course, layers: Sequence[int], vocabulary: int, **settings: Any) -> None:
+        """
+        Args:
+            layers: those whose inputs are compared with a teacher's.
+        """
         super().__init__(**settings)
-        self._cross_entropy, self._vocabulary = cross_entropy, vocabulary
+        self._course, self._layers, self._vocabulary = course, layers, vocabulary
 
     def compute_loss(
         self,
@@ -207,15 +215,20 @@ class Distillation(Trainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         ids = inputs["input_ids"]
-        output = model(input_ids=ids, use_cache=False)
+        compared = [] if "states" not in inputs else self._layers
+        output = model(input_ids=ids, use_cache=False, output_hidden_states=bool(compared))
         rows = range(len(ids))
         logits = output.logits[:, :-1, : self._vocabulary]
         prediction = Prediction.of(Segment("", rows, rows), ids[:, 1:], logits)
-        share = self._cross_entropy if "indices" in inputs else 1.0
+        share = self._course.cross_entropy if "indices" in inputs else 1.0
         loss = torch.zeros((), device=ids.device)
         if share < 1:
             reference = Reference(inputs["indices"], inputs["log_probabilities"])
             loss = loss + (1 - share) * kl_divergence(reference, prediction).mean()
+        if compared:
+            states = [output.hidden_states[layer] for layer in compared]
+            apart = distance(states, inputs["states"], inputs["scales"])
+            loss = loss + (1 - share) * self._course.hidden_states * apart
         if share > 0:
             loss = loss - share * log_likelihood(prediction).mean()
         return (loss, output) if return_outputs else loss

@@ -49,6 +49,25 @@ Forward = Callable[[Batch], Iterator[Prediction]]
 """Gives the predictions of a model for a batch, see scoring.passes.predictions."""
 
 
+class Watch(NamedTuple):
+    """Someone who is told on the way to a prediction what some layers are given.
+
+    Attributes:
+        layers: in order; the first layer of a model is not among them.
+        see: takes a batch and the layers' inputs, [sequences, length, width] each.
+    """
+
+    layers: Sequence[int]
+    see: Callable[[Batch, Sequence[torch.Tensor]], None]
+
+
+class TeacherForward(Protocol):
+    """A forward pass of a teacher, that can be watched."""
+
+    def __call__(self, batch: Batch, watch: Watch | None = None) -> Iterator[Prediction]:
+        """Returns the predictions for a batch."""
+
+
 class ScoredObjective(Protocol):
     """The part that all objectives have in common: a name, an identity, and how units become a score."""
 

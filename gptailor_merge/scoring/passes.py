@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from gptailor_merge.calibration.batches import RUNGS, Batch
 from gptailor_merge.composing.prefixes import State, advance, head
 from gptailor_merge.models.architecture import layers_of
-from gptailor_merge.objectives.protocols import Forward, ModelObjective, Objective, Prediction
+from gptailor_merge.objectives.protocols import Forward, ModelObjective, Objective, Prediction, Watch
 from gptailor_merge.objectives.scores import Scores, Weights
 from gptailor_merge.scoring.racing import Totals, Units
 
@@ -78,11 +78,19 @@ def _item_predictions(
 
 
 def predictions_alone(
-    model: PreTrainedModel, batch: Batch, *, vocabulary: int | None = None
+    model: PreTrainedModel, batch: Batch, *, vocabulary: int | None = None, watch: Watch | None = None
 ) -> Iterator[Prediction]:
-    """Yields the predictions of a single model, which shares no work with others."""
+    """Yields the predictions of a single model, which shares no work with others.
+
+    Args:
+        vocabulary: see predictions.
+        watch: told of layers' inputs on the way.
+    """
     depth = len(layers_of(model))
-    (state,) = advance(model, batch.ids, None, range(depth), {depth - 1}, batch.branches)
+    watched = set() if watch is None else {layer - 1 for layer in watch.layers}
+    *inputs, state = advance(model, batch.ids, None, range(depth), {*watched, depth - 1}, batch.branches)
+    if watch is not None:
+        watch.see(batch, inputs)
     return predictions(model, batch, state, vocabulary=vocabulary)
 
 

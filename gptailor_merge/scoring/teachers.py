@@ -13,7 +13,7 @@ from gptailor_merge.errors import FamilyError, ScoringError
 from gptailor_merge.models.family import Family
 from gptailor_merge.models.loading import load_model, member_digest
 from gptailor_merge.models.vocabulary import token_differences
-from gptailor_merge.objectives.protocols import Forward, Prediction
+from gptailor_merge.objectives.protocols import Prediction, TeacherForward, Watch
 from gptailor_merge.scoring.passes import predictions_alone
 
 LARGE = 2**26
@@ -39,15 +39,15 @@ class Teachers:
         self._in_8bit = in_8bit
         self._loaded: tuple[str, PreTrainedModel] | None = None
 
-    def get(self, name: str) -> tuple[str, Forward]:
+    def get(self, name: str) -> tuple[str, TeacherForward]:
         """Returns a member's (digest of the weights, forward pass); logits have the base's vocabulary."""
         member = self.family.by_name(name)
         assert member is not None
         vocabulary = self.family.base.vocabulary_size
 
-        def run(batch: Batch) -> Iterator[Prediction]:
+        def run(batch: Batch, watch: Watch | None = None) -> Iterator[Prediction]:
             refuse_other_tokens(self.family.base.tokens, member.tokens, name, batch.ids)
-            for prediction in predictions_alone(self.model(name), batch, vocabulary=vocabulary):
+            for prediction in predictions_alone(self.model(name), batch, vocabulary=vocabulary, watch=watch):
                 yield finite(name, prediction)
 
         kind = " in 8 bits" if self._in_8bit else ""

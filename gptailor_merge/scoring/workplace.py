@@ -46,6 +46,7 @@ class Workplace:
 
     Attributes:
         config: the search config, with the size of batches that was found on this device.
+        teachers: the dense members.
         measures: the objectives of each section, with their batches on the device.
         base_measured: the units that the base model has on the gates; empty without gates.
         compute: the dtype of forward passes.
@@ -56,6 +57,7 @@ class Workplace:
     family: Family
     device: torch.device
     bank: BankMode
+    teachers: Teachers
     measures: Measures
     base_measured: Measured
     compute: torch.dtype
@@ -164,7 +166,7 @@ def open_workplace(
     measured = measures(config, tokenizer, teachers, getattr(torch, out_dtype), size)
     of_base = measured.gates.measure_alone(teachers.model("base")) if config.gates else {}
     teachers.release()
-    return Workplace(config, family, device, bank, measured, of_base, compute, progress)
+    return Workplace(config, family, device, bank, teachers, measured, of_base, compute, progress)
 
 
 def composer(

@@ -17,7 +17,7 @@ from gptailor_merge.search.remembering_runner import RememberingRunner
 from gptailor_merge.search.settings import SearchSettings
 from gptailor_merge.space.space import Space
 
-PROBE_SHARE = 0.4
+PROBE_SHARE = 0.6
 """The start is probed where that takes no more than this share of the budget."""
 
 

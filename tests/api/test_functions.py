@@ -138,6 +138,15 @@ def test_a_session_scores_composes_and_searches(config: SearchConfig) -> None:
     assert gptailor.plan(gptailor.recipe_of(pruned.candidates[-1])).kept == pruned.candidates[-1].plan.kept
 
 
+def test_a_session_starts_where_its_config_says(config: SearchConfig) -> None:
+    search = config.search.model_copy(update={"warm_start": ("shortgpt",), "budget": 64})
+    session = gptailor.open_session(config.model_copy(update={"search": search}), **CPU)
+    (pruned,) = {c.digest for c in session.prune("shortgpt").candidates if len(c.plan.slots) == 3}
+    found = session.search(budget=12).candidates
+    assert found[0].plan.kept == tuple(range(5))  # the whole base, whose layers are looked at
+    assert pruned in {candidate.digest for candidate in found}
+
+
 def test_a_plan_with_a_head_of_its_own_is_written_whole(config: SearchConfig, family: dict[str, str]) -> None:
     session = gptailor.open_session(config, **CPU)
     document = recipe_of(family, dtype="float32", parameters={"head": family["math"]})

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -327,3 +328,34 @@ def test_the_command(block: Recipe, tmp_path: Path) -> None:
     assert healed.gains == str(gains)  # which the recipe had named by its own place
     assert not list(tmp_path.glob(".healed*"))
     assert list((tmp_path / "healed" / "tensorboard").iterdir())
+
+
+def test_hidden_states_are_trained_towards_and_not_part_of_what_is_measured(
+    block: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[bool] = []
+    original = training.distance
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        compared.append(torch.is_grad_enabled())
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "distance", counted)
+    few = HealOptions(rank=2, tokens=512, step_tokens=256, sequence_length=64, rate=0.004)
+    with_states = run(block, tmp_path / "with", few)
+    assert compared
+    assert all(compared)
+    count = len(compared)
+    without = run(block, tmp_path / "without", replace(few, hidden_states=0.0))
+    alone = run(block, tmp_path / "alone", replace(few, cross_entropy=1.0))
+    assert len(compared) == count
+    assert with_states.healing.before == without.healing.before
+    assert with_states.healing.after != without.healing.after
+    assert alone.helps
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_a_weight_that_is_none_is_named(block: Recipe, tmp_path: Path, weight: float) -> None:
+    message = f"--hidden-states: expected a weight of at least 0, found {weight}"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        heal(block, [f"maths={TEXTS['maths']}"], tmp_path / "out", hidden_states=weight, device="cpu")

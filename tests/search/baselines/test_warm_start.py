@@ -112,17 +112,17 @@ def test_by_default_it_is_the_best_merge_as_far_as_that_is_affordable(
     searched(plain, tmp_path / "default.db", None)
     searched(plain, tmp_path / "named.db", ["best_merge"])
     assert rows(tmp_path / "default.db") == rows(tmp_path / "named.db")
-    searched(plain, tmp_path / "smaller.db", None, budget=36)
+    searched(plain, tmp_path / "smaller.db", None, budget=24)
     layers = [len(c.plan.slots) for c in rows(tmp_path / "smaller.db")]
     whole = BestMerge(ShortGPT()).models_scored(plain.space) + 1  # the influence is measured on one of them
-    assert layers == [plain.space.depth] * whole + [plain.space.sizes[0]] * (36 - whole)
+    assert layers == [plain.space.depth] * whole + [plain.space.sizes[0]] * (24 - whole)
     searched(plain, tmp_path / "small.db", None, budget=12)
     searched(plain, tmp_path / "none.db", [], budget=12)
     assert rows(tmp_path / "small.db") == rows(tmp_path / "none.db")
     assert "probe" not in {c.status for c in rows(tmp_path / "none.db")}
 
 
-@pytest.mark.parametrize("budget", [36, 60])
+@pytest.mark.parametrize("budget", [24, 60])
 def test_a_resumed_search_starts_as_it_did_under_a_larger_budget(
     budget: int, plain: Prepared, tmp_path: Path
 ) -> None:
