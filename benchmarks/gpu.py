@@ -169,6 +169,7 @@ def main(
         )
         if not tiny:
             config["search"]["budget"] = BUDGET
+            del config["tune"]  # the demo's is short; everybody else's is the default
         depth = depth_of(config)
         device = "cpu" if tiny else str(pick_device("auto"))
         shared = Path(scratch) / "parts"

@@ -76,7 +76,7 @@ def heal(
         lora: the rank of the adapter; None trains all weights.
         tokens: trained on in all; texts that have fewer are repeated.
         minutes: training ends after these, if not before.
-        rate: the highest learning rate of AdamW; default 2e-3 for an adapter and 2e-4 for all weights.
+        rate: the highest learning rate of AdamW; default 2e-3 for an adapter and 4e-4 for all weights.
         cross_entropy: the share of plain cross-entropy on the texts in the loss, 0 to 1; 1 asks no teacher.
         hidden_states: the weight of the distance of a few layers' inputs from the teacher's in the loss; 0
             compares predictions alone.

@@ -48,7 +48,7 @@ ENOUGH = 0.95
 """The share of the tokens that are asked for from which on texts count as having them."""
 
 
-RATES = {"lora": 2e-3, "full": 2e-4}
+RATES = {"lora": 2e-3, "full": 4e-4}
 """Learning rates by method, see benchmarks/README.md."""
 
 

@@ -289,7 +289,11 @@ class _Observer(TrainerCallback):  # type: ignore[misc]
 
 
 def _losses(state: TrainerState, step: int) -> dict[str, float]:
-    """Returns the losses of a step: `apart`, and `taught`, the mean since the look before."""
+    """Returns the losses of a step.
+
+    They are `apart`, of the lessons held apart, and `taught`, the mean since the look before of what is
+    minimised, hidden states included.
+    """
     names = {"eval_loss": "apart", "loss": "taught"}
     entries = [entry for entry in state.log_history if entry["step"] == step]
     return {names[key]: value for entry in entries for key, value in entry.items() if key in names}

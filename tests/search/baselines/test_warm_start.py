@@ -116,8 +116,8 @@ def test_by_default_it_is_the_best_merge_as_far_as_that_is_affordable(
     layers = [len(c.plan.slots) for c in rows(tmp_path / "smaller.db")]
     whole = BestMerge(ShortGPT()).models_scored(plain.space) + 1  # the influence is measured on one of them
     assert layers == [plain.space.depth] * whole + [plain.space.sizes[0]] * (24 - whole)
-    searched(plain, tmp_path / "small.db", None, budget=12)
-    searched(plain, tmp_path / "none.db", [], budget=12)
+    searched(plain, tmp_path / "small.db", None, budget=10)
+    searched(plain, tmp_path / "none.db", [], budget=10)
     assert rows(tmp_path / "small.db") == rows(tmp_path / "none.db")
     assert "probe" not in {c.status for c in rows(tmp_path / "none.db")}
 
