@@ -26,6 +26,10 @@ PLACES = 4
 """The most layers that are compared, see benchmarks/README.md."""
 
 
+NUMBERS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+"""Byte -> the float8 number that it is."""
+
+
 @dataclass(frozen=True)
 class Places:
     """Layers that are to be given what they were given in the teacher.
@@ -80,7 +84,8 @@ class TeacherStates:
         """Takes the states that the layers are given for a batch, [sequences, length, width] each."""
         by_layer = torch.stack(list(states), 1).float()
         scales = by_layer.square().mean(-1).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-        scaled = (by_layer / scales[..., None]).to(torch.float8_e4m3fn).view(torch.uint8).cpu()
+        # Not every device has numbers of 8 bits.
+        scaled = (by_layer / scales[..., None]).cpu().to(torch.float8_e4m3fn).view(torch.uint8)
         for segment in batch.segments:
             if segment.digest in self._sizes:
                 kept = self._kept_of(segment.digest, scaled.shape[1:])
@@ -117,7 +122,7 @@ def distance(states: Sequence[torch.Tensor], theirs: torch.Tensor, scales: torch
         theirs, scales: see TeacherStates.of.
     """
     ours = torch.stack(list(states), 1).float() / scales[..., None]
-    return (ours - theirs.view(torch.float8_e4m3fn).float())[:, :, 1:].square().mean()
+    return (ours - NUMBERS.to(ours.device)[theirs.int()])[:, :, 1:].square().mean()
 
 
 def watched(
