@@ -163,7 +163,6 @@ def test_a_search_leaves_a_run_that_mergekit_and_transformers_read(
     assert shown["failures"] == 0
     whole = 64 * (12 - shown["duplicates"])
     assert shown["tokens"] <= whole
-    assert (shown["tokens"] == whole) == (shown["dropped"] == 0)
     assert set(shown["scores"]["kl"]) == {"stories", "sums", "total"}
     assert set(shown["held_out"]) == {"base", "math", "code", "found"}
     assert shown["sizes"]["found"]["layers"] == 3
