@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ from tests.nested_zoo import NESTED, write_nested_family
 from tests.zoo import FIXED, ZOO, write_family
 
 CPU = torch.device("cpu")
+OFTEN = ("llama", "qwen3_moe", "lfm2", "gemma3", "mllama")
+"""Architectures of one kind each; the others are for every week."""
+
+
 WIDTH, ROUNDING = 128, 1 / 16
 """The width of the demo's models, and how far a number of float8 with three bits may be off."""
 
@@ -76,10 +81,18 @@ def kept_of(states: list[torch.Tensor]) -> dict[str, Any]:
         return {"theirs": found["states"].clone(), "scales": found["scales"]}
 
 
-@pytest.mark.parametrize("name", [*ZOO, *FIXED, *NESTED])
-def test_what_is_watched_is_what_transformers_calls_hidden_states(name: str, tmp_path: Path) -> None:
-    writes: Any = write_nested_family if name in NESTED else write_family
-    family = writes(tmp_path, name)
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        pytest.param(name, write, marks=() if name in OFTEN else pytest.mark.weekly)
+        for names, write in (((*ZOO, *FIXED), write_family), (NESTED, write_nested_family))
+        for name in names
+    ],
+)
+def test_what_is_watched_is_what_transformers_calls_hidden_states(
+    name: str, write: Callable[[Path, str], dict[str, str]], tmp_path: Path
+) -> None:
+    family = write(tmp_path, name)
     config = Family.load(family["base"], {}).base.text_config
     if not places_of((0, 2, 3, 5), config).layers:
         assert name == "mllama"  # without an image, layers of it are skipped
