@@ -113,7 +113,7 @@ class Session:
     workplace: Workplace
     settings: SearchSettings
     executor: Executor
-    warm: Sequence[Baseline] | None = None
+    warm: Sequence[Baseline] | None
 
     @property
     def weights(self) -> Weights:

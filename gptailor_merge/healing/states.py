@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -47,10 +46,10 @@ NOWHERE = Places()
 """No layers: predictions alone are compared."""
 
 
-def places_of(kept: Sequence[int], text_config: Mapping[str, Any] = MappingProxyType({})) -> Places:
+def places_of(kept: Sequence[int], text_config: Mapping[str, Any]) -> Places:
     """Returns a few layers that come after a removed one, spread evenly from the first of them to the last.
 
-    >>> places_of([0, 1, 4, 5, 6, 9, 10])
+    >>> places_of([0, 1, 4, 5, 6, 9, 10], {})
     Places(layers=(2, 3, 4, 6), teacher_layers=(4, 5, 6, 10))
 
     Args:

@@ -215,7 +215,7 @@ class Distillation(Trainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         ids = inputs["input_ids"]
-        compared = [] if "states" not in inputs else self._layers
+        compared = self._layers if "states" in inputs else ()
         output = model(input_ids=ids, use_cache=False, output_hidden_states=bool(compared))
         rows = range(len(ids))
         logits = output.logits[:, :-1, : self._vocabulary]

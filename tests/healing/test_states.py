@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptailor_merge.calibration.batches import layout
+from gptailor_merge.calibration.batches import Batch, layout
 from gptailor_merge.calibration.texts import TokenSet
 from gptailor_merge.errors import UnwritableError
 from gptailor_merge.healing.lessons import lessons
@@ -42,10 +42,15 @@ def token_set(name: str, first: int, count: int = 4) -> TokenSet:
     return TokenSet(name, tuple(ids), f"digest of {name}")
 
 
+def batch_of(ids: TokenSet) -> Batch:
+    ((batch,),) = layout([ids], 8192, device=CPU, rungs=(1.0,))
+    return batch
+
+
 @given(st.integers(1, 40), st.data())
 def test_places_come_after_the_first_removed_layer(depth: int, data: st.DataObject) -> None:
     kept = sorted(data.draw(st.sets(st.integers(0, depth - 1), min_size=1)))
-    places = places_of(kept)
+    places = places_of(kept, {})
     moved = [layer for layer, of_teacher in enumerate(kept) if layer != of_teacher]
     assert places.teacher_layers == tuple(kept[layer] for layer in places.layers)
     assert list(places.layers) == sorted(set(places.layers))
@@ -73,10 +78,9 @@ def test_the_distance_is_the_relative_square(seed: int) -> None:
 
 def kept_of(states: list[torch.Tensor]) -> dict[str, Any]:
     ids = TokenSet("a", tuple(torch.arange(5) for _ in range(len(states[0]))), "digest")
-    ((batch,),) = layout([ids], 8192, device=CPU, rungs=(1.0,))
     with tempfile.TemporaryDirectory() as directory:
         keeper = TeacherStates([ids], Path(directory))
-        keeper.see(batch, states)
+        keeper.see(batch_of(ids), states)
         found = keeper.of(ids)
         return {"theirs": found["states"].clone(), "scales": found["scales"]}
 
@@ -99,7 +103,7 @@ def test_what_is_watched_is_what_transformers_calls_hidden_states(
         return
     model = load_model(Path(family["base"]), torch.float32, CPU)
     ids = TokenSet("a", tuple(torch.arange(2, 14).view(2, 6)), "digest")
-    ((batch,),) = layout([ids], 8192, device=CPU, rungs=(1.0,))
+    batch = batch_of(ids)
     seen: list[torch.Tensor] = []
     list(predictions_alone(model, batch, watch=Watch((1, 3, 4), lambda _, states: seen.extend(states))))
     with torch.no_grad():
@@ -144,6 +148,5 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     ids = token_set("a", 0)
-    ((batch,),) = layout([ids], 8192, device=CPU, rungs=(1.0,))
     with pytest.raises(UnwritableError, match="states-0 cannot be written: No space left on device"):
-        TeacherStates([ids], tmp_path).see(batch, [torch.zeros(4, 16, 8)])
+        TeacherStates([ids], tmp_path).see(batch_of(ids), [torch.zeros(4, 16, 8)])
